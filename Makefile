@@ -1,0 +1,35 @@
+# make repro: the whole pipeline.   make test: every check and test.   make base: the embedded base, from scratch (hours).
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+
+.PHONY: repro test base
+repro: .venv/installed
+	dvc repro
+	@echo
+	@echo "The model:       data/model (StableDiffusionPipeline.from_pretrained loads it)"
+	@echo "Side by side:    data/grid/grid.png (base | fine-tuned | real)"
+	@echo "Figures:         data/reports/evaluate/metrics.json"
+
+test: .venv/installed-test
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+	pytest
+
+base: .venv/installed
+	cd base/recipe && dvc repro
+	rm -rf base/openmoji
+	cp -rL base/recipe/data/openmoji base/openmoji
+	chmod -R u+w base/openmoji
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed requirements-test.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-test.txt
+	touch $@

@@ -1,0 +1,69 @@
+"""Puts VAE and CLIP together with an untrained UNet: the pipeline that the stages then train from scratch."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTokenizer
+
+from t2i import params
+
+
+class Params(params.Params):
+    """Section `unet` of the recipe's params.yaml."""
+
+    channels: list[int]
+    layers_per_block: int
+    attention_head_dim: int
+    prediction_type: str
+    seed: int
+
+
+def main(
+    vae: Annotated[Path, typer.Option(help="Folder of the VAE.")] = Path("data/vae"),
+    clip: Annotated[Path, typer.Option(help="Folder of the CLIP.")] = Path("data/clip"),
+    out: Annotated[Path, typer.Option(help="Folder of the pipeline.")] = Path("data/untrained"),
+    params_file: Annotated[Path, typer.Option("--params", help="The recipe's parameter file.")] = Path("params.yaml"),
+) -> None:
+    """Saves an untrained pipeline around a trained VAE and text encoder."""
+    p = params.load(params_file, "unet", Params)
+    torch.manual_seed(p.seed)
+    autoencoder, whole = AutoencoderKL.from_pretrained(vae), CLIPModel.from_pretrained(clip)
+    attended = ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * (len(p.channels) - 1)
+    unet = UNet2DConditionModel(
+        sample_size=autoencoder.config.sample_size // 2 ** (len(autoencoder.config.block_out_channels) - 1),
+        in_channels=autoencoder.config.latent_channels,
+        out_channels=autoencoder.config.latent_channels,
+        down_block_types=attended,
+        up_block_types=[kind.replace("Down", "Up") for kind in reversed(attended)],
+        block_out_channels=p.channels,
+        layers_per_block=p.layers_per_block,
+        cross_attention_dim=whole.config.text_config.hidden_size,
+        attention_head_dim=[channels // p.attention_head_dim for channels in p.channels],
+        norm_num_groups=16,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=p.prediction_type,
+    )
+    StableDiffusionPipeline(
+        autoencoder,
+        whole.text_model,
+        CLIPTokenizer.from_pretrained(clip),
+        unet,
+        scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(dtype=torch.float16).save_pretrained(out)
+
+
+if __name__ == "__main__":
+    typer.run(main)

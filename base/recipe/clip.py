@@ -1,0 +1,125 @@
+"""Trains the CLIP of base/openmoji from scratch: its text encoder conditions the UNet, the whole of it measures.
+
+The loss is CLIP's own symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020) between drawings in random styles and names.
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from drawings import Layers, codes, draw_layers, in_any_style, in_style, shifted
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from t2i import params
+from t2i.sources.openmoji import names
+
+
+class Params(params.Params):
+    """Section `clip` of the recipe's params.yaml."""
+
+    size_px: int
+    patch_px: int
+    width: int
+    layers: int
+    heads: int
+    vocabulary: int
+    max_tokens: int
+    dropout: float
+    batch_size: int
+    steps: int
+    learning_rate: float
+    """Peak; a cosine to zero follows 200 steps of warm-up."""
+    weight_decay: float
+    seed: int
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of the CLIPModel, its tokenizer and its image processor.")] = Path("data/clip"),
+    params_file: Annotated[Path, typer.Option("--params", help="The recipe's parameter file.")] = Path("params.yaml"),
+) -> None:
+    """Trains the CLIP, prints how many held-out captions it finds, saves it."""
+    p = params.load(params_file, "clip", Params)
+    torch.manual_seed(p.seed)
+    generator = torch.Generator().manual_seed(p.seed)
+    seen, unseen = codes(unseen=False), codes(unseen=True)[:200]
+    tokenizer = train_tokenizer([names()[code] for code in seen], p.vocabulary, p.max_tokens)
+    tokens, unseen_tokens = (
+        tokenizer([names()[code] for code in group], padding=True, truncation=True, return_tensors="pt").input_ids
+        for group in (seen, unseen)
+    )
+    seen_layers, unseen_layers = draw_layers(seen, p.size_px), draw_layers(unseen, p.size_px)
+    tower = {
+        "hidden_size": p.width,
+        "intermediate_size": 4 * p.width,
+        "num_hidden_layers": p.layers,
+        "num_attention_heads": p.heads,
+        "attention_dropout": p.dropout,
+    }
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    clip = CLIPModel(
+        CLIPConfig(
+            text_config=tower | special | {"vocab_size": len(tokenizer), "max_position_embeddings": p.max_tokens, "projection_dim": p.width},
+            vision_config=tower | {"image_size": p.size_px, "patch_size": p.patch_px, "projection_dim": p.width},
+            projection_dim=p.width,
+        )
+    )
+    decayed = [w for w in clip.parameters() if w.ndim > 1]
+    others = [w for w in clip.parameters() if w.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": p.weight_decay}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98), fused=True
+    )
+    started = time.monotonic()
+    for step in range(p.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = p.learning_rate * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / p.steps))
+        rows = torch.randperm(len(seen), generator=generator)[: p.batch_size]
+        pixels = in_any_style(shifted(Layers(*(layer[rows] for layer in seen_layers)), 4, generator), generator)
+        clip.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = clip(input_ids=tokens[rows], pixel_values=pixels, return_loss=True).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+        optimizer.step()
+        clip.logit_scale.data.clamp_(max=math.log(100))
+        if step % 250 == 249 or step == p.steps - 1:
+            found = {style: round(measure(clip, unseen_tokens, in_style(unseen_layers, style)), 3) for style in ("plain", "night")}
+            print(f"step {step + 1}/{p.steps}  loss {loss.item():.3f}  held-out found {found}  {time.monotonic() - started:.0f} s", flush=True)
+
+    clip.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    CLIPImageProcessor(
+        size={"shortest_edge": p.size_px}, crop_size={"height": p.size_px, "width": p.size_px}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(out)
+
+
+def train_tokenizer(captions: list[str], vocabulary: int, max_tokens: int) -> CLIPTokenizer:
+    """Returns a CLIP tokenizer with a byte-pair vocabulary of its own, the special tokens last (transformers pools at the largest id)."""
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.normalizer = normalizers.Lowercase()
+    trained.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary - len(alphabet) - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+    trained.train_from_iterator(captions, trainer)
+    state = json.loads(trained.to_str())["model"]
+    words = dict(state["vocab"])
+    for word in [*(f"{character}</w>" for character in sorted(alphabet)), "<|startoftext|>", "<|endoftext|>"]:
+        words.setdefault(word, len(words))
+    merges = [tuple(merge) for merge in state["merges"]]
+    return CLIPTokenizer(vocab=words, merges=merges, model_max_length=max_tokens)
+
+
+@torch.no_grad()
+def measure(clip: CLIPModel, tokens: torch.Tensor, pixels: torch.Tensor) -> float:
+    """Returns the share of drawings whose own name has the highest cosine among all names."""
+    clip.eval()
+    return (clip(input_ids=tokens, pixel_values=pixels).logits_per_image.argmax(dim=1) == torch.arange(len(tokens))).float().mean().item()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,76 @@
+"""Every emoji as layers, so that outlines and grounds can be recoloured for a whole batch at once.
+
+A drawing is linear in the colour of its outlines and of its ground: `pixels = fills + outline * colour + (1 - alpha) * ground`,
+with the fills premultiplied. Two renderings, with black and with white outlines, give all three layers.
+"""
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from t2i.records import hash_fraction
+from t2i.sources.openmoji import STYLES, UNSEEN_FRACTION, draw, names
+
+
+class Layers(NamedTuple):
+    """uint8 layers of n drawings of size x size pixels."""
+
+    fills: Tensor
+    """[n, 3, size, size], premultiplied by alpha."""
+    outline: Tensor
+    """[n, 1, size, size]: how much of the outlines' colour a pixel has."""
+    alpha: Tensor
+    """[n, 1, size, size]: opacity."""
+
+
+def codes(*, unseen: bool) -> list[str]:
+    """Returns the codes that the base is made from, or those held out of it."""
+    return [code for code in names() if (hash_fraction(code) < UNSEEN_FRACTION) == unseen]
+
+
+def draw_layers(codes: list[str], size_px: int) -> Layers:
+    """Returns the layers of some emoji."""
+    black, white = (np.stack([_premultiplied(draw(code, size_px, colour, None)) for code in codes]) for colour in ("#000000", "#ffffff"))
+    outline = (white[..., :3] - black[..., :3]).mean(axis=-1, keepdims=True).clip(0, 1)
+    return Layers(*(torch.from_numpy((255 * part).round().astype(np.uint8)).permute(0, 3, 1, 2) for part in (black[..., :3], outline, black[..., 3:])))
+
+
+def in_style(layers: Layers, style: str) -> Tensor:
+    """Returns pixels [n, 3, size, size] in [-1, 1] in one of the styles of the source `openmoji`."""
+    colours = (torch.tensor([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for colour in STYLES[style])
+    return 2 * _composite(layers, *(colour.view(1, 3, 1, 1) for colour in colours)) - 1
+
+
+def in_any_style(layers: Layers, generator: torch.Generator) -> Tensor:
+    """Returns pixels [n, 3, size, size] in [-1, 1]: a quarter plain, a quarter recoloured, half through a random map of colours."""
+    n = len(layers.fills)
+    uniform = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
+    recoloured = uniform(n, 1, 1, 1) < 0.75
+    outline = torch.where(recoloured, uniform(n, 3, 1, 1), torch.zeros(3, 1, 1))
+    ground = torch.where(recoloured, uniform(n, 3, 1, 1), torch.ones(3, 1, 1))
+    pixels = _composite(layers, outline, ground)
+    # A random map: the channels mixed, inverted or not, and bent by a power.
+    mixing = torch.softmax(4 * torch.randn(n, 3, 3, generator=generator), dim=-1)
+    mapped = torch.einsum("nij,njhw->nihw", mixing, pixels)
+    mapped = torch.where(uniform(n, 3, 1, 1) < 0.3, 1 - mapped, mapped).clamp(1e-4, 1) ** torch.exp(0.5 * torch.randn(n, 3, 1, 1, generator=generator))
+    return 2 * torch.where(uniform(n, 1, 1, 1) < 0.5, mapped, pixels) - 1
+
+
+def shifted(layers: Layers, most_px: int, generator: torch.Generator) -> Layers:
+    """Returns the layers moved by up to most_px pixels each way, the whole batch alike (the margins are transparent)."""
+    shifts = torch.randint(-most_px, most_px + 1, (2,), generator=generator).tolist()
+    return Layers(*(layer.roll(shifts, dims=(2, 3)) for layer in layers))
+
+
+def _composite(layers: Layers, outline: Tensor, ground: Tensor) -> Tensor:
+    fills, strokes, alpha = (layer.float() / 255 for layer in layers)
+    return (fills + strokes * outline + (1 - alpha) * ground).clamp(0, 1)
+
+
+def _premultiplied(png: bytes) -> np.ndarray:
+    rgba = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), dtype=np.float32) / 255
+    return np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], axis=-1)

@@ -1,0 +1,37 @@
+"""The console: how every command reads its parameters, says what is wrong, and ends."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# transformers and diffusers have much to say at import that a user of these commands cannot act on.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.")]
+
+
+def application(help: str) -> typer.Typer:
+    """Returns a Typer application whose errors are one line."""
+    return typer.Typer(help=help, no_args_is_help=True, pretty_exceptions_show_locals=False, add_completion=False)
+
+
+def run(app: Callable[[], Any]) -> None:
+    """Runs an application: an expected error is one line on stderr; 2 for a wrong parameter, 1 for all else."""
+    from t2i.params import ParamsError
+
+    try:
+        app()
+    except ParamsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (ValueError, OSError) as error:
+        if os.environ.get("T2I_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

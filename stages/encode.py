@@ -1,0 +1,62 @@
+"""Stages `encode images` and `encode captions`: run the VAE and the text encoder once, and keep what they say."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages.console import ParamsFile, application, run
+
+app = application("Encode images to VAE moments and captions to text embeddings, once.")
+
+
+@app.command()
+def images(
+    base: Annotated[Path, typer.Option(help="The pipeline, from `fetch base`.")] = Path("data/base"),
+    raw: Annotated[Path, typer.Option(help="Image shards, from `fetch dataset`.")] = Path("data/raw/images"),
+    out: Annotated[Path, typer.Option(help="Folder for the shards of moments.")] = Path("data/latents"),
+    report: Annotated[Path, typer.Option(help="Metrics file.")] = Path("data/reports/encode-images/metrics.json"),
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Encodes every image, so that training never loads the VAE; decodes some back and reports their PSNR."""
+    from t2i.encode_images import EncodeImages, encode_images
+    from t2i.family import Base, load_family
+    from t2i.params import load
+    from t2i.runtime import Runtime
+    from t2i.work import write_json
+
+    section, runtime = load(params, "encode.images", EncodeImages), load(params, "runtime", Runtime)
+    family = load_family(load(params, "base", Base).family, base)
+    metrics = encode_images(
+        section, family, base, raw, out, batch_size=runtime.encode_batch_size, device=runtime.torch_device()
+    )
+    write_json(report, metrics)
+    print(f"{metrics['records']} images encoded; decoded back: PSNR {metrics['psnr_mean']:.1f} dB, least {metrics['psnr_min']:.1f}")
+
+
+@app.command()
+def captions(
+    base: Annotated[Path, typer.Option(help="The pipeline, from `fetch base`.")] = Path("data/base"),
+    captions: Annotated[Path, typer.Option(help="Captions, from `fetch dataset`.")] = Path("data/raw/captions.jsonl"),
+    out: Annotated[Path, typer.Option(help="Folder for the shards of embeddings.")] = Path("data/embeds"),
+    report: Annotated[Path, typer.Option(help="Metrics file.")] = Path("data/reports/encode-captions/metrics.json"),
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Encodes every caption, so that training never loads the text encoder."""
+    from t2i.encode_captions import EncodeCaptions, encode_captions
+    from t2i.family import Base, load_family
+    from t2i.params import load
+    from t2i.runtime import Runtime
+    from t2i.work import write_json
+
+    section, runtime = load(params, "encode.captions", EncodeCaptions), load(params, "runtime", Runtime)
+    family = load_family(load(params, "base", Base).family, base)
+    metrics = encode_captions(
+        section, family, base, captions, out, batch_size=runtime.encode_batch_size, device=runtime.torch_device()
+    )
+    write_json(report, metrics)
+    print(f"{metrics['captions']} captions of {metrics['records']} records encoded, {metrics['truncated']} cut to the tokenizer's length")
+
+
+if __name__ == "__main__":
+    run(app)

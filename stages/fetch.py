@@ -1,0 +1,41 @@
+"""Stages `fetch base` and `fetch dataset`: bring what the others start from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages.console import ParamsFile, application, run
+
+app = application("Bring the pretrained model and the dataset to data/.")
+
+
+@app.command()
+def base(
+    out: Annotated[Path, typer.Option(help="Folder for the pipeline, in diffusers' layout.")] = Path("data/base"),
+    clip_out: Annotated[Path, typer.Option(help="Folder for the CLIP that measures.")] = Path("data/base-clip"),
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Copies the base from a folder or the Hub: safetensors only, a Hub revision resolved to a commit."""
+    from t2i.family import Base
+    from t2i.fetch_base import fetch_base
+    from t2i.params import load
+
+    print("base:", fetch_base(load(params, "base", Base), out, clip_out))
+
+
+@app.command()
+def dataset(
+    out: Annotated[Path, typer.Option(help="Folder for image shards and captions.")] = Path("data/raw"),
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Copies a source's images and captions into shards, split by hash into train and held-out records."""
+    from t2i.fetch_dataset import Fetch, fetch_dataset
+    from t2i.params import load
+
+    counts = fetch_dataset(load(params, "fetch", Fetch), out)
+    print("dataset:", ", ".join(f"{count} records {split}" for split, count in counts.items()))
+
+
+if __name__ == "__main__":
+    run(app)

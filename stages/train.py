@@ -1,0 +1,40 @@
+"""Stage `train`: the UNet from cached tensors."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages.console import ParamsFile, run
+
+
+def main(
+    base: Annotated[Path, typer.Option(help="The pipeline, from `fetch base`.")] = Path("data/base"),
+    latents: Annotated[Path, typer.Option(help="Moments, from `encode images`.")] = Path("data/latents"),
+    embeds: Annotated[Path, typer.Option(help="Embeddings, from `encode captions`.")] = Path("data/embeds"),
+    dataset: Annotated[Path, typer.Option(help="Description of the dataset, for the model card.")] = Path("data/raw/dataset.json"),
+    out: Annotated[Path, typer.Option(help="Folder for the fine-tuned pipeline.")] = Path("data/model"),
+    report: Annotated[Path, typer.Option(help="Folder for metrics.json and history.csv.")] = Path("data/reports/train"),
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Fine-tunes the UNet and writes a complete pipeline; interrupted, the same command goes on where it stopped."""
+    from t2i.family import Base, load_family
+    from t2i.launch import in_process_group, relaunch
+    from t2i.params import load
+    from t2i.runtime import Runtime
+    from t2i.train import Inputs, Train, train
+
+    section, runtime = load(params, "train", Train), load(params, "runtime", Runtime)
+    if runtime.processes > 1 and not in_process_group():
+        raise SystemExit(relaunch("stages.train", sys.argv[1:], runtime.processes))
+    family = load_family(load(params, "base", Base).family, base)
+    metrics = train(section, runtime, family, Inputs(base, latents, embeds, dataset), out, report)
+    if metrics:
+        print(f"{metrics['steps']} steps; loss {metrics['loss']:.4f}, unweighted {metrics['mse']:.4f}; the model is in {out}")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_show_locals=False, add_completion=False)
+    app.command()(main)
+    run(app)

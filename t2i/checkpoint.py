@@ -1,0 +1,98 @@
+"""Checkpoints: complete or absent, verified when read, the same for any number of processes; safetensors and JSON only.
+
+    <work>/step-00000500/   MANIFEST.json (sha256 and size of each file), NAME.safetensors, state.json
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from t2i.work import sha256_of
+
+_MANIFEST = "MANIFEST.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a training run after some step."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    """Tensors by file: weights, shadow, optimizer, history."""
+    state: dict[str, Any]
+    """JSON: at least `step`, the number of optimizer steps taken."""
+
+
+def save(work: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Writes a checkpoint under a temporary name, makes it durable, renames it, and removes all but the newest `keep`."""
+    final = work / f"step-{checkpoint.state['step']:08d}"
+    if final.exists():
+        return
+    partial = final.with_suffix(".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for name, tensors in checkpoint.tensors.items():
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial / f"{name}.safetensors")
+    (partial / "state.json").write_text(json.dumps(checkpoint.state, sort_keys=True), encoding="utf-8")
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(partial.iterdir())}
+    (partial / _MANIFEST).write_text(json.dumps(files, indent=2), encoding="utf-8")
+    for path in [*partial.iterdir(), partial]:
+        _flush(path)
+    partial.rename(final)
+    _flush(work)
+    for old in sorted(work.glob("step-????????"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_newest(work: Path) -> Checkpoint | None:
+    """Returns the newest checkpoint that verifies; says on stderr which is used, and which are passed over and why."""
+    for folder in sorted(work.glob("step-????????"), reverse=True):
+        if problem := _damage(folder):
+            print(f"{folder}: {problem}; trying the one before", file=sys.stderr)
+            continue
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        print(f"resuming after step {state['step']} ({folder})", file=sys.stderr)
+        return Checkpoint({file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}, state)
+    return None
+
+
+def prefixed(tensors: Mapping[int, Mapping[str, Tensor]], names: list[str]) -> dict[str, Tensor]:
+    """Returns an optimizer's state as flat tensors, `WEIGHT/exp_avg`, the weights named in the optimizer's order."""
+    return {f"{names[at]}/{key}": value for at, entry in tensors.items() for key, value in entry.items()}
+
+
+def unprefixed(flat: Mapping[str, Tensor], names: list[str]) -> dict[int, dict[str, Tensor]]:
+    """Returns the inverse of prefixed."""
+    tensors: dict[int, dict[str, Tensor]] = {}
+    place = {name: at for at, name in enumerate(names)}
+    for key, value in flat.items():
+        name, _, part = key.rpartition("/")
+        tensors.setdefault(place[name], {})[part] = value
+    return tensors
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        for name, row in files.items():
+            if (folder / name).stat().st_size != row["bytes"] or sha256_of(folder / name) != row["sha256"]:
+                return f"{name} is not as it was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"unreadable ({error})"
+    return None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,39 @@
+"""The forward process of a variance-preserving diffusion model: pure functions in fp32, `a` being alphas_cumprod at the timesteps.
+
+    noisy_latents = sqrt(a) latents + sqrt(1 - a) noise        (Ho et al. 2020, arXiv 2006.11239, eq. 4)
+    v             = sqrt(a) noise - sqrt(1 - a) latents        (Salimans & Ho 2022, arXiv 2202.00512, appendix D)
+"""
+
+from typing import Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+PredictionType = Literal["epsilon", "v_prediction"]
+
+
+def add_noise(latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], a: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+    """Returns `sqrt(a) latents + sqrt(1 - a) noise`."""
+    a = a.view(-1, 1, 1, 1)
+    return a.sqrt() * latents + (1 - a).sqrt() * noise
+
+
+def prediction_target(
+    latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], a: Float[Tensor, " b"], prediction_type: PredictionType
+) -> Float[Tensor, "b c h w"]:
+    """Returns what the UNet is asked for: the noise, or `v = sqrt(a) noise - sqrt(1 - a) latents`.
+
+    Raises:
+        ValueError: on another prediction type.
+    """
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":
+        a = a.view(-1, 1, 1, 1)
+        return a.sqrt() * noise - (1 - a).sqrt() * latents
+    raise ValueError(f"prediction_type {prediction_type!r}: it takes {', '.join(get_args(PredictionType))}")
+
+
+def snr(a: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Returns the signal-to-noise ratio `a / (1 - a)`."""
+    return a / (1 - a)

@@ -1,0 +1,50 @@
+"""EMA: the running mean of the weights that is exported, sampled and measured."""
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from t2i.params import Params
+
+
+class EmaParams(Params):
+    """`train.ema`."""
+
+    decay: float = Field(ge=0, lt=1)
+    """Largest decay. Without warmup the decay of update n is min(decay, (1 + n) / (10 + n)): 3,000 updates end at 0.997, whatever stands here."""
+    warmup: bool
+    """Whether the decay grows as 1 - (1 + n / inv_gamma) ** -power instead."""
+    inv_gamma: float = Field(gt=0)
+    power: float = Field(gt=0)
+    every_steps: int = Field(ge=1)
+    """Optimizer steps between updates; each then uses decay ** every_steps."""
+
+
+class Ema:
+    """Shadow weights in fp32, with the decays of diffusers' EMAModel."""
+
+    def __init__(self, weights: Mapping[str, Tensor], params: EmaParams) -> None:
+        self.params = params
+        self.updates = 0
+        self.shadow = {name: weight.detach().float().clone() for name, weight in weights.items()}
+
+    def decay(self, updates: int) -> float:
+        """Returns the decay of an update, `updates` having gone before; the first copies the weights."""
+        p = self.params
+        n = max(0, updates * p.every_steps)
+        if n == 0:
+            return 0.0
+        ramp = 1 - (1 + n / p.inv_gamma) ** -p.power if p.warmup else (1 + n) / (10 + n)
+        return min(ramp, p.decay) ** p.every_steps
+
+    @torch.no_grad()
+    def update(self, weights: Mapping[str, Tensor], step: int) -> None:
+        """Moves the shadow toward the weights after optimizer step `step` (from 1), where every_steps divides it."""
+        if step % self.params.every_steps:
+            return
+        decay = self.decay(self.updates)
+        now = [weights[name].detach().float() for name in self.shadow]
+        torch._foreach_lerp_(list(self.shadow.values()), now, 1 - decay)
+        self.updates += 1

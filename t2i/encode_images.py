@@ -1,0 +1,167 @@
+"""Verb: run the VAE over every view of every image once, and keep the moments."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from tqdm import tqdm
+
+from t2i.family import Family
+from t2i.images import Interpolation, View, decode, view
+from t2i.latents import psnr, sample_latents
+from t2i.params import Params
+from t2i.records import hash_fraction
+from t2i.shards import Member, Reader, index, pack, read_manifest, scan, write_manifest, write_shard
+from t2i.work import digest_of, fingerprint, locked, publish, source_digest, work_folder
+
+
+class CenterCrop(Params):
+    """One view, from the middle."""
+
+    name: Literal["center"]
+
+
+class RandomCrop(Params):
+    """Several views, at places that depend on the seed, the record and the view alone."""
+
+    name: Literal["random"]
+    views: int = Field(ge=1)
+    """Crops of each image; training takes one a visit."""
+
+
+class EncodeImages(Params):
+    """Section `encode.images`."""
+
+    resolution_px: int = Field(ge=8)
+    """Side of the squares that the model learns, a multiple of the VAE's factor."""
+    interpolation: Interpolation
+    """Filter of the resize."""
+    crop: Annotated[CenterCrop | RandomCrop, Field(discriminator="name")]
+    """Which squares of a larger image are kept."""
+    flip: bool
+    """Whether each view is stored mirrored too; leave it off where left and right matter."""
+    background: str = Field(pattern="^#[0-9a-fA-F]{6}$")
+    """Ground laid under transparent images, `#rrggbb`."""
+    seed: int
+    """Decides where random crops lie."""
+    psnr_records: int = Field(ge=1)
+    """Records of each split that are decoded back from their moments, to measure what the VAE loses."""
+    min_psnr: float
+    """Mean PSNR in decibels below which the stage fails: the VAE does not know such images, or the pixels are wrong."""
+
+
+def encode_images(params: EncodeImages, family: Family, base: Path, raw: Path, out: Path, *, batch_size: int, device: str) -> dict[str, Any]:
+    """Writes the moments of the image shards in `raw` to shards in `out`, one to one; finished shards survive a kill.
+
+    Returns:
+        Metrics: counts, and the mean and the least PSNR of what was decoded back.
+
+    Raises:
+        ValueError: naming the image that cannot be read, the moments that overflow, or the PSNR that is too low.
+    """
+    made_by = {
+        "images": [row["sha256"] for row in read_manifest(raw)["shards"]],
+        "vae": digest_of(base / "vae"),
+        "params": params.model_dump(exclude={"psnr_records", "min_psnr"}),
+        "torch": torch.__version__.split("+")[0],
+    }
+    work = work_folder("encode-images", fingerprint(made_by, source_digest()))
+    with locked(work):
+        vae = family.load_vae(device)
+        shards = work / "shards"
+        shards.mkdir(exist_ok=True)
+        members = [member for split in ("train", "heldout") for member in index(raw, split)]
+        with tqdm(total=len(members), desc="encoding", unit=" images") as progress:
+            rows = [
+                _encode_shard(params, family, vae, group, work, batch_size, device, progress) for group in _by_shard(members)
+            ]
+        metrics = {"records": len(members), **_decode_back(params, family, vae, members, shards, device)}
+        if metrics["psnr_mean"] < params.min_psnr:
+            raise ValueError(
+                f"images decoded back from their moments have a PSNR of {metrics['psnr_mean']:.1f} dB, wanted `encode.images.min_psnr` "
+                f"{params.min_psnr}: this VAE does not know such images (or look at `encode.images.resolution_px`)"
+            )
+        write_manifest(shards, rows, made_by | {"dtype": "float16"})
+        publish(shards, out)
+    shutil.rmtree(work)
+    return metrics
+
+
+def views(params: EncodeImages, member: Member, content: bytes) -> Iterator[View]:
+    """Yields an image's stored views; a held-out image has one, from the middle, not flipped."""
+    try:
+        image = decode(content, params.background)
+    except ValueError as error:
+        raise ValueError(f"{member.shard}: record {member.key}: {error}") from None
+    places, flips = [(0.5, 0.5)], [False]
+    if member.shard.name.startswith("train-"):
+        flips = [False, True] if params.flip else flips
+        if isinstance(params.crop, RandomCrop):
+            chance = f"{params.seed}:{member.key}"
+            places = [(hash_fraction(f"{chance}:{n}:down"), hash_fraction(f"{chance}:{n}:across")) for n in range(params.crop.views)]
+    for place in places:
+        for flipped in flips:
+            yield view(image, params.resolution_px, params.interpolation, place, flipped)
+
+
+def _by_shard(members: list[Member]) -> list[list[Member]]:
+    groups: dict[Path, list[Member]] = {}
+    for member in members:
+        groups.setdefault(member.shard, []).append(member)
+    return list(groups.values())
+
+
+def _encode_shard(
+    params: EncodeImages, family: Family, vae: nn.Module, members: list[Member], work: Path, batch_size: int, device: str, progress: Any
+) -> dict[str, Any]:
+    """Writes one shard of moments, unless it is there from before an interruption; returns its row for the manifest."""
+    shard = members[0].shard
+    finished = work / f"{shard.stem}.json"
+    if finished.exists():
+        progress.update(len(members))
+        row: dict[str, Any] = json.loads(finished.read_text())
+        return row
+    reader = Reader()
+    by_key = {member.key: list(views(params, member, bytes(reader.content(member)))) for member in members}
+    pixels = torch.stack([view.pixels for stored in by_key.values() for view in stored])
+    moments = torch.cat([family.encode_pixels(vae, batch.to(device)).cpu() for batch in pixels.split(batch_size)])
+    contents = {}
+    for (key, stored), its_moments in zip(by_key.items(), moments.split([len(stored) for stored in by_key.values()]), strict=True):
+        tensors = {
+            "moments": its_moments,
+            "original_size": torch.tensor([view.original_size for view in stored], dtype=torch.int32),
+            "crop": torch.tensor([view.crop for view in stored], dtype=torch.int32),
+            "flipped": torch.tensor([view.flipped for view in stored], dtype=torch.uint8),
+        }
+        contents[key] = ("safetensors", pack(tensors, f"{shard}: record {key}"))
+    row = write_shard(work / "shards" / shard.name, contents)
+    finished.write_text(json.dumps(row))
+    progress.update(len(members))
+    return row
+
+
+def _decode_back(params: EncodeImages, family: Family, vae: nn.Module, members: list[Member], shards: Path, device: str) -> dict[str, float]:
+    """PSNR of views rebuilt from the stored moments, over the first records of each split by hash."""
+    reader, sampled = Reader(), []
+    for split in ("train", "heldout"):
+        own = [member for member in members if member.shard.name.startswith(f"{split}-")]
+        sampled += sorted(own, key=lambda member: hash_fraction(member.key))[: params.psnr_records]
+    keys = {(member.shard.name, member.key) for member in sampled}
+    stored = {
+        (row.shard.name, row.key): row
+        for path in sorted({shards / name for name, _ in keys})
+        for row in scan(path)
+        if (path.name, row.key) in keys
+    }
+    values = []
+    for member in sampled:
+        pixels = torch.stack([view.pixels for view in views(params, member, bytes(reader.content(member)))])
+        moments = reader.tensors(stored[member.shard.name, member.key])["moments"]
+        latents = sample_latents(moments, None, family.scaling_factor, family.shift_factor)
+        values += psnr(pixels, family.decode_latents(vae, latents.to(device)).cpu()).tolist()
+    return {"psnr_mean": round(sum(values) / len(values), 3), "psnr_min": round(min(values), 3)}

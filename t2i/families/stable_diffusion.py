@@ -1,0 +1,143 @@
+"""Family `stable_diffusion`: Stable Diffusion 1.x and 2.x, and every checkpoint that StableDiffusionPipeline loads.
+
+What differs between them (widths, lengths, prediction type, scaling) is read from the checkpoint's own configurations.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+
+class Text(NamedTuple):
+    """Tokenizer and text encoder."""
+
+    tokenizer: Any
+    encoder: nn.Module
+
+
+class Family:
+    """A checkpoint in a folder; each part is loaded when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        from diffusers import DDPMScheduler
+
+        self.folder = folder
+        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        self.scaling_factor: float = vae.get("scaling_factor", 0.18215)
+        self.shift_factor: float = vae.get("shift_factor") or 0.0
+        self.latent_channels: int = vae["latent_channels"]
+        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        self.alphas_cumprod: Float[Tensor, " timesteps"] = scheduler.alphas_cumprod.float()
+        self.prediction_type: Literal["epsilon", "v_prediction"] = scheduler.config.prediction_type
+
+    def load_vae(self, device: str) -> nn.Module:
+        """Returns the AutoencoderKL in fp32, frozen."""
+        from diffusers import AutoencoderKL
+
+        return self._frozen(AutoencoderKL.from_pretrained(self.folder, subfolder="vae", **_STRICT), device)
+
+    def encode_pixels(self, vae: Any, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2c _ _"]:
+        """Returns mean and log-variance, unscaled."""
+        with torch.no_grad():
+            moments: Tensor = vae.encode(pixels).latent_dist.parameters
+        return moments
+
+    def decode_latents(self, vae: Any, latents: Float[Tensor, "b c _ _"]) -> Float[Tensor, "b 3 h w"]:
+        """Returns pixels of scaled latents."""
+        with torch.no_grad():
+            pixels: Tensor = vae.decode(latents / self.scaling_factor + self.shift_factor).sample
+        return pixels
+
+    def load_text(self, device: str) -> Text:
+        """Returns the tokenizer, and the text encoder in fp32, frozen."""
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        encoder = CLIPTextModel.from_pretrained(self.folder / "text_encoder", dtype=torch.float32, use_safetensors=True)
+        return Text(CLIPTokenizer.from_pretrained(self.folder / "tokenizer"), self._frozen(encoder, device))
+
+    def encode_prompts(self, text: Text, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Returns `encoder_hidden_states` [b, tokens, width]: the last hidden state after the final layer norm, no attention mask."""
+        tokens = text.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            return {"encoder_hidden_states": text.encoder(tokens.to(text.encoder.device)).last_hidden_state}
+
+    def count_truncated(self, text: Text, captions: Sequence[str]) -> int:
+        """Returns how many captions are longer than the tokenizer lets through."""
+        lengths = [len(tokens) for tokens in text.tokenizer(list(captions), verbose=False).input_ids]
+        return sum(length > text.tokenizer.model_max_length for length in lengths)
+
+    def load_unet(self, *, random: bool) -> nn.Module:
+        """Returns the UNet2DConditionModel in fp32: the base's weights, or random ones for the same configuration."""
+        from diffusers import UNet2DConditionModel
+
+        if random:
+            unet: nn.Module = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(self.folder, subfolder="unet"))
+            return unet
+        unet = UNet2DConditionModel.from_pretrained(self.folder, subfolder="unet", **_STRICT)
+        return unet
+
+    def predict(
+        self,
+        unet: nn.Module,
+        noisy_latents: Float[Tensor, "b c h w"],
+        timesteps: Int[Tensor, " b"],
+        conditioning: dict[str, Tensor],
+    ) -> Float[Tensor, "b c h w"]:
+        """Returns the UNet's prediction."""
+        prediction: Tensor = unet(noisy_latents, timesteps, **conditioning, return_dict=False)[0]
+        return prediction
+
+    def export(self, weights: Mapping[str, Tensor], out: Path) -> None:
+        """Writes a complete pipeline: this checkpoint with other UNet weights. Neither VAE nor text encoder is loaded."""
+        from safetensors.torch import save_file
+
+        shutil.copytree(self.folder, out, dirs_exist_ok=True, ignore=lambda at, names: names if Path(at).name == "unet" else [])
+        (out / "unet").mkdir(exist_ok=True)
+        shutil.copyfile(self.folder / "unet" / "config.json", out / "unet" / "config.json")
+        contiguous = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+        save_file(contiguous, out / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+
+    @cached_property
+    def _pipeline(self) -> Any:
+        from diffusers import StableDiffusionPipeline
+
+        pipeline = StableDiffusionPipeline.from_pretrained(self.folder, safety_checker=None, requires_safety_checker=False, **_STRICT)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+        size_px: int,
+        device: str,
+    ) -> list[Image.Image]:
+        """Returns an image a prompt, drawn by StableDiffusionPipeline with the checkpoint's own scheduler."""
+        drawn: list[Image.Image] = self._pipeline.to(device)(
+            prompt=list(prompts),
+            generator=list(generators),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            height=size_px,
+            width=size_px,
+        ).images
+        return drawn
+
+    @staticmethod
+    def _frozen(model: Any, device: str) -> nn.Module:
+        frozen: nn.Module = model.requires_grad_(False).eval().to(device)
+        return frozen
+
+
+_STRICT = {"use_safetensors": True, "dtype": torch.float32}

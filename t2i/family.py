@@ -1,0 +1,103 @@
+"""Families: what a kind of Stable Diffusion must offer, and how one is chosen.
+
+A family is a module of t2i/families with a class `Family` of this form. It hides its conditioning: `encode_prompts` gives named tensors,
+they are stored as they are, and given back to `predict`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from t2i.params import Params, resolve_plugin
+
+Conditioning = dict[str, Tensor]
+"""Named tensors [b, ...]: all the UNet takes besides latents and timesteps."""
+
+
+class Base(Params):
+    """Section `base`: what is fine-tuned, and what measures it."""
+
+    family: str
+    """Kind of model: a module of t2i/families."""
+    local: str
+    """A folder with a pipeline in diffusers' layout: the base, unless `hub` names one. Must exist, since DVC watches it."""
+    hub: str | None
+    """Hub id of the base, such as stable-diffusion-v1-5/stable-diffusion-v1-5; null: the folder `local`."""
+    revision: str | None
+    """Branch, tag or commit on the Hub; resolved to a commit, which the run records. null: the default branch."""
+    variant: str | None
+    """Variant of the weights on the Hub, such as fp16; null: the plain ones."""
+    clip: str
+    """The CLIPModel that measures: a folder, or a Hub id such as openai/clip-vit-large-patch14."""
+
+
+class Family(Protocol):
+    """One checkpoint in diffusers' layout; nothing is loaded before it is asked for."""
+
+    alphas_cumprod: Float[Tensor, " timesteps"]
+    prediction_type: Literal["epsilon", "v_prediction"]
+    scaling_factor: float
+    shift_factor: float
+    latent_channels: int
+
+    def load_vae(self, device: str) -> nn.Module:
+        """Returns the VAE in fp32, frozen."""
+        ...
+
+    def encode_pixels(self, vae: nn.Module, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2c _ _"]:
+        """Returns the moments, unscaled."""
+        ...
+
+    def decode_latents(self, vae: nn.Module, latents: Float[Tensor, "b c _ _"]) -> Float[Tensor, "b 3 h w"]:
+        """Returns pixels of scaled latents."""
+        ...
+
+    def load_text(self, device: str) -> Any:
+        """Returns what encode_prompts needs: tokenizers and text encoders in fp32, frozen."""
+        ...
+
+    def encode_prompts(self, text: Any, captions: Sequence[str]) -> Conditioning:
+        """Returns the conditioning of some captions."""
+        ...
+
+    def count_truncated(self, text: Any, captions: Sequence[str]) -> int:
+        """Returns how many captions are longer than the tokenizer lets through."""
+        ...
+
+    def load_unet(self, *, random: bool) -> nn.Module:
+        """Returns the UNet in fp32: the base's weights, or random ones for the same configuration."""
+        ...
+
+    def predict(
+        self, unet: nn.Module, noisy_latents: Float[Tensor, "b c h w"], timesteps: Int[Tensor, " b"], conditioning: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
+        """Returns the UNet's prediction."""
+        ...
+
+    def export(self, weights: Mapping[str, Tensor], out: Path) -> None:
+        """Writes a complete pipeline: this checkpoint with other UNet weights."""
+        ...
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+        size_px: int,
+        device: str,
+    ) -> list[Image.Image]:
+        """Returns an image a prompt, from the complete pipeline."""
+        ...
+
+
+def load_family(name: str, folder: Path) -> Family:
+    """Returns the family `name` (a module of t2i/families) on the checkpoint in a folder."""
+    family: Family = resolve_plugin("t2i.families", name).Family(folder)
+    return family

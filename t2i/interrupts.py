@@ -1,0 +1,40 @@
+"""Interrupts: the first signal asks for a stop at the next safe place, the second stops at once."""
+
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Interrupt:
+    """Turns SIGINT and SIGTERM, while it is entered, into a request that a loop can look at."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupt":
+        """Takes the signals over."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Gives the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+
+def die_with_parent() -> None:
+    """Asks Linux, under DVC, for SIGTERM when the parent dies, so that no trainer outlives the `dvc repro` that started it."""
+    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

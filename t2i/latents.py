@@ -1,0 +1,28 @@
+"""Latents: moments as the VAE gives them, samples of them, and how well a picture survives the way there and back."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def sample_latents(
+    moments: Float[Tensor, "b 2c h w"], epsilon: Float[Tensor, "b c h w"] | None, scaling_factor: float, shift_factor: float = 0.0
+) -> Float[Tensor, "b c h w"]:
+    """Returns scaled latents `(mean + exp(logvar / 2) * epsilon - shift_factor) * scaling_factor`, in fp32.
+
+    Args:
+        moments: mean and log-variance, stacked over channels, unscaled (the parameters of diffusers' DiagonalGaussianDistribution).
+        epsilon: standard normal; None gives the mean.
+        scaling_factor: `vae.config.scaling_factor`.
+        shift_factor: `vae.config.shift_factor`, 0 where that is None.
+    """
+    mean, logvar = moments.float().chunk(2, dim=1)
+    if epsilon is not None:
+        mean = mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * epsilon.float()
+    return (mean - shift_factor) * scaling_factor
+
+
+def psnr(pixels: Float[Tensor, "b 3 h w"], rebuilt: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """Returns the peak signal-to-noise ratio of each image in decibels, for pixels in [-1, 1]."""
+    mse = ((pixels - rebuilt.clamp(-1, 1)) / 2).square().mean(dim=(1, 2, 3))
+    return -10 * torch.log10(mse.clamp_min(1e-10))

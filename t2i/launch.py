@@ -1,0 +1,32 @@
+"""Launch: a command run again as several processes, with its signals passed on."""
+
+import os
+import signal
+import subprocess
+import sys
+from types import FrameType
+
+
+def in_process_group() -> bool:
+    """Whether a launcher (this one, torchrun, accelerate launch) started this process as one of several."""
+    return "WORLD_SIZE" in os.environ
+
+
+def relaunch(module: str, arguments: list[str], processes: int) -> int:
+    """Runs `python -m module arguments` as several processes on this machine and returns the exit code.
+
+    SIGINT and SIGTERM reach every process; the code is then 130 or 143.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", module]
+    received: list[int] = []
+    child = subprocess.Popen([*command, *arguments], start_new_session=True)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(number)
+        child.send_signal(signal.SIGTERM if len(received) == 1 else signal.SIGKILL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, forward)
+    code = child.wait()
+    return 128 + received[0] if received else code

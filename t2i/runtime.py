@@ -1,0 +1,40 @@
+"""Runtime: what changes at most rounding, or is only looked at. No stage is run again for it."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from t2i.params import Params
+
+
+class Runtime(Params):
+    """Section `runtime`, which DVC does not track: a run can be given more processes or checkpoints, and go on."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    """`auto`: a GPU where there is one."""
+    processes: int = Field(ge=1)
+    """Training processes on this machine, a GPU each, or sharing the CPU's cores."""
+    micro_batch_size: int | None = Field(ge=1)
+    """Images a process holds at once; null: its whole share of train.batch_size. Accumulation follows from it."""
+    gradient_checkpointing: bool
+    """Recomputes activations in the backward pass: less memory, 25 to 45 % slower."""
+    attention: Literal["sdpa", "xformers"]
+    """`sdpa`: PyTorch's own. `xformers`: needs the extra and a GPU."""
+    tf32: bool
+    """Lets fp32 matrix products on recent GPUs round their operands to TF32."""
+    checkpoint_every_seconds: float = Field(gt=0)
+    """Longest stretch of training that a crash can cost."""
+    keep_checkpoints: int = Field(ge=1)
+    """How many of the newest checkpoints stay on disk."""
+    log_every_steps: int = Field(ge=1)
+    """Optimizer steps a row of the loss history stands for (it holds their means)."""
+    encode_batch_size: int = Field(ge=1)
+    """Images or captions that go through the VAE, the text encoder or the sampler at once."""
+
+    def torch_device(self) -> str:
+        """Returns `cuda` or `cpu`."""
+        import torch
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("`runtime.device` is cuda, but PyTorch sees no GPU here: set it to auto or cpu")
+        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -1,0 +1,241 @@
+"""Verb: fine-tune the UNet from cached moments and embeddings; neither VAE nor text encoder is loaded."""
+
+import contextlib
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from t2i import checkpoint
+from t2i.batches import Batch, CachedRecords, Sampler, micro_batches
+from t2i.card import write_card
+from t2i.diffusion import add_noise, prediction_target, snr
+from t2i.ema import Ema, EmaParams
+from t2i.family import Family
+from t2i.history import History
+from t2i.interrupts import Interrupt, die_with_parent
+from t2i.latents import sample_latents
+from t2i.optim import AdamWParams, Schedule, learning_rate, make_optimizer
+from t2i.params import Params
+from t2i.runtime import Runtime
+from t2i.weighting import Weighting, loss_weights
+from t2i.work import digest_of, fingerprint, fresh, locked, sha256_of, source_digest, work_folder, write_json, write_text
+
+
+class Train(Params):
+    """Section `train`: everything that decides what comes out of training."""
+
+    init: Literal["base", "random"]
+    """`base`: fine-tune the base's weights. `random`: train the same configuration from scratch."""
+    steps: int | None = Field(ge=1)
+    """Optimizer steps; or null, with `epochs`."""
+    epochs: int | None = Field(ge=1)
+    """Visits of each record; or null, with `steps`."""
+    batch_size: int = Field(ge=1)
+    """Images of an optimizer step, over all processes and micro-batches."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(ge=0)
+    """Steps of linear warm-up from 0."""
+    schedule: Schedule
+    """What the learning rate does after warm-up: `constant` or `cosine`."""
+    optimizer: AdamWParams
+    """The optimizer by `name`, with its parameters."""
+    max_grad_norm: float = Field(gt=0)
+    """Norm that the gradients are clipped to."""
+    weighting: Weighting
+    """Weight of each timestep's error: `uniform`, or `min_snr` with `gamma`."""
+    prompt_dropout: float = Field(ge=0, le=1)
+    """Share of the images trained on with the empty prompt, which classifier-free guidance needs."""
+    precision: Literal["fp32", "bf16", "fp16"]
+    """What the UNet computes in; weights, noising and loss stay fp32."""
+    ema: EmaParams
+    """The running mean of the weights, which is what is exported."""
+    seed: int
+    """Decides order, noise, timesteps, and random weights."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Train":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set one of `steps` and `epochs`, and null for the other")
+        return self
+
+    def total_steps(self, records: int) -> int:
+        """Returns the number of optimizer steps; that of `epochs` is rounded up."""
+        return self.steps or -(-(self.epochs or 0) * records // self.batch_size)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What training reads."""
+
+    base: Path
+    latents: Path
+    embeds: Path
+    dataset: Path
+    """dataset.json, for the model card."""
+
+
+def training_loss(
+    unet: nn.Module, family: Family, batch: Batch, a: Float[Tensor, " b"], weighting: Weighting
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Returns the weighted denoising loss of a batch, averaged over its images, and the same unweighted.
+
+    `a` is alphas_cumprod at the batch's timesteps. All but the UNet is fp32.
+    """
+    draws = batch.draws
+    latents = sample_latents(batch.moments, draws.epsilon, family.scaling_factor, family.shift_factor)
+    prediction = family.predict(unet, add_noise(latents, draws.noise, a), draws.timesteps, batch.conditioning)
+    target = prediction_target(latents, draws.noise, a, family.prediction_type)
+    errors = (prediction.float() - target).square().mean(dim=(1, 2, 3))
+    return (loss_weights(snr(a), family.prediction_type, weighting) * errors).mean(), errors.mean().detach()
+
+
+def train(params: Train, runtime: Runtime, family: Family, inputs: Inputs, out: Path, report: Path) -> dict[str, Any]:
+    """Trains, or goes on from the newest checkpoint, and writes a complete pipeline with the EMA weights to `out`.
+
+    Returns:
+        Metrics: steps, and the mean losses of the last tenth of them.
+
+    Raises:
+        SystemExit: 130 or 143 when interrupted, once a checkpoint is on disk.
+        ValueError: where the caches do not fit each other or the run does not converge.
+    """
+    from accelerate import Accelerator
+
+    die_with_parent()
+    cpu = runtime.torch_device() == "cpu"
+    if params.precision == "fp16" and cpu:
+        raise ValueError("`train.precision` fp16 needs a GPU: on the CPU set bf16 or fp32")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = runtime.tf32
+    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(params.precision, params.precision), cpu=cpu)
+    made_by = _made_by(params, inputs)
+    work = work_folder("train", fingerprint(made_by, source_digest()))
+    with locked(work) if accelerator.is_main_process else contextlib.nullcontext():
+        ema, history = _optimize(params, runtime, family, inputs, work, accelerator)
+        if not accelerator.is_main_process:
+            return {}
+        with fresh(out) as folder:
+            family.export(ema.shadow, folder)
+            write_card(folder, inputs.dataset, made_by)
+        last = history.windows(max(1, -(-len(history.rows()) // 10)))[-1]
+        metrics = {"steps": last["step"], "loss": float(f"{last['loss']:.6g}"), "mse": float(f"{last['mse']:.6g}")}
+        write_text(report / "history.csv", history.csv(runtime.log_every_steps))
+        write_json(report / "metrics.json", metrics)
+    return metrics
+
+
+def _optimize(
+    params: Train, runtime: Runtime, family: Family, inputs: Inputs, work: Path, accelerator: Any
+) -> tuple[Ema, History]:
+    """The training loop, from the newest checkpoint on."""
+    records = CachedRecords(inputs.latents, inputs.embeds, "train")
+    alphas_cumprod = family.alphas_cumprod.to(accelerator.device)
+    sampler = Sampler(records, params.batch_size, params.prompt_dropout, len(alphas_cumprod), params.seed)
+    shares = micro_batches(params.batch_size, accelerator.process_index, accelerator.num_processes, runtime.micro_batch_size)
+    local = sum(len(places) for places in shares)
+    steps = params.total_steps(len(records))
+
+    torch.manual_seed(params.seed)
+    unet = _prepared_unet(family, params, runtime).to(accelerator.device)
+    weights = dict(unet.named_parameters())
+    ema = Ema(weights, params.ema)
+    adamw = make_optimizer(unet.parameters(), params.optimizer)
+    step, history = _restore(work, unet, ema, adamw, accelerator.device)
+    if accelerator.num_processes > 1 or params.precision != "fp32":
+        unet, optimizer = accelerator.prepare(unet, adamw)
+    else:
+        optimizer = adamw
+
+    progress = tqdm(total=steps, initial=step, desc="training", unit=" steps", disable=not accelerator.is_main_process)
+    saved_at = time.monotonic()
+    with Interrupt() as interrupt, progress:
+        while step < steps:
+            rate = learning_rate(step, params.learning_rate, params.warmup_steps, steps, params.schedule)
+            for group in adamw.param_groups:
+                group["lr"] = rate
+            loss = mse = torch.zeros((), device=accelerator.device)
+            for places in shares:
+                batch = sampler.batch(step, places).to(accelerator.device)
+                with contextlib.nullcontext() if places is shares[-1] else accelerator.no_sync(unet):
+                    weighted, unweighted = training_loss(unet, family, batch, alphas_cumprod[batch.draws.timesteps], params.weighting)
+                    accelerator.backward(weighted * (len(places) / local))
+                loss, mse = loss + weighted.detach() * (len(places) / local), mse + unweighted * (len(places) / local)
+            grad_norm = accelerator.clip_grad_norm_(unet.parameters(), params.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            ema.update(weights, step)
+
+            stop = torch.tensor(float(interrupt.signal or 0), device=accelerator.device)
+            if accelerator.num_processes > 1:
+                loss, mse, stop = accelerator.reduce(torch.stack([loss, mse, stop]), "mean")
+            history.append((loss, mse, grad_norm, rate))
+            progress.update()
+            if step % runtime.log_every_steps == 0:
+                progress.set_postfix_str(_shown(history, runtime.log_every_steps, progress, params.batch_size))
+            stopping = (accelerator.num_processes > 1 or interrupt.signal is not None) and stop.item() > 0
+            if stopping or step == steps or time.monotonic() - saved_at > runtime.checkpoint_every_seconds:
+                if accelerator.is_main_process:
+                    checkpoint.save(work, _state(step, weights, ema, adamw, history), runtime.keep_checkpoints)
+                saved_at = time.monotonic()
+            if stopping and step < steps:
+                print(f"stopped after step {step} of {steps}; the same command goes on from there", file=sys.stderr)
+                raise SystemExit(128 + (interrupt.signal or 15))
+    return ema, history
+
+
+def _prepared_unet(family: Family, params: Train, runtime: Runtime) -> Any:
+    unet: Any = family.load_unet(random=params.init == "random").train()
+    if runtime.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if runtime.attention == "xformers":
+        unet.enable_xformers_memory_efficient_attention()
+    return unet
+
+
+def _restore(work: Path, unet: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, device: torch.device) -> tuple[int, History]:
+    """Brings everything to the newest checkpoint's state; returns the steps taken and their history."""
+    found = checkpoint.load_newest(work)
+    if found is None:
+        return 0, History()
+    unet.load_state_dict(found.tensors["unet"])
+    ema.shadow = {name: tensor.to(device) for name, tensor in found.tensors["ema"].items()}
+    ema.updates = found.state["ema_updates"]
+    names = [name for name, _ in unet.named_parameters()]
+    state = optimizer.state_dict() | {"state": checkpoint.unprefixed(found.tensors["optimizer"], names)}
+    optimizer.load_state_dict(state)
+    return found.state["step"], History(found.tensors["history"]["rows"])
+
+
+def _state(step: int, weights: dict[str, Tensor], ema: Ema, optimizer: torch.optim.Optimizer, history: History) -> checkpoint.Checkpoint:
+    tensors = {
+        "unet": dict(weights),
+        "ema": ema.shadow,
+        "optimizer": checkpoint.prefixed(optimizer.state_dict()["state"], list(weights)),
+        "history": {"rows": history.tensor()},
+    }
+    return checkpoint.Checkpoint(tensors, {"step": step, "ema_updates": ema.updates})
+
+
+def _shown(history: History, steps: int, progress: Any, batch_size: int) -> str:
+    loss = sum(row[0] for row in history.rows()[-steps:]) / steps
+    return f"loss {loss:.4f}, {batch_size * (progress.format_dict['rate'] or 0):.0f} samples/s"
+
+
+def _made_by(params: Train, inputs: Inputs) -> dict[str, Any]:
+    """What decides the result: the fingerprint of the work, and the provenance in the model card."""
+    return {
+        "train": params.model_dump(),
+        "base": digest_of(inputs.base),
+        "latents": sha256_of(inputs.latents / "manifest.json"),
+        "embeds": sha256_of(inputs.embeds / "manifest.json"),
+        "torch": torch.__version__.split("+")[0],
+    }

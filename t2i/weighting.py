@@ -1,0 +1,42 @@
+"""Loss weightings: each speaks of the error in the clean latents, and one function translates it to the prediction type."""
+
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from t2i.diffusion import PredictionType
+from t2i.params import Params
+
+
+class Uniform(Params):
+    """Weight 1 on whatever the UNet predicts."""
+
+    name: Literal["uniform"]
+
+
+class MinSnr(Params):
+    """Min-SNR-gamma, `min(snr, gamma)` on the clean latents (Hang et al. 2023, arXiv 2303.09556, eq. 4)."""
+
+    name: Literal["min_snr"]
+    gamma: float = Field(gt=0)
+
+    def __call__(self, snr: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Returns the weight on the squared error of the clean latents."""
+        return snr.clamp(max=self.gamma)
+
+
+Weighting = Annotated[Uniform | MinSnr, Field(discriminator="name")]
+
+
+def loss_weights(snr: Float[Tensor, " b"], prediction_type: PredictionType, weighting: Uniform | MinSnr) -> Float[Tensor, " b"]:
+    """Returns the weight of each sample's squared error.
+
+    An error e in epsilon is an error of `e / sqrt(snr)` in the clean latents, one in v an error of `e / sqrt(snr + 1)`;
+    so a weight on the latents is divided by snr, or by snr + 1.
+    """
+    if isinstance(weighting, Uniform):
+        return torch.ones_like(snr)
+    return weighting(snr) / (snr if prediction_type == "epsilon" else snr + 1)

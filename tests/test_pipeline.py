@@ -1,0 +1,71 @@
+"""dvc.yaml against the code: DVC follows no imports, so the imports are followed here."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+CHOSEN = {"t2i.sources": "t2i/sources/${fetch.source.name}.py", "t2i.families": "t2i/families/${base.family}.py"}
+
+
+def file_of(module: str) -> Path | None:
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    return path if path.is_file() else None
+
+
+def imports_of(tree: ast.AST, *, inside: str | None = None) -> set[str]:
+    """Our modules that some code imports; of a stage, only what stands at its top and in the command."""
+    found = set()
+    bodies = [tree]
+    if inside is not None:
+        assert isinstance(tree, ast.Module)
+        bodies = [n for n in tree.body if not isinstance(n, ast.FunctionDef) or n.name in (inside, "_print")]
+    for node in (n for body in bodies for n in ast.walk(body)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Constant) and node.value in CHOSEN:
+            found.add(str(node.value))
+        found |= {name for name in names if name.split(".")[0] in ("t2i", "stages") and file_of(name)}
+    return found
+
+
+def closure(command: str) -> set[str]:
+    """Every file of ours that a command runs, the chosen plug-ins by the name that dvc.yaml gives them."""
+    words = command.removeprefix("python -m ").split()
+    start = file_of(words[0])
+    assert start is not None, command
+    files = {str(start.relative_to(ROOT))}
+    waiting = imports_of(ast.parse(start.read_text(encoding="utf-8")), inside=words[1] if len(words) > 1 else "main")
+    seen: set[str] = set()
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        if module in CHOSEN:
+            files.add(CHOSEN[module])
+            family = {"t2i.sources": PARAMS["fetch"]["source"]["name"], "t2i.families": PARAMS["base"]["family"]}[module]
+            path = file_of(f"{module}.{family}")
+        else:
+            path = file_of(module)
+            assert path is not None
+            files.add(str(path.relative_to(ROOT)))
+        assert path is not None
+        waiting |= imports_of(ast.parse(path.read_text(encoding="utf-8"))) - seen
+    return files
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_declared_code_is_exactly_what_runs(stage: str) -> None:
+    declared = {dep for dep in STAGES[stage]["deps"] if dep.startswith(("stages/", "t2i/"))}
+    assert declared == closure(STAGES[stage]["cmd"])
+
+
+if __name__ == "__main__":
+    for name in STAGES:
+        print(name, *sorted(closure(STAGES[name]["cmd"])), sep="\n      - ")

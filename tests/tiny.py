@@ -1,0 +1,72 @@
+"""A random tiny checkpoint in diffusers' layout, made on the spot, and a folder of captioned images."""
+
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+
+def make_base(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+    """Writes a Stable Diffusion with some ten thousand random weights, and a CLIP beside it in `clip`."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(seed)
+    alphabet = sorted("abcdefghijklmnopqrstuvwxyz0123456789-!")
+    words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={word: at for at, word in enumerate(words)}, merges=[], model_max_length=16)
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
+    text = tower | special | {"vocab_size": len(words), "max_position_embeddings": 16, "projection_dim": 8}
+    vision = tower | {"image_size": 32, "patch_size": 8, "projection_dim": 8}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    encoder = CLIPTextModel(clip.config.text_config)
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[8, 8],
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+        block_out_channels=[8, 16],
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    StableDiffusionPipeline(
+        vae, encoder, tokenizer, unet, scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    ).save_pretrained(folder)
+    clip.save_pretrained(folder / "clip")
+    tokenizer.save_pretrained(folder / "clip")
+    CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(folder / "clip")
+    return folder
+
+
+def make_images(folder: Path, count: int) -> Path:
+    """Writes `count` squares of different colours and a metadata.jsonl."""
+    folder.mkdir(parents=True)
+    lines = []
+    for number in range(count):
+        name = f"{number:04d}.png"
+        Image.new("RGB", (40, 32), (number * 37 % 256, number * 91 % 256, number * 13 % 256)).save(folder / name)
+        lines.append(json.dumps({"file_name": name, "text": f"square {number}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
