@@ -31,7 +31,9 @@ def images(
         section, family, base, raw, out, batch_size=runtime.encode_batch_size, device=runtime.torch_device()
     )
     write_json(report, metrics)
-    print(f"{metrics['records']} images encoded; decoded back: PSNR {metrics['psnr_mean']:.1f} dB, least {metrics['psnr_min']:.1f}")
+    print(
+        f"{metrics['records']} images encoded; PSNR when decoded {metrics['psnr_mean']:.1f} dB, least {metrics['psnr_min']:.1f}"
+    )
 
 
 @app.command()
@@ -55,7 +57,7 @@ def captions(
         section, family, base, captions, out, batch_size=runtime.encode_batch_size, device=runtime.torch_device()
     )
     write_json(report, metrics)
-    print(f"{metrics['captions']} captions of {metrics['records']} records encoded, {metrics['truncated']} cut to the tokenizer's length")
+    print(f"{metrics['captions']} captions of {metrics['records']} records encoded, {metrics['truncated']} cut short")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def model(
     embeds: Embeds = DATA / "embeds",
     samples: Annotated[Path, typer.Option(help="Folder for the images drawn.")] = DATA / "samples/model",
     base_samples: Annotated[Path, typer.Option(help="What `evaluate base` drew.")] = DATA / "samples/base",
-    base_report: Annotated[Path, typer.Option(help="What `evaluate base` measured.")] = DATA / "reports/evaluate-base/metrics.json",
+    base_report: Annotated[Path, typer.Option(help="What `evaluate base` measured.")] = DATA
+    / "reports/evaluate-base/metrics.json",
     grid: Annotated[Path, typer.Option(help="Folder for the picture of base, fine-tuned and real.")] = DATA / "grid",
     report: Annotated[Path, typer.Option(help="Metrics file.")] = DATA / "reports/evaluate/metrics.json",
     params: ParamsFile = Path("params.yaml"),
@@ -82,7 +83,7 @@ def model(
     print(f"side by side: {grid / 'grid.png'}")
 
 
-def _print(metrics: dict[str, float]) -> None:
+def _print(metrics: dict[str, float | int]) -> None:
     for name, value in metrics.items():
         print(f"  {name:24} {value:g}")
 

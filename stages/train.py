@@ -13,7 +13,9 @@ def main(
     base: Annotated[Path, typer.Option(help="The pipeline, from `fetch base`.")] = Path("data/base"),
     latents: Annotated[Path, typer.Option(help="Moments, from `encode images`.")] = Path("data/latents"),
     embeds: Annotated[Path, typer.Option(help="Embeddings, from `encode captions`.")] = Path("data/embeds"),
-    dataset: Annotated[Path, typer.Option(help="Description of the dataset, for the model card.")] = Path("data/raw/dataset.json"),
+    dataset: Annotated[Path, typer.Option(help="Description of the dataset, for the model card.")] = Path(
+        "data/raw/dataset.json"
+    ),
     out: Annotated[Path, typer.Option(help="Folder for the fine-tuned pipeline.")] = Path("data/model"),
     report: Annotated[Path, typer.Option(help="Folder for metrics.json and history.csv.")] = Path("data/reports/train"),
     params: ParamsFile = Path("params.yaml"),

@@ -1,7 +1,8 @@
 """Batches: which records a step takes, in which order, and everything that is drawn for them.
 
-Nothing here has a state. Step k takes positions [k B, (k + 1) B) of the endless concatenation of the epochs' permutations, and all
-that is drawn for a place of the batch is a function of (seed, step, place): never of processes, micro-batches, or what came before.
+Nothing here has a state. Step k takes positions [k B, (k + 1) B) of the endless concatenation of the epochs' permutations,
+and all that is drawn for a place of the batch is a function of (seed, step, place): never of processes, micro-batches, or
+what came before.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ class Draws:
 class Batch:
     """Some images of an optimizer step, as the caches have them."""
 
-    moments: Float[Tensor, "b 2c h w"]
+    moments: Float[Tensor, "b m h w"]
     conditioning: dict[str, Tensor]
     draws: Draws
 
@@ -44,7 +45,9 @@ class Batch:
             return tensor.to(device, non_blocking=True)
 
         draws = Draws(moved(self.draws.noise), moved(self.draws.epsilon), moved(self.draws.timesteps))
-        return replace(self, moments=moved(self.moments), conditioning={k: moved(v) for k, v in self.conditioning.items()}, draws=draws)
+        return replace(
+            self, moments=moved(self.moments), conditioning={k: moved(v) for k, v in self.conditioning.items()}, draws=draws
+        )
 
 
 class CachedRecords:
@@ -56,7 +59,9 @@ class CachedRecords:
         if self.latents.keys() != self.embeds.keys():
             lone = sorted(self.latents.keys() ^ self.embeds.keys())[0]
             has, lacks = (latents, embeds) if lone in self.latents else (embeds, latents)
-            raise ValueError(f"record {lone} is in {has} but not in {lacks}: they were made from different datasets; run `dvc repro`")
+            raise ValueError(
+                f"record {lone} is in {has} but not in {lacks}: they were made from different datasets; run `dvc repro`"
+            )
         self.keys = sorted(self.latents)
         self.empty = load_file(embeds / "empty.safetensors")
         self._reader = Reader()
@@ -64,7 +69,7 @@ class CachedRecords:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def moments(self, record: int) -> Float[Tensor, "views 2c h w"]:
+    def moments(self, record: int) -> Float[Tensor, "views m h w"]:
         """Returns the moments of a record's views."""
         return self._reader.tensors(self.latents[self.keys[record]])["moments"]
 
@@ -121,7 +126,9 @@ def micro_batches(batch_size: int, rank: int, processes: int, micro_batch_size: 
     """
     share, rest = divmod(batch_size, processes)
     if rest:
-        raise ValueError(f"`train.batch_size` {batch_size} is no multiple of `runtime.processes` {processes}: change one of them")
+        raise ValueError(
+            f"`train.batch_size` {batch_size} is no multiple of `runtime.processes` {processes}: change one of them"
+        )
     size = min(micro_batch_size or share, share)
     first = rank * share
     return [range(start, min(start + size, first + share)) for start in range(first, first + share, size)]

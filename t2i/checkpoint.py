@@ -1,6 +1,6 @@
 """Checkpoints: complete or absent, verified when read, the same for any number of processes; safetensors and JSON only.
 
-    <work>/step-00000500/   MANIFEST.json (sha256 and size of each file), NAME.safetensors, state.json
+<work>/step-00000500/   MANIFEST.json (sha256 and size of each file), NAME.safetensors, state.json
 """
 
 import json

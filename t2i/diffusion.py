@@ -1,7 +1,7 @@
-"""The forward process of a variance-preserving diffusion model: pure functions in fp32, `a` being alphas_cumprod at the timesteps.
+"""The forward process of a diffusion model: pure functions in fp32, `a` being alphas_cumprod at the timesteps.
 
-    noisy_latents = sqrt(a) latents + sqrt(1 - a) noise        (Ho et al. 2020, arXiv 2006.11239, eq. 4)
-    v             = sqrt(a) noise - sqrt(1 - a) latents        (Salimans & Ho 2022, arXiv 2202.00512, appendix D)
+noisy_latents = sqrt(a) latents + sqrt(1 - a) noise        (Ho et al. 2020, arXiv 2006.11239, eq. 4)
+v             = sqrt(a) noise - sqrt(1 - a) latents        (Salimans & Ho 2022, arXiv 2202.00512, appendix D)
 """
 
 from typing import Literal, get_args
@@ -12,7 +12,9 @@ from torch import Tensor
 PredictionType = Literal["epsilon", "v_prediction"]
 
 
-def add_noise(latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], a: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+def add_noise(
+    latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], a: Float[Tensor, " b"]
+) -> Float[Tensor, "b c h w"]:
     """Returns `sqrt(a) latents + sqrt(1 - a) noise`."""
     a = a.view(-1, 1, 1, 1)
     return a.sqrt() * latents + (1 - a).sqrt() * noise

@@ -13,7 +13,7 @@ class EmaParams(Params):
     """`train.ema`."""
 
     decay: float = Field(ge=0, lt=1)
-    """Largest decay. Without warmup the decay of update n is min(decay, (1 + n) / (10 + n)): 3,000 updates end at 0.997, whatever stands here."""
+    """Largest decay. Without warmup update n has min(decay, (1 + n) / (10 + n)): 3,000 updates end at 0.997."""
     warmup: bool
     """Whether the decay grows as 1 - (1 + n / inv_gamma) ** -power instead."""
     inv_gamma: float = Field(gt=0)

@@ -53,7 +53,10 @@ def encode_captions(
                 contents = {}
                 for row in chunk:
                     at = [place[caption] for caption in row["captions"]]
-                    contents[row["key"]] = ("safetensors", pack({name: t[at] for name, t in encoded.items()}, f"captions of {row['key']}"))
+                    contents[row["key"]] = (
+                        "safetensors",
+                        pack({name: t[at] for name, t in encoded.items()}, f"captions of {row['key']}"),
+                    )
                 shards.append(write_shard(folder / f"{split}-{number:05d}.tar", contents))
                 progress.update(len(chunk))
         write_manifest(folder, shards, made_by | {"dtype": "float16"})

@@ -55,7 +55,9 @@ class EncodeImages(Params):
     """Mean PSNR in decibels below which the stage fails: the VAE does not know such images, or the pixels are wrong."""
 
 
-def encode_images(params: EncodeImages, family: Family, base: Path, raw: Path, out: Path, *, batch_size: int, device: str) -> dict[str, Any]:
+def encode_images(
+    params: EncodeImages, family: Family, base: Path, raw: Path, out: Path, *, batch_size: int, device: str
+) -> dict[str, Any]:
     """Writes the moments of the image shards in `raw` to shards in `out`, one to one; finished shards survive a kill.
 
     Returns:
@@ -83,8 +85,9 @@ def encode_images(params: EncodeImages, family: Family, base: Path, raw: Path, o
         metrics = {"records": len(members), **_decode_back(params, family, vae, members, shards, device)}
         if metrics["psnr_mean"] < params.min_psnr:
             raise ValueError(
-                f"images decoded back from their moments have a PSNR of {metrics['psnr_mean']:.1f} dB, wanted `encode.images.min_psnr` "
-                f"{params.min_psnr}: this VAE does not know such images (or look at `encode.images.resolution_px`)"
+                f"decoded back from their moments, images have a PSNR of {metrics['psnr_mean']:.1f} dB, "
+                f"wanted `encode.images.min_psnr` {params.min_psnr}: this VAE does not know such images, "
+                "or `encode.images.resolution_px` is too small"
             )
         write_manifest(shards, rows, made_by | {"dtype": "float16"})
         publish(shards, out)
@@ -103,7 +106,9 @@ def views(params: EncodeImages, member: Member, content: bytes) -> Iterator[View
         flips = [False, True] if params.flip else flips
         if isinstance(params.crop, RandomCrop):
             chance = f"{params.seed}:{member.key}"
-            places = [(hash_fraction(f"{chance}:{n}:down"), hash_fraction(f"{chance}:{n}:across")) for n in range(params.crop.views)]
+            places = [
+                (hash_fraction(f"{chance}:{n}:down"), hash_fraction(f"{chance}:{n}:across")) for n in range(params.crop.views)
+            ]
     for place in places:
         for flipped in flips:
             yield view(image, params.resolution_px, params.interpolation, place, flipped)
@@ -117,7 +122,14 @@ def _by_shard(members: list[Member]) -> list[list[Member]]:
 
 
 def _encode_shard(
-    params: EncodeImages, family: Family, vae: nn.Module, members: list[Member], work: Path, batch_size: int, device: str, progress: Any
+    params: EncodeImages,
+    family: Family,
+    vae: nn.Module,
+    members: list[Member],
+    work: Path,
+    batch_size: int,
+    device: str,
+    progress: Any,
 ) -> dict[str, Any]:
     """Writes one shard of moments, unless it is there from before an interruption; returns its row for the manifest."""
     shard = members[0].shard
@@ -131,7 +143,9 @@ def _encode_shard(
     pixels = torch.stack([view.pixels for stored in by_key.values() for view in stored])
     moments = torch.cat([family.encode_pixels(vae, batch.to(device)).cpu() for batch in pixels.split(batch_size)])
     contents = {}
-    for (key, stored), its_moments in zip(by_key.items(), moments.split([len(stored) for stored in by_key.values()]), strict=True):
+    for (key, stored), its_moments in zip(
+        by_key.items(), moments.split([len(stored) for stored in by_key.values()]), strict=True
+    ):
         tensors = {
             "moments": its_moments,
             "original_size": torch.tensor([view.original_size for view in stored], dtype=torch.int32),
@@ -145,7 +159,9 @@ def _encode_shard(
     return row
 
 
-def _decode_back(params: EncodeImages, family: Family, vae: nn.Module, members: list[Member], shards: Path, device: str) -> dict[str, float]:
+def _decode_back(
+    params: EncodeImages, family: Family, vae: nn.Module, members: list[Member], shards: Path, device: str
+) -> dict[str, float]:
     """PSNR of views rebuilt from the stored moments, over the first records of each split by hash."""
     reader, sampled = Reader(), []
     for split in ("train", "heldout"):

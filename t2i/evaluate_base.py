@@ -4,18 +4,18 @@ from pathlib import Path
 
 from t2i.clip import Clip
 from t2i.family import Family
-from t2i.metrics import cmmd, measure, prompt_retrieval, rounded
+from t2i.metrics import Metrics, cmmd, measure, prompt_retrieval, rounded
 from t2i.sampling import Evaluate, Inputs, heldout, sample, some_images
 from t2i.work import write_json
 
 
 def evaluate_base(
     params: Evaluate, family: Family, inputs: Inputs, samples: Path, report: Path, *, batch_size: int, device: str
-) -> dict[str, float]:
+) -> Metrics:
     """Writes the base's images and metrics.json, with what real images score beside it.
 
     Returns:
-        The metrics: those of metrics.measure, `cmmd_floor` (real against other real images, as many) and `prompt_retrieval_real`.
+        The metrics of metrics.measure, `cmmd_floor` (real against as many other real images), `prompt_retrieval_real`.
     """
     records, clip = heldout(params, inputs), Clip(inputs.clip, device, batch_size)
     drawn = sample(params, family, records, samples, batch_size=batch_size, device=device)

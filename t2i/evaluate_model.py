@@ -7,7 +7,7 @@ from PIL import Image
 
 from t2i.clip import Clip
 from t2i.family import Family
-from t2i.metrics import measure, rounded
+from t2i.metrics import Metrics, measure, rounded
 from t2i.report import draw_grid
 from t2i.sampling import Evaluate, Inputs, heldout, sample
 from t2i.work import fresh, write_json
@@ -27,7 +27,7 @@ def evaluate_model(
     *,
     batch_size: int,
     device: str,
-) -> dict[str, float]:
+) -> Metrics:
     """Writes the model's images, a picture of base, fine-tuned and real side by side, and metrics.json.
 
     Returns:
@@ -38,7 +38,7 @@ def evaluate_model(
     metrics = measure(params, family, inputs, records, drawn, clip, batch_size=batch_size, device=device)
     for name, value in json.loads(base_report.read_text(encoding="utf-8")).items():
         metrics[name if name in _OF_THE_DATA else f"{name}_base"] = value
-    rows = []
+    rows: list[tuple[str, tuple[Image.Image, ...]]] = []
     for key, prompt, fine_tuned, real in zip(records.keys, records.prompts, drawn, records.real, strict=True):
         if len(rows) < params.grid_prompts:
             rows.append((prompt, (Image.open(base_samples / f"{key}.png").convert("RGB"), fine_tuned, real)))

@@ -1,12 +1,12 @@
 """Families: what a kind of Stable Diffusion must offer, and how one is chosen.
 
-A family is a module of t2i/families with a class `Family` of this form. It hides its conditioning: `encode_prompts` gives named tensors,
-they are stored as they are, and given back to `predict`.
+A family is a module of t2i/families with a class `Family` of this form. It hides its conditioning: `encode_prompts` gives
+named tensors, they are stored as they are, and given back to `predict`.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +36,7 @@ class Base(Params):
     """The CLIPModel that measures: a folder, or a Hub id such as openai/clip-vit-large-patch14."""
 
 
+@runtime_checkable
 class Family(Protocol):
     """One checkpoint in diffusers' layout; nothing is loaded before it is asked for."""
 
@@ -49,7 +50,7 @@ class Family(Protocol):
         """Returns the VAE in fp32, frozen."""
         ...
 
-    def encode_pixels(self, vae: nn.Module, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2c _ _"]:
+    def encode_pixels(self, vae: nn.Module, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m _ _"]:
         """Returns the moments, unscaled."""
         ...
 

@@ -78,7 +78,10 @@ def _copy_model(source: Path, out: Path, variant: str | None) -> None:
     if needs_weights and not weights:
         pickled = [file.name for file in source.iterdir() if file.suffix in (".bin", ".ckpt", ".pt", ".pth")]
         why = f"only {pickled[0]}, a pickle, which can run code: convert it with" if pickled else "none; save it by"
-        raise ValueError(f"{source}: wanted {infix}.safetensors weights, found {why} `model.save_pretrained(folder, safe_serialization=True)`")
+        raise ValueError(
+            f"{source}: wanted {infix}.safetensors weights, found {why} "
+            "`model.save_pretrained(folder, safe_serialization=True)`"
+        )
     for file in [*source.glob("*.json"), *source.glob("*.txt")]:
         shutil.copyfile(file, out / file.name)
     for file in weights:

@@ -1,7 +1,7 @@
 """Verb: bring a source's records to shards of images and one file of captions."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, field_validator
 from tqdm import tqdm
 
-from t2i.params import Params, resolve_plugin
+from t2i.params import Params, check, resolve_plugin
 from t2i.records import SPLITS, Record, Split, hash_fraction, split_of
 from t2i.shards import write_manifest, write_shard
 from t2i.work import fresh
@@ -40,10 +40,10 @@ class Fetch(Params):
             return source
         if not isinstance(source, dict) or "name" not in source:
             raise ValueError("wanted a `name` and that source's parameters")
-        return resolve_plugin("t2i.sources", source["name"]).Params.model_validate(source)
+        return check(resolve_plugin("t2i.sources", source["name"]).Params, source, "fetch.source")
 
 
-def fetch_dataset(params: Fetch, out: Path) -> dict[str, int]:
+def fetch_dataset(params: Fetch, out: Path) -> dict[Split, int]:
     """Writes `out`/images/{split}-00000.tar, `out`/captions.jsonl and `out`/dataset.json.
 
     Returns:
@@ -53,12 +53,13 @@ def fetch_dataset(params: Fetch, out: Path) -> dict[str, int]:
         ValueError: naming the record, where a caption cannot be used; or where a split is empty.
     """
     dataset = resolve_plugin("t2i.sources", params.source.name).load(params.source, Path(params.local))
-    splits = select(tqdm(dataset.records, desc="reading", unit=" records"), params)
+    splits = select(dataset.records, params)
     for split in SPLITS:
         if not splits[split]:
             raise ValueError(
                 f"`fetch`: no record is left for the split {split!r} "
-                f"(train {len(splits['train'])}, held out {len(splits['heldout'])}): give more records, or change `fetch.heldout_fraction`"
+                f"(train {len(splits['train'])}, held out {len(splits['heldout'])}): "
+                "give more records, or change `fetch.heldout_fraction`"
             )
     with fresh(out) as folder:
         _write_images(splits, folder / "images", params, dataset.description)
@@ -70,13 +71,13 @@ def fetch_dataset(params: Fetch, out: Path) -> dict[str, int]:
         counts = {split: len(records) for split, records in splits.items()}
         description = dataset.description | {"records": counts}
         (folder / "dataset.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return dict(counts)
+    return counts
 
 
-def select(records: Iterable[Record], params: Fetch) -> dict[Split, list[Record]]:
+def select(records: Iterator[Record], params: Fetch) -> dict[Split, list[Record]]:
     """Returns the kept records of each split, sorted by key; records of one key become one with all captions."""
     merged: dict[str, Record] = {}
-    for record in records:
+    for record in tqdm(records, desc="reading", unit=" records"):
         for caption in record.captions:
             if not isinstance(caption, str) or not caption.strip():
                 raise ValueError(f"record {record.key}: wanted a caption of text, got {caption!r}")

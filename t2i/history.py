@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 COLUMNS = ("loss", "mse", "grad_norm", "learning_rate")
-"""Weighted loss; the same unweighted, which compares between weightings; norm of the gradients before clipping; learning rate."""
+"""Weighted loss; the same unweighted, which compares between weightings; gradients' norm before clipping; learning rate."""
 
 
 class History:
@@ -21,7 +21,9 @@ class History:
     def append(self, row: Sequence[Tensor | float]) -> None:
         """Adds a step's row, without waiting for the device."""
         device = next((value.device for value in row if isinstance(value, Tensor)), torch.device("cpu"))
-        self._pending.append(torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device).detach() for value in row]))
+        self._pending.append(
+            torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device).detach() for value in row])
+        )
 
     def rows(self) -> list[list[float]]:
         """Returns every row so far, reading those that are still on the device.
@@ -56,6 +58,5 @@ class History:
     def csv(self, steps: int) -> str:
         """Returns the windows as CSV, six significant digits each."""
         lines = [",".join(("step", *COLUMNS))]
-        for window in self.windows(steps):
-            lines.append(",".join([str(window["step"]), *(f"{window[column]:.6g}" for column in COLUMNS)]))
+        lines += [",".join([str(row["step"]), *(f"{row[column]:.6g}" for column in COLUMNS)]) for row in self.windows(steps)]
         return "\n".join(lines) + "\n"

@@ -6,12 +6,15 @@ from torch import Tensor
 
 
 def sample_latents(
-    moments: Float[Tensor, "b 2c h w"], epsilon: Float[Tensor, "b c h w"] | None, scaling_factor: float, shift_factor: float = 0.0
+    moments: Float[Tensor, "b m h w"],
+    epsilon: Float[Tensor, "b c h w"] | None,
+    scaling_factor: float,
+    shift_factor: float = 0.0,
 ) -> Float[Tensor, "b c h w"]:
     """Returns scaled latents `(mean + exp(logvar / 2) * epsilon - shift_factor) * scaling_factor`, in fp32.
 
     Args:
-        moments: mean and log-variance, stacked over channels, unscaled (the parameters of diffusers' DiagonalGaussianDistribution).
+        moments: mean and log-variance, stacked over channels, unscaled (what diffusers' `latent_dist.parameters` holds).
         epsilon: standard normal; None gives the mean.
         scaling_factor: `vae.config.scaling_factor`.
         shift_factor: `vae.config.shift_factor`, 0 where that is None.

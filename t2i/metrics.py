@@ -14,6 +14,9 @@ from t2i.family import Family
 from t2i.latents import sample_latents
 from t2i.sampling import Evaluate, HeldOut, Inputs
 
+Metrics = dict[str, float | int]
+"""Figures by name; counts are integers."""
+
 
 def measure(
     params: Evaluate,
@@ -25,7 +28,7 @@ def measure(
     *,
     batch_size: int,
     device: str,
-) -> dict[str, float]:
+) -> Metrics:
     """Returns every metric of a model, from the images it drew of the held-out prompts and from its UNet."""
     images, prompts, real = clip.image_features(drawn), clip.text_features(records.prompts), clip.image_features(records.real)
     unet = family.load_unet(random=False).eval().to(device)
@@ -69,8 +72,8 @@ def heldout_loss(
 ) -> float:
     """Returns the unweighted denoising error on held-out records.
 
-    Mean moments, the first caption, no dropout; the middles of `timesteps_per_record` equal stretches of the schedule; noise that
-    depends on the seed, the record and the timestep alone. So two models are compared on the very same inputs.
+    Mean moments, the first caption, no dropout; the middles of `timesteps_per_record` equal stretches of the schedule;
+    noise that depends on the seed, the record and the timestep alone. So two models are compared on the very same inputs.
     """
     schedule = len(family.alphas_cumprod)
     grid = [(2 * n + 1) * schedule // (2 * timesteps_per_record) for n in range(timesteps_per_record)]
@@ -96,6 +99,6 @@ def _noise(shape: torch.Size, seed: int, key: str, timestep: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(derived_seed(seed, "heldout", key, timestep)))
 
 
-def rounded(metrics: dict[str, float]) -> dict[str, float]:
+def rounded(metrics: Metrics) -> Metrics:
     """Returns metrics to five significant digits, counts as they are: what differs beyond is rounding."""
     return {name: value if isinstance(value, int) else float(f"{value:.5g}") for name, value in metrics.items()}

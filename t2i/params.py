@@ -7,11 +7,11 @@ the reader, and the type of a plug-in (a source, a family) named by its module.
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -50,21 +50,33 @@ def load(path: Path, section: str, model: type[Section]) -> Section:
         node = node[name]
         walked.append(name)
     try:
+        return check(model, node, section)
+    except ParamsError as error:
+        raise ParamsError(f"{path}: {error}") from None
+
+
+def check(model: type[Section], node: Any, place: str) -> Section:
+    """Returns some parsed YAML as a model.
+
+    Raises:
+        ParamsError: one sentence a problem, each with its key's path, which starts with `place`.
+    """
+    try:
         return model.model_validate(node)
     except ValidationError as error:
-        problems = [_sentence(section, problem, error_model) for problem, error_model in _problems(error, model)]
-        raise ParamsError(f"{path}: " + "; ".join(problems)) from None
+        known = sorted(_field_names(model))
+        raise ParamsError("; ".join(_sentence(place, problem, known) for problem in error.errors(include_url=False))) from None
 
 
 def resolve_plugin(package: str, name: object) -> Any:
     """Returns the module `package.name`; an unknown name is answered with the list of the folder.
 
     Raises:
-        ValueError: where the package has no such module.
+        ParamsError: where the package has no such module.
     """
     known = sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
     if name not in known:
-        raise ValueError(f"{name!r} is no module of {package}: it has {_listed(known)}{_nearest(str(name), known)}")
+        raise ParamsError(f"{name!r} is no module of {package}: it has {_listed(known)}{_nearest(str(name), known)}")
     return importlib.import_module(f"{package}.{name}")
 
 
@@ -80,42 +92,32 @@ def _read(path: Path) -> Any:
     except YAMLError as error:
         raise ParamsError(f"{path}: not YAML 1.2: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ParamsError(f"{path}: wanted sections such as `train:`, got {'an empty file' if content is None else repr(content)}")
+        raise ParamsError(
+            f"{path}: wanted sections such as `train:`, got {'an empty file' if content is None else repr(content)}"
+        )
     return content
 
 
-def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[dict[str, Any], type[BaseModel] | None]]:
-    """Yields each problem with the model that its last key belongs to, where it is a model's."""
-    for problem in error.errors(include_url=False):
-        owner: Any = model
-        for part in problem["loc"][:-1]:
-            field = owner.model_fields.get(part) if isinstance(owner, type) and issubclass(owner, BaseModel) else None
-            owner = _model_of(field.annotation, part) if field else _model_of(owner, part)
-        yield dict(problem), owner if isinstance(owner, type) and issubclass(owner, BaseModel) else None
+def _field_names(annotation: Any) -> set[str]:
+    """Every parameter's name in a model, and in those it holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = annotation.model_fields
+        return set(fields).union(*(_field_names(field.annotation) for field in fields.values()))
+    return set().union(*(_field_names(part) for part in get_args(annotation)))
 
 
-def _model_of(annotation: Any, tag: object) -> Any:
-    """The model behind an annotation: itself, or the alternative of a union (kept for the tag that follows)."""
-    alternatives = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
-    for alternative in alternatives:
-        name = alternative.model_fields.get("name")
-        if name is not None and tag in getattr(name.annotation, "__args__", ()):
-            return alternative
-    return alternatives[0] if len(alternatives) == 1 else annotation
-
-
-def _sentence(section: str, problem: dict[str, Any], owner: type[BaseModel] | None) -> str:
-    parts = [str(part) for part in problem["loc"] if not str(part).startswith("function-")]
-    key = ".".join([section, *parts])
-    known = list(owner.model_fields) if owner else []
+def _sentence(place: str, problem: ErrorDetails, known: list[str]) -> str:
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, ParamsError):
+        return str(cause)
+    key = ".".join([place, *(str(part) for part in problem["loc"])])
     if problem["type"] == "extra_forbidden":
-        return f"`{key}` is no parameter{_nearest(parts[-1], known)}"
+        return f"`{key}` is no parameter{_nearest(str(problem['loc'][-1]), known)}"
     if problem["type"] == "missing":
         return f"`{key}` is missing (nothing has a default in the code: every parameter stands in the file)"
     message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    got = problem["input"]
-    return f"`{key}`: {message}" + ("" if isinstance(got, dict) else f", got {got!r} ({type(got).__name__})")
+    got = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r} ({type(problem['input']).__name__})"
+    return f"`{key}`: {message[0].lower()}{message[1:]}{got}"
 
 
 def _nearest(name: str, known: list[str]) -> str:

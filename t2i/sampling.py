@@ -78,10 +78,8 @@ def some_images(inputs: Inputs, split: Split, most: int, seed: int) -> list[tupl
     return images
 
 
-def sample(
-    params: Evaluate, family: Family, records: HeldOut, out: Path, *, batch_size: int, device: str
-) -> list[Image.Image]:
-    """Returns an image a held-out prompt, from noise that depends on the seed and the record alone, and keeps it as `out`/KEY.png."""
+def sample(params: Evaluate, family: Family, records: HeldOut, out: Path, *, batch_size: int, device: str) -> list[Image.Image]:
+    """Returns an image a held-out prompt, from noise that seed and record alone decide, and keeps it as `out`/KEY.png."""
     drawn: list[Image.Image] = []
     with tqdm(total=len(records.keys), desc="sampling", unit=" images") as progress:
         for at in range(0, len(records.keys), batch_size):

@@ -4,7 +4,8 @@ What lies on disk, a line a set (any webdataset user can read all of it):
 
     data/raw/images/{train,heldout}-00000.tar     KEY.png|jpg|webp: the image as it came
     data/latents/{train,heldout}-00000.tar        KEY.safetensors: moments [views, 2c, h, w] float16, unscaled;
-                                                  original_size [views, 2], crop [views, 2] (top, left), int32; flipped [views] uint8
+                                                  original_size [views, 2] and crop [views, 2] (top, left) int32;
+                                                  flipped [views] uint8
     data/embeds/{train,heldout}-00000.tar         KEY.safetensors: each conditioning tensor [captions, ...] float16
     data/embeds/empty.safetensors                 each conditioning tensor [1, ...]: what a dropped prompt becomes
 
@@ -29,7 +30,14 @@ os.environ.setdefault("WDS_SECURE", "1")
 
 MANIFEST = "manifest.json"
 _BLOCK = 512
-_DTYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16, "I32": torch.int32, "I64": torch.int64, "U8": torch.uint8}
+_DTYPES = {
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+}
 
 
 class Member(NamedTuple):
@@ -87,10 +95,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         rows = {row["name"]: row for row in manifest["shards"]}
     except FileNotFoundError:
-        raise ValueError(f"{path}: missing: this set of shards was never finished; run the stage that writes {folder}") from None
+        raise ValueError(
+            f"{path}: missing: this set of shards was never finished; run the stage that writes {folder}"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error!r}); run the stage that writes {folder} again") from None
     if manifest.get("version") != 1:
@@ -99,7 +109,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name, row in rows.items():
         if present.get(name) != row["bytes"]:
             found = "nothing" if name not in present else f"{present[name]} bytes"
-            raise ValueError(f"{folder / name}: expected {row['bytes']} bytes, found {found}; run the stage that writes it again")
+            raise ValueError(
+                f"{folder / name}: expected {row['bytes']} bytes, found {found}; run the stage that writes it again"
+            )
     if extra := sorted(set(present) - set(rows)):
         raise ValueError(f"{folder / extra[0]}: not in {path}; run the stage that writes {folder} again")
     return manifest
@@ -109,14 +121,16 @@ def index(folder: Path, split: str) -> list[Member]:
     """Returns where every record of a split lies, in the order of the shards.
 
     Raises:
-        ValueError: where a tar holds anything but plain files of plain names, or another number of them than its manifest states.
+        ValueError: where a tar holds anything but plainly named files, or not as many as its manifest states.
     """
     members: list[Member] = []
     for row in read_manifest(folder)["shards"]:
         if row["name"].startswith(f"{split}-"):
             found = list(scan(folder / row["name"]))
             if len(found) != row["count"]:
-                raise ValueError(f"{folder / row['name']}: expected {row['count']} records, found {len(found)}; run its stage again")
+                raise ValueError(
+                    f"{folder / row['name']}: expected {row['count']} records, found {len(found)}; run its stage again"
+                )
             members += found
     return members
 
@@ -164,7 +178,8 @@ def pack(tensors: Mapping[str, Tensor], place: str) -> bytes:
         if cast.is_floating_point() and not torch.isfinite(cast).all():
             raise ValueError(f"{place}: `{name}` is not finite in float16 (largest magnitude {tensor.abs().max().item():.3g})")
         packed[name] = cast.contiguous()
-    return to_safetensors(packed)
+    packed_bytes: bytes = to_safetensors(packed)
+    return packed_bytes
 
 
 def scan(path: Path) -> Iterator[Member]:

@@ -165,7 +165,9 @@ def _optimize(
             for places in shares:
                 batch = sampler.batch(step, places).to(accelerator.device)
                 with contextlib.nullcontext() if places is shares[-1] else accelerator.no_sync(unet):
-                    weighted, unweighted = training_loss(unet, family, batch, alphas_cumprod[batch.draws.timesteps], params.weighting)
+                    weighted, unweighted = training_loss(
+                        unet, family, batch, alphas_cumprod[batch.draws.timesteps], params.weighting
+                    )
                     accelerator.backward(weighted * (len(places) / local))
                 loss, mse = loss + weighted.detach() * (len(places) / local), mse + unweighted * (len(places) / local)
             grad_norm = accelerator.clip_grad_norm_(unet.parameters(), params.max_grad_norm)
@@ -201,7 +203,9 @@ def _prepared_unet(family: Family, params: Train, runtime: Runtime) -> Any:
     return unet
 
 
-def _restore(work: Path, unet: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, device: torch.device) -> tuple[int, History]:
+def _restore(
+    work: Path, unet: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, device: torch.device
+) -> tuple[int, History]:
     """Brings everything to the newest checkpoint's state; returns the steps taken and their history."""
     found = checkpoint.load_newest(work)
     if found is None:
@@ -215,7 +219,9 @@ def _restore(work: Path, unet: nn.Module, ema: Ema, optimizer: torch.optim.Optim
     return found.state["step"], History(found.tensors["history"]["rows"])
 
 
-def _state(step: int, weights: dict[str, Tensor], ema: Ema, optimizer: torch.optim.Optimizer, history: History) -> checkpoint.Checkpoint:
+def _state(
+    step: int, weights: dict[str, Tensor], ema: Ema, optimizer: torch.optim.Optimizer, history: History
+) -> checkpoint.Checkpoint:
     tensors = {
         "unet": dict(weights),
         "ema": ema.shadow,

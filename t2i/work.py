@@ -67,7 +67,9 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            raise ValueError(f"{folder}: process {holder} is at this very work; wait for it, or stop it (kill {holder})") from None
+            raise ValueError(
+                f"{folder}: process {holder} is at this very work; wait for it, or stop it (kill {holder})"
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -66,6 +66,51 @@ def test_declared_code_is_exactly_what_runs(stage: str) -> None:
     assert declared == closure(STAGES[stage]["cmd"])
 
 
-if __name__ == "__main__":
-    for name in STAGES:
-        print(name, *sorted(closure(STAGES[name]["cmd"])), sep="\n      - ")
+@pytest.mark.parametrize("stage", STAGES)
+def test_declared_sections_are_exactly_those_that_the_command_loads(stage: str) -> None:
+    words = STAGES[stage]["cmd"].removeprefix("python -m ").split()
+    path = file_of(words[0])
+    assert path is not None
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    command = next(
+        n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == (words[1] if len(words) > 1 else "main")
+    )
+    loaded = {
+        node.args[1].value
+        for node in ast.walk(command)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "load" and isinstance(node.args[1], ast.Constant)
+    }
+    declared = {"base" if section.startswith("base") else section for section in STAGES[stage]["params"]}
+    assert loaded - {"runtime"} == declared
+
+
+def test_every_stage_writes_what_the_next_reads() -> None:
+    outs = {"base/openmoji", "data/local"}
+    for stage in STAGES.values():
+        for kind in ("outs", "metrics", "plots"):
+            outs |= {next(iter(out)) if isinstance(out, dict) else out for out in stage.get(kind, [])}
+    for stage in STAGES.values():
+        for dep in stage["deps"]:
+            assert dep.startswith(("stages/", "t2i/", "${")) or any(dep == out or dep.startswith(f"{out}/") for out in outs), (
+                dep
+            )
+
+
+def test_what_a_user_points_at_is_watched() -> None:
+    assert "${base.local}" in STAGES["fetch-base"]["deps"]
+    assert "${fetch.local}" in STAGES["fetch-dataset"]["deps"]
+    for section in ("base", "fetch"):
+        assert (ROOT / PARAMS[section]["local"]).is_dir()
+
+
+def test_init_files_are_empty() -> None:
+    assert all(path.read_text() == "" for folder in ("t2i", "stages") for path in (ROOT / folder).rglob("__init__.py"))
+
+
+def test_ceilings_of_size_are_kept() -> None:
+    for path in [*(ROOT / "t2i").rglob("*.py"), *(ROOT / "stages").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 250, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < (60 if node.name == "_optimize" else 40), f"{path}: {node.name}"

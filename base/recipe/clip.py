@@ -1,6 +1,6 @@
 """Trains the CLIP of base/openmoji from scratch: its text encoder conditions the UNet, the whole of it measures.
 
-The loss is CLIP's own symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020) between drawings in random styles and names.
+The loss is CLIP's own symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020) between names and drawings in any style.
 """
 
 import json
@@ -39,7 +39,9 @@ class Params(params.Params):
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the CLIPModel, its tokenizer and its image processor.")] = Path("data/clip"),
+    out: Annotated[Path, typer.Option(help="Folder of the CLIPModel, its tokenizer and its image processor.")] = Path(
+        "data/clip"
+    ),
     params_file: Annotated[Path, typer.Option("--params", help="The recipe's parameter file.")] = Path("params.yaml"),
 ) -> None:
     """Trains the CLIP, prints how many held-out captions it finds, saves it."""
@@ -60,10 +62,16 @@ def main(
         "num_attention_heads": p.heads,
         "attention_dropout": p.dropout,
     }
-    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     clip = CLIPModel(
         CLIPConfig(
-            text_config=tower | special | {"vocab_size": len(tokenizer), "max_position_embeddings": p.max_tokens, "projection_dim": p.width},
+            text_config=tower
+            | special
+            | {"vocab_size": len(tokenizer), "max_position_embeddings": p.max_tokens, "projection_dim": p.width},
             vision_config=tower | {"image_size": p.size_px, "patch_size": p.patch_px, "projection_dim": p.width},
             projection_dim=p.width,
         )
@@ -71,7 +79,9 @@ def main(
     decayed = [w for w in clip.parameters() if w.ndim > 1]
     others = [w for w in clip.parameters() if w.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": p.weight_decay}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98), fused=True
+        [{"params": decayed, "weight_decay": p.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+        fused=True,
     )
     started = time.monotonic()
     for step in range(p.steps):
@@ -88,23 +98,35 @@ def main(
         optimizer.step()
         clip.logit_scale.data.clamp_(max=math.log(100))
         if step % 250 == 249 or step == p.steps - 1:
-            found = {style: round(measure(clip, unseen_tokens, in_style(unseen_layers, style)), 3) for style in ("plain", "night")}
-            print(f"step {step + 1}/{p.steps}  loss {loss.item():.3f}  held-out found {found}  {time.monotonic() - started:.0f} s", flush=True)
+            found = {
+                style: round(measure(clip, unseen_tokens, in_style(unseen_layers, style)), 3) for style in ("plain", "night")
+            }
+            print(
+                f"step {step + 1}/{p.steps}  loss {loss.item():.3f}  found {found}  {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
 
     clip.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
     CLIPImageProcessor(
-        size={"shortest_edge": p.size_px}, crop_size={"height": p.size_px, "width": p.size_px}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"shortest_edge": p.size_px},
+        crop_size={"height": p.size_px, "width": p.size_px},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     ).save_pretrained(out)
 
 
 def train_tokenizer(captions: list[str], vocabulary: int, max_tokens: int) -> CLIPTokenizer:
-    """Returns a CLIP tokenizer with a byte-pair vocabulary of its own, the special tokens last (transformers pools at the largest id)."""
+    """Returns a CLIP tokenizer of its own; the special tokens come last, since transformers pools at the largest id."""
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.normalizer = normalizers.Lowercase()
-    trained.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary - len(alphabet) - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - len(alphabet) - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
     trained.train_from_iterator(captions, trainer)
     state = json.loads(trained.to_str())["model"]
     words = dict(state["vocab"])
@@ -118,7 +140,12 @@ def train_tokenizer(captions: list[str], vocabulary: int, max_tokens: int) -> CL
 def measure(clip: CLIPModel, tokens: torch.Tensor, pixels: torch.Tensor) -> float:
     """Returns the share of drawings whose own name has the highest cosine among all names."""
     clip.eval()
-    return (clip(input_ids=tokens, pixel_values=pixels).logits_per_image.argmax(dim=1) == torch.arange(len(tokens))).float().mean().item()
+    return (
+        (clip(input_ids=tokens, pixel_values=pixels).logits_per_image.argmax(dim=1) == torch.arange(len(tokens)))
+        .float()
+        .mean()
+        .item()
+    )
 
 
 if __name__ == "__main__":

@@ -34,9 +34,16 @@ def codes(*, unseen: bool) -> list[str]:
 
 def draw_layers(codes: list[str], size_px: int) -> Layers:
     """Returns the layers of some emoji."""
-    black, white = (np.stack([_premultiplied(draw(code, size_px, colour, None)) for code in codes]) for colour in ("#000000", "#ffffff"))
+    black, white = (
+        np.stack([_premultiplied(draw(code, size_px, colour, None)) for code in codes]) for colour in ("#000000", "#ffffff")
+    )
     outline = (white[..., :3] - black[..., :3]).mean(axis=-1, keepdims=True).clip(0, 1)
-    return Layers(*(torch.from_numpy((255 * part).round().astype(np.uint8)).permute(0, 3, 1, 2) for part in (black[..., :3], outline, black[..., 3:])))
+    return Layers(
+        *(
+            torch.from_numpy((255 * part).round().astype(np.uint8)).permute(0, 3, 1, 2)
+            for part in (black[..., :3], outline, black[..., 3:])
+        )
+    )
 
 
 def in_style(layers: Layers, style: str) -> Tensor:
@@ -46,7 +53,7 @@ def in_style(layers: Layers, style: str) -> Tensor:
 
 
 def in_any_style(layers: Layers, generator: torch.Generator) -> Tensor:
-    """Returns pixels [n, 3, size, size] in [-1, 1]: a quarter plain, a quarter recoloured, half through a random map of colours."""
+    """Returns pixels [n, 3, size, size] in [-1, 1]: some plain, most recoloured, half through a random map of colours."""
     n = len(layers.fills)
     uniform = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
     recoloured = uniform(n, 1, 1, 1) < 0.75
@@ -56,7 +63,9 @@ def in_any_style(layers: Layers, generator: torch.Generator) -> Tensor:
     # A random map: the channels mixed, inverted or not, and bent by a power.
     mixing = torch.softmax(4 * torch.randn(n, 3, 3, generator=generator), dim=-1)
     mapped = torch.einsum("nij,njhw->nihw", mixing, pixels)
-    mapped = torch.where(uniform(n, 3, 1, 1) < 0.3, 1 - mapped, mapped).clamp(1e-4, 1) ** torch.exp(0.5 * torch.randn(n, 3, 1, 1, generator=generator))
+    mapped = torch.where(uniform(n, 3, 1, 1) < 0.3, 1 - mapped, mapped).clamp(1e-4, 1) ** torch.exp(
+        0.5 * torch.randn(n, 3, 1, 1, generator=generator)
+    )
     return 2 * torch.where(uniform(n, 1, 1, 1) < 0.5, mapped, pixels) - 1
 
 

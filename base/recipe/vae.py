@@ -72,7 +72,10 @@ def main(
         optimizer.step()
         if step % 500 == 499 or step == p.steps - 1:
             psnr = {style: round(measure(vae, in_style(unseen, style)), 2) for style in ("plain", "night")}
-            print(f"step {step + 1}/{p.steps}  loss {loss.item():.5f}  held-out PSNR {psnr}  {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"step {step + 1}/{p.steps}  loss {loss.item():.5f}  held-out PSNR {psnr}  {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
 
     with torch.no_grad():
         moments = vae.encode(in_style(Layers(*(layer[:512] for layer in seen)), "plain")).latent_dist

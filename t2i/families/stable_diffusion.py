@@ -44,7 +44,7 @@ class Family:
 
         return self._frozen(AutoencoderKL.from_pretrained(self.folder, subfolder="vae", **_STRICT), device)
 
-    def encode_pixels(self, vae: Any, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2c _ _"]:
+    def encode_pixels(self, vae: Any, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m _ _"]:
         """Returns mean and log-variance, unscaled."""
         with torch.no_grad():
             moments: Tensor = vae.encode(pixels).latent_dist.parameters
@@ -64,7 +64,7 @@ class Family:
         return Text(CLIPTokenizer.from_pretrained(self.folder / "tokenizer"), self._frozen(encoder, device))
 
     def encode_prompts(self, text: Text, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Returns `encoder_hidden_states` [b, tokens, width]: the last hidden state after the final layer norm, no attention mask."""
+        """Returns `encoder_hidden_states` [b, tokens, width]: the last state after the final layer norm, unmasked."""
         tokens = text.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
             return {"encoder_hidden_states": text.encoder(tokens.to(text.encoder.device)).last_hidden_state}
@@ -81,8 +81,8 @@ class Family:
         if random:
             unet: nn.Module = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(self.folder, subfolder="unet"))
             return unet
-        unet = UNet2DConditionModel.from_pretrained(self.folder, subfolder="unet", **_STRICT)
-        return unet
+        pretrained: nn.Module = UNet2DConditionModel.from_pretrained(self.folder, subfolder="unet", **_STRICT)
+        return pretrained
 
     def predict(
         self,
@@ -109,7 +109,9 @@ class Family:
     def _pipeline(self) -> Any:
         from diffusers import StableDiffusionPipeline
 
-        pipeline = StableDiffusionPipeline.from_pretrained(self.folder, safety_checker=None, requires_safety_checker=False, **_STRICT)
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            self.folder, safety_checker=None, requires_safety_checker=False, **_STRICT
+        )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

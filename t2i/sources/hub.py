@@ -61,13 +61,14 @@ def _commit(params: Params) -> str | None:
     if HF_HUB_OFFLINE:
         return params.revision
     try:
-        return HfApi().dataset_info(params.id, revision=params.revision, timeout=20).sha
+        commit: str | None = HfApi().dataset_info(params.id, revision=params.revision, timeout=20).sha
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"`fetch.source.id` {params.id!r}, revision {params.revision!r}: not to be had from the Hub ({reason}); "
             "check the name, the network, and HF_TOKEN for a private or gated dataset; HF_HUB_OFFLINE=1 uses what is on disk"
         ) from None
+    return commit
 
 
 def _records(table: Any, params: Params) -> Iterator[Record]:

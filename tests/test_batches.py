@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from t2i.batches import CachedRecords, Sampler, derived_seed, epoch_order, micro_batches, position_to_record
+from t2i.shards import pack, write_manifest, write_shard
+
+VIEWS, CAPTIONS, RECORDS = 2, 3, 10
+
+
+def write_caches(folder: Path, embedded: int = RECORDS) -> tuple[Path, Path]:
+    latents, embeds = folder / "latents", folder / "embeds"
+    for path, count in ((latents, RECORDS), (embeds, embedded)):
+        path.mkdir()
+        contents = {}
+        for n in range(count):
+            made = torch.full((VIEWS, 8, 2, 2), float(n)) if path is latents else torch.full((CAPTIONS, 4, 2), float(n + 1))
+            contents[f"k{n}"] = ("safetensors", pack({"moments" if path is latents else "hidden": made}, ""))
+        write_manifest(path, [write_shard(path / "train-00000.tar", contents)], {})
+    (embeds / "empty.safetensors").write_bytes(pack({"hidden": torch.zeros(1, 4, 2)}, ""))
+    return latents, embeds
+
+
+@pytest.fixture
+def sampler(tmp_path) -> Sampler:
+    return Sampler(CachedRecords(*write_caches(tmp_path), "train"), batch_size=4, prompt_dropout=0.25, timesteps=1000, seed=3)
+
+
+def test_an_epoch_visits_each_record_once_and_epochs_differ() -> None:
+    visited = [position_to_record(position, 7, seed=1) for position in range(21)]
+    for epoch in range(3):
+        assert sorted(visited[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert len({epoch_order(1, epoch, 100) for epoch in range(5)}) == 5
+
+
+def test_a_step_may_cross_an_epoch(sampler) -> None:
+    batch = sampler.batch(2, range(4))  # positions 8 to 11 of 10 records
+    assert len(batch.moments) == 4
+
+
+def test_what_is_drawn_does_not_depend_on_micro_batches(sampler) -> None:
+    whole = sampler.batch(5, range(4))
+    parts = [sampler.batch(5, [place]) for place in range(4)]
+    torch.testing.assert_close(whole.moments, torch.cat([part.moments for part in parts]), rtol=0, atol=0)
+    for name in ("noise", "epsilon", "timesteps"):
+        assert torch.equal(getattr(whole.draws, name), torch.cat([getattr(part.draws, name) for part in parts]))
+    assert torch.equal(whole.conditioning["hidden"], torch.cat([part.conditioning["hidden"] for part in parts]))
+
+
+def test_draws_differ_between_places_steps_and_seeds(sampler) -> None:
+    noises = [sampler.batch(step, [place]).draws.noise for step in range(3) for place in range(4)]
+    assert len({tuple(noise.flatten().tolist()) for noise in noises}) == 12
+    assert derived_seed(1, 23) != derived_seed(12, 3)
+
+
+def test_noise_is_standard_normal_and_timesteps_uniform(sampler) -> None:
+    batches = [sampler.batch(step, range(4)) for step in range(400)]
+    noise = torch.stack([batch.draws.noise for batch in batches])
+    timesteps = torch.stack([batch.draws.timesteps for batch in batches]).flatten()
+    assert noise.mean().abs() < 0.02
+    assert (noise.std() - 1).abs() < 0.02
+    assert 0 <= timesteps.min() < 20
+    assert 980 < timesteps.max() < 1000
+    assert torch.histc(timesteps.float(), 10, 0, 1000).min() > 100
+
+
+def test_dropped_prompts_get_the_empty_conditioning_and_moments_stay_joined(sampler) -> None:
+    dropped = 0
+    for step in range(300):
+        batch = sampler.batch(step, range(4))
+        records = batch.moments[:, 0, 0, 0]
+        empty = (batch.conditioning["hidden"] == 0).all(dim=(1, 2))
+        dropped += int(empty.sum())
+        assert torch.equal(batch.conditioning["hidden"][~empty][:, 0, 0], records[~empty] + 1)
+    assert 0.2 < dropped / 1200 < 0.3
+
+
+@pytest.mark.parametrize(("processes", "size"), [(1, None), (1, 3), (2, 2), (4, 1), (2, 100)])
+def test_shares_cover_the_batch_once(processes, size) -> None:
+    shares = [micro_batches(8, rank, processes, size) for rank in range(processes)]
+    assert sorted(place for rank in shares for places in rank for place in places) == list(range(8))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`train.batch_size` 8 is no multiple of `runtime.processes` 3"):
+        micro_batches(8, 0, 3, None)
+
+
+def test_caches_of_different_datasets_are_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"record k9 is in .*latents but not in .*embeds"):
+        CachedRecords(*write_caches(tmp_path, embedded=9), "train")

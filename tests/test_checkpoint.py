@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from t2i.checkpoint import Checkpoint, load_newest, prefixed, save, unprefixed
+
+
+def saved(work: Path, *steps: int, keep: int = 9) -> None:
+    for step in steps:
+        save(work, Checkpoint({"unet": {"w": torch.full((3,), float(step))}}, {"step": step}), keep)
+
+
+def test_the_newest_comes_back_exactly(tmp_path) -> None:
+    saved(tmp_path, 5, 10)
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.state == {"step": 10}
+    assert torch.equal(found.tensors["unet"]["w"], torch.full((3,), 10.0))
+
+
+def test_only_the_newest_are_kept(tmp_path) -> None:
+    saved(tmp_path, 1, 2, 3, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
+def test_a_damaged_one_is_passed_over_and_said(tmp_path, capsys, damage) -> None:
+    saved(tmp_path, 5, 10)
+    weights = tmp_path / "step-00000010" / "unet.safetensors"
+    content = bytearray(weights.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+        weights.write_bytes(bytes(content))
+    elif damage == "cut":
+        weights.write_bytes(bytes(content[:-1]))
+    elif damage == "remove":
+        weights.unlink()
+    else:
+        (tmp_path / "step-00000010" / "MANIFEST.json").write_text("{")
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.state["step"] == 5
+    said = capsys.readouterr().err
+    assert "trying the one before" in said
+    assert "resuming after step 5" in said
+
+
+def test_what_was_never_finished_is_not_adopted(tmp_path) -> None:
+    saved(tmp_path, 5)
+    (tmp_path / "step-00000005").rename(tmp_path / "step-00000007.tmp")
+    assert load_newest(tmp_path) is None
+    saved(tmp_path, 7)
+    assert load_newest(tmp_path) is not None
+
+
+def test_optimizer_state_survives_the_way_to_flat_tensors() -> None:
+    weights = [torch.randn(3, requires_grad=True), torch.randn(2, 2, requires_grad=True)]
+    optimizer = torch.optim.AdamW(weights)
+    sum(weight.square().sum() for weight in weights).backward()
+    optimizer.step()
+    names = ["layer.weight", "layer.other/part"]
+    state = optimizer.state_dict()["state"]
+    back = unprefixed(prefixed(state, names), names)
+    assert all(torch.equal(back[at][key], value) for at, entry in state.items() for key, value in entry.items())

@@ -1,0 +1,47 @@
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+
+from t2i.ema import Ema, EmaParams
+
+
+def params(**changes) -> EmaParams:
+    return EmaParams(**({"decay": 0.9, "warmup": False, "inv_gamma": 1.0, "power": 0.75, "every_steps": 1} | changes))
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
+def test_shadow_follows_diffusers_ema_model(warmup, decay) -> None:
+    layer = torch.nn.Linear(3, 3)
+    theirs = EMAModel(layer.parameters(), decay=decay, use_ema_warmup=warmup, inv_gamma=1.0, power=0.75)
+    ours = Ema(dict(layer.named_parameters()), params(decay=decay, warmup=warmup))
+    for step in range(1, 40):
+        with torch.no_grad():
+            for weight in layer.parameters():
+                weight.add_(torch.randn_like(weight))
+        theirs.step(layer.parameters())
+        ours.update(dict(layer.named_parameters()), step)
+        for shadow, reference in zip(ours.shadow.values(), theirs.shadow_params, strict=True):
+            torch.testing.assert_close(shadow, reference)
+
+
+def test_first_update_copies() -> None:
+    ema = Ema({"w": torch.zeros(2)}, params())
+    ema.update({"w": torch.ones(2)}, 1)
+    assert (ema.shadow["w"] == 1).all()
+
+
+def test_every_n_steps_uses_the_power_of_the_decay() -> None:
+    ema = Ema({"w": torch.zeros(1)}, params(decay=0.5, every_steps=4))
+    for step in range(1, 401):
+        ema.update({"w": torch.zeros(1)}, step)
+    assert ema.updates == 100
+    assert ema.decay(ema.updates) == 0.5**4
+
+
+def test_weights_are_matched_by_name_not_by_order() -> None:
+    ema = Ema({"a": torch.zeros(2), "b": torch.zeros(3)}, params())
+    ema.shadow = dict(reversed(ema.shadow.items()))  # as a file sorted otherwise gives them
+    ema.update({"a": torch.full((2,), 1.0), "b": torch.full((3,), 2.0)}, 1)
+    assert (ema.shadow["a"] == 1).all()
+    assert (ema.shadow["b"] == 2).all()

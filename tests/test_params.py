@@ -1,0 +1,150 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from t2i.encode_captions import EncodeCaptions
+from t2i.encode_images import EncodeImages
+from t2i.family import Base
+from t2i.fetch_dataset import Fetch
+from t2i.params import ParamsError, load
+from t2i.runtime import Runtime
+from t2i.sampling import Evaluate
+from t2i.train import Train
+
+ROOT = Path(__file__).parent.parent
+SECTIONS = {
+    "base": Base,
+    "fetch": Fetch,
+    "encode.images": EncodeImages,
+    "encode.captions": EncodeCaptions,
+    "train": Train,
+    "evaluate": Evaluate,
+    "runtime": Runtime,
+}
+
+
+@pytest.fixture
+def params() -> dict:
+    return YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def complaint(tmp_path: Path, params: dict, section: str) -> str:
+    with (tmp_path / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump(params, file)
+    with pytest.raises(ParamsError) as caught:
+        load(tmp_path / "params.yaml", section, SECTIONS[section])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_params_yaml_has_the_sections_and_no_others(params) -> None:
+    for section, model in SECTIONS.items():
+        load(ROOT / "params.yaml", section, model)
+    assert set(params) == {section.split(".")[0] for section in SECTIONS}
+    assert set(params["encode"]) == {"images", "captions"}
+
+
+def test_every_parameter_is_documented() -> None:
+    for model in SECTIONS.values():
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("section", "path", "key", "near"),
+    [
+        ("train", ["train"], "learning_rat", "learning_rate"),
+        ("train", ["train", "weighting"], "gama", "gamma"),
+        ("train", ["train", "ema"], "dekay", "decay"),
+        ("fetch", ["fetch", "source"], "stile", "style"),
+        ("encode.images", ["encode", "images", "crop"], "view", "views"),
+        ("runtime", ["runtime"], "process", "processes"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_its_path_and_the_nearest_name(tmp_path, params, section, path, key, near) -> None:
+    node = params
+    for part in path:
+        node = node[part]
+    node[key] = 1
+    said = complaint(tmp_path, params, section)
+    assert f".{key}` is no parameter" in said
+    assert f"did you mean `{near}`?" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("learning_rate", "1e-5x", "`train.learning_rate`: input should be a valid number, got '1e-5x' (str)"),
+        ("learning_rate", -1.0, "greater than 0, got -1.0"),
+        ("learning_rate", None, "got None"),
+        ("learning_rate", float("inf"), "finite number"),
+        ("batch_size", 2.5, "`train.batch_size`: input should be a valid integer, got 2.5 (float)"),
+        ("batch_size", True, "got True (bool)"),
+        ("precision", "fp8", "'fp32', 'bf16' or 'fp16', got 'fp8'"),
+        ("weighting", {"name": "min_snt", "gamma": 5.0}, "`train.weighting`"),
+        ("epochs", 3, "set one of `steps` and `epochs`"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_what_was_got_and_wanted(tmp_path, params, key, value, said) -> None:
+    params["train"][key] = value
+    assert said in complaint(tmp_path, params, "train")
+
+
+def test_a_missing_key_or_section_is_named(tmp_path, params) -> None:
+    del params["train"]["seed"]
+    assert "`train.seed` is missing" in complaint(tmp_path, params, "train")
+    del params["train"]
+    assert "no section `train`" in complaint(tmp_path, params, "train")
+
+
+def test_an_unknown_source_lists_the_sources(tmp_path, params) -> None:
+    params["fetch"]["source"] = {"name": "folderr"}
+    assert "it has `folder`, `hub`, `openmoji`; did you mean `folder`?" in complaint(tmp_path, params, "fetch")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "an empty file"),
+        (b"train: {a: 1, a: 2}", "duplicate key"),
+        (b"train:\n\ta: 1", "not YAML"),
+        (b"train: \xff\xfe", "not UTF-8"),
+        (b"- a", "wanted sections"),
+    ],
+)
+def test_a_file_that_is_no_parameter_file_is_refused(tmp_path, content, said) -> None:
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(ParamsError, match=said):
+        load(tmp_path / "params.yaml", "train", Train)
+
+
+def test_dvc_style_exponents_are_numbers(tmp_path) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("learning_rate: 3.0e-4", "learning_rate: 3e-04"))
+    assert load(tmp_path / "params.yaml", "train", Train).learning_rate == 3e-4
+
+
+@pytest.mark.parametrize("stage", ["stages.fetch dataset", "stages.encode images", "stages.train", "stages.evaluate model"])
+def test_a_bad_parameter_ends_a_stage_with_one_line_and_code_2(tmp_path, params, stage) -> None:
+    for section in ("fetch", "train", "evaluate"):
+        params[section]["sed"] = 1
+    params["encode"]["images"]["sed"] = 1
+    with (tmp_path / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump(params, file)
+    started = time.monotonic()
+    ended = subprocess.run([sys.executable, "-m", *stage.split()], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith("error: params.yaml: `")
+    assert "did you mean `seed`?" in ended.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "params.yaml"]
+    assert time.monotonic() - started < 30  # under 3 s on an idle machine
+
+
+def test_help_imports_no_torch() -> None:
+    code = "import sys; from stages.tools import app; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules), 'heavy'"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

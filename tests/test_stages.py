@@ -1,0 +1,322 @@
+"""The stages, run for real on a random tiny checkpoint."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from stages import encode, fetch
+from t2i.batches import CachedRecords, Sampler
+from t2i.diffusion import snr
+from t2i.families.stable_diffusion import Family
+from t2i.shards import Reader, index
+from t2i.train import training_loss
+from t2i.weighting import MinSnr, Uniform
+from tests import tiny
+from tests.conftest import Project
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def weights(project: Project, model: str = "data/model") -> dict[str, torch.Tensor]:
+    return load_file(project.folder / model / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def run_train(project: Project, *, until_step: int | None = None) -> tuple[int, str]:
+    """Runs the stage as a process; with until_step, sends SIGTERM once that step is reported."""
+    project.write()
+    child = subprocess.Popen([sys.executable, "-m", "stages.train"], cwd=project.folder, stderr=subprocess.PIPE)
+    assert child.stderr is not None
+    said = b""
+    while chunk := child.stderr.read1(4096):
+        said += chunk
+        if until_step is not None and any(int(step) >= until_step for step in re.findall(rb"(\d+)/\d+ \[", said)):
+            child.send_signal(signal.SIGTERM)
+            until_step = None
+    return child.wait(), said.decode()
+
+
+def test_the_whole_pipeline_leaves_a_model_that_diffusers_loads_and_figures(project) -> None:
+    project.fetch_and_encode()
+    project.train()
+    project.evaluate()
+    metrics = project.json("data/reports/evaluate/metrics.json")
+    for name in ("heldout_loss", "cmmd", "prompt_retrieval", "clip_score"):
+        assert {name, f"{name}_base"} <= metrics.keys()
+    assert {"cmmd_floor", "prompt_retrieval_real"} <= metrics.keys()
+    assert (project.folder / "data/reports/train/history.csv").read_text().count("\n") == 1 + 3
+    with Image.open(project.folder / "data/grid/grid.png") as grid:
+        assert grid.width > 3 * 128
+    pipeline = StableDiffusionPipeline.from_pretrained(project.folder / "data/model", use_safetensors=True)
+    assert pipeline("square 1", num_inference_steps=1, height=32, width=32).images[0].size == (32, 32)
+    assert not same(weights(project), weights(project, "data/base"))
+    assert {path.suffix for path in (project.folder / "data/model").rglob("*") if path.is_file()} <= {
+        ".safetensors",
+        ".json",
+        ".md",
+        ".txt",
+    }
+    card = (project.folder / "data/model/README.md").read_text()
+    assert '"learning_rate": 0.001' in card
+
+
+def test_two_runs_give_the_same_bytes(project) -> None:
+    kept = []
+    for _ in range(2):
+        project.fetch_and_encode()
+        kept.append({name: files(project.folder / "data" / name) for name in ("raw", "latents", "embeds", "base")})
+    assert kept[0] == kept[1]
+    assert not (project.folder / "data/work").exists() or not list((project.folder / "data/work").glob("encode*"))
+
+
+def test_a_new_caption_leaves_the_images_alone(project) -> None:
+    fetch.dataset()
+    before = files(project.folder / "data/raw")
+    metadata = project.folder / "images" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("square 3", "a corrected square"))
+    fetch.dataset()
+    after = files(project.folder / "data/raw")
+    assert {name for name in after if after[name] != before[name]} == {"captions.jsonl"}
+
+
+def test_views_are_stored_and_heldout_records_have_one(project) -> None:
+    project.params["encode"]["images"] |= {"crop": {"name": "random", "views": 3}, "flip": True}
+    project.write()
+    project.fetch_and_encode()
+    latents, reader = project.folder / "data/latents", Reader()
+    for split, count in (("train", 6), ("heldout", 1)):
+        for member in index(latents, split):
+            stored = reader.tensors(member)
+            assert stored["moments"].shape == (count, 8, 16, 16)
+            assert stored["moments"].dtype == torch.float16
+            assert stored["flipped"].tolist() == [0, 1] * (count // 2) or count == 1
+            assert stored["original_size"].tolist() == [[32, 40]] * count
+            assert stored["crop"][:, 0].tolist() == [0] * count
+            assert (stored["crop"][:, 1] >= 0).all()
+            assert (stored["crop"][:, 1] <= 8).all()
+
+
+def test_stored_moments_are_those_of_the_vae(project) -> None:
+    project.fetch_and_encode()
+    family = Family(project.folder / "data/base")
+    vae, reader = family.load_vae("cpu"), Reader()
+    member = index(project.folder / "data/latents", "heldout")[0]
+    with tarfile.open(project.folder / "data/raw/images/heldout-00000.tar") as tar:
+        content = tar.extractfile(f"{member.key}.png")
+        assert content is not None
+        image = Image.open(content).convert("RGB").crop((4, 0, 36, 32))
+    pixels = torch.tensor(list(image.get_flattened_data())).view(32, 32, 3).permute(2, 0, 1)[None] / 127.5 - 1
+    torch.testing.assert_close(
+        reader.tensors(member)["moments"].float(), family.encode_pixels(vae, pixels), rtol=2e-3, atol=2e-3
+    )
+
+
+def test_stored_captions_are_those_of_the_text_encoder(project) -> None:
+    metadata = project.folder / "images" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace('"square 3"', '["square 3", "the third"]'))
+    project.fetch_and_encode()
+    captions = {
+        row["key"]: row for row in map(json.loads, (project.folder / "data/raw/captions.jsonl").read_text().splitlines())
+    }
+    family, reader = Family(project.folder / "data/base"), Reader()
+    text = family.load_text("cpu")
+    counts = set()
+    for split in ("train", "heldout"):
+        for member in index(project.folder / "data/embeds", split):
+            stored = reader.tensors(member)["encoder_hidden_states"]
+            counts.add(len(stored))
+            wanted = family.encode_prompts(text, captions[member.key]["captions"])["encoder_hidden_states"]
+            torch.testing.assert_close(stored.float(), wanted, rtol=2e-3, atol=2e-3)
+    assert counts == {1, 2}
+    empty = load_file(project.folder / "data/embeds/empty.safetensors")["encoder_hidden_states"]
+    torch.testing.assert_close(empty.float(), family.encode_prompts(text, [""])["encoder_hidden_states"], rtol=2e-3, atol=2e-3)
+
+
+def test_a_vae_that_does_not_know_the_images_fails_the_stage(project) -> None:
+    project.params["encode"]["images"]["min_psnr"] = 60.0
+    project.write()
+    fetch.base()
+    fetch.dataset()
+    with pytest.raises(ValueError, match=r"PSNR of .* dB, wanted `encode.images.min_psnr` 60.0"):
+        encode.images()
+    assert not (project.folder / "data/latents").exists()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("weighting", [Uniform(name="uniform"), MinSnr(name="min_snr", gamma=5.0)])
+def test_the_loss_is_that_of_the_diffusers_script(project, tmp_path, prediction_type, weighting) -> None:
+    base = tiny.make_base(tmp_path / "other", prediction_type=prediction_type)
+    project.params["base"] |= {"local": str(base), "clip": str(base / "clip")}
+    project.write()
+    project.fetch_and_encode()
+    family = Family(project.folder / "data/base")
+    unet = family.load_unet(random=False)
+    records = CachedRecords(project.folder / "data/latents", project.folder / "data/embeds", "train")
+    batch = Sampler(records, 8, 0.1, 1000, 0).batch(0, range(8))
+    ours, ours_unweighted = training_loss(unet, family, batch, family.alphas_cumprod[batch.draws.timesteps], weighting)
+
+    # What train_text_to_image.py computes, from the same latents, noise and timesteps, by diffusers' own functions.
+    scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
+    mean, logvar = batch.moments.chunk(2, dim=1)
+    latents = (mean + torch.exp(0.5 * logvar) * batch.draws.epsilon) * family.scaling_factor
+    noise, timesteps = batch.draws.noise, batch.draws.timesteps
+    target = noise if prediction_type == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
+    reference = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    prediction = reference(scheduler.add_noise(latents, noise, timesteps), timesteps, **batch.conditioning).sample
+    errors = (prediction - target).square().mean(dim=(1, 2, 3))
+    ratio = snr(scheduler.alphas_cumprod[timesteps])
+    clipped = torch.minimum(ratio, torch.tensor(5.0)) / (ratio if prediction_type == "epsilon" else ratio + 1)
+    theirs = (errors * (clipped if isinstance(weighting, MinSnr) else 1)).mean()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours_unweighted, errors.mean(), rtol=1e-5, atol=0)
+
+
+def test_accumulation_changes_rounding_only(project) -> None:
+    project.fetch_and_encode()
+    project.train()
+    whole = project.json("data/reports/train/metrics.json")
+    project.params["runtime"]["micro_batch_size"] = 3  # 3 + 1 of 4: weighted by images
+    (project.folder / "data/work").rename(project.folder / "before")
+    project.train()
+    parts = project.json("data/reports/train/metrics.json")
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+def test_gradient_checkpointing_changes_rounding_only(project) -> None:
+    project.fetch_and_encode()
+    project.train()
+    plain = weights(project)
+    (project.folder / "data/work").rename(project.folder / "before")
+    project.params["runtime"]["gradient_checkpointing"] = True
+    project.train()
+    for name, weight in weights(project).items():
+        torch.testing.assert_close(weight, plain[name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(project, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    project.fetch_and_encode()
+    project.params["train"] |= {"steps": 120, "weighting": {"name": "uniform"}}
+    code, _ = run_train(project)
+    assert code == 0
+    unbroken, history = weights(project), (project.folder / "data/reports/train/history.csv").read_bytes()
+    (project.folder / "data/work").rename(project.folder / "before")
+    (project.folder / "data/model").rename(project.folder / "before/model")
+    for until_step in (3, 40):
+        code, said = run_train(project, until_step=until_step)
+        assert code == 143, said
+        assert "the same command goes on from there" in said
+        assert not (project.folder / "data/model").exists()
+    code, said = run_train(project)
+    assert code == 0
+    assert "resuming after step" in said
+    assert same(weights(project), unbroken)
+    assert (project.folder / "data/reports/train/history.csv").read_bytes() == history
+
+
+def test_two_processes_train_what_one_does(project, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    project.params["train"] |= {"steps": 20, "batch_size": 6}
+    project.params["runtime"]["log_every_steps"] = 1
+    project.write()
+    project.fetch_and_encode()
+    losses = []
+    for processes in (1, 2):
+        project.params["runtime"]["processes"] = processes
+        code, said = run_train(project)
+        assert code == 0, said
+        rows = (project.folder / "data/reports/train/history.csv").read_text().splitlines()[1:]
+        losses.append([float(row.split(",")[1]) for row in rows])
+        (project.folder / "data/work").rename(project.folder / f"work-{processes}")
+    assert len(losses[0]) == 20
+    assert losses[1] == pytest.approx(losses[0], rel=2e-6)
+
+
+def test_a_second_run_is_told_who_holds_the_lock(project, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    project.fetch_and_encode()
+    project.params["train"]["steps"] = 100_000
+    project.write()
+    first = subprocess.Popen([sys.executable, "-m", "stages.train"], cwd=project.folder, stderr=subprocess.DEVNULL)
+    try:
+        while not list(project.folder.glob("data/work/train-*/lock")) and first.poll() is None:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        second = subprocess.run([sys.executable, "-m", "stages.train"], cwd=project.folder, capture_output=True, text=True)
+        assert second.returncode == 1
+        assert f"process {first.pid} is at this very work" in second.stderr
+    finally:
+        first.send_signal(signal.SIGINT)
+        assert first.wait() == 130
+
+
+def test_bf16_trains_and_fp16_on_the_cpu_is_refused(project) -> None:
+    project.fetch_and_encode()
+    project.params["train"]["precision"] = "bf16"
+    project.train()
+    assert project.json("data/reports/train/metrics.json")["loss"] < 10
+    assert {weight.dtype for weight in weights(project).values()} == {torch.float32}
+    project.params["train"]["precision"] = "fp16"
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        project.train()
+
+
+def test_random_weights_are_those_of_the_seed_and_not_the_bases(project) -> None:
+    project.fetch_and_encode()
+    project.params["train"] |= {"init": "random", "steps": 1}
+    project.train()
+    first = weights(project)
+    project.train()
+    assert same(weights(project), first)
+    project.params["train"]["seed"] = 1
+    project.train()
+    assert not same(weights(project), first)
+
+
+def test_epochs_count_visits(project) -> None:
+    project.fetch_and_encode()
+    records = len(index(project.folder / "data/latents", "train"))
+    project.params["train"] |= {"steps": None, "epochs": 2}
+    project.train()
+    assert project.json("data/reports/train/metrics.json")["steps"] == -(-2 * records // 4)
+
+
+def test_training_lowers_the_heldout_loss(project) -> None:
+    project.params["train"] |= {"steps": 150, "learning_rate": 3e-3, "batch_size": 8}
+    project.write()
+    project.fetch_and_encode()
+    project.train()
+    project.evaluate()
+    metrics = project.json("data/reports/evaluate/metrics.json")
+    assert metrics["heldout_loss"] < 0.9 * metrics["heldout_loss_base"]
+
+
+def test_pickled_weights_are_refused(project, tiny_base) -> None:
+    other = project.folder / "pickled"
+    shutil.copytree(tiny_base, other)
+    (other / "unet" / "diffusion_pytorch_model.safetensors").rename(other / "unet" / "diffusion_pytorch_model.bin")
+    project.params["base"]["local"] = str(other)
+    project.write()
+    with pytest.raises(
+        ValueError, match=r"unet: wanted .safetensors weights, found only diffusion_pytorch_model.bin, a pickle"
+    ):
+        fetch.base()
+    assert not (project.folder / "data/base").exists()

@@ -1,0 +1,80 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from t2i.work import digest_of, fingerprint, fresh, locked, publish, work_folder, write_json
+
+
+def _fail(folder: Path) -> None:
+    (folder / "a").write_text("second")
+    raise OSError("disk full")
+
+
+def test_what_fails_leaves_nothing_and_the_old_stays(tmp_path) -> None:
+    out = tmp_path / "out"
+    with fresh(out) as folder:
+        (folder / "a").write_text("first")
+    with pytest.raises(OSError, match="disk full"), fresh(out) as folder:
+        _fail(folder)
+    assert (out / "a").read_text() == "first"
+    with fresh(out) as folder:
+        (folder / "b").write_text("third")
+    assert [path.name for path in out.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_publish_crosses_disks(tmp_path, monkeypatch) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    (source / "a").write_text("x")
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self == source:
+            raise OSError(18, "another disk")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    publish(source, out)
+    assert (out / "a").read_text() == "x"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_lock_names_its_holder_and_goes_with_it(tmp_path) -> None:
+    code = f"from t2i.work import Path, locked\nwith locked(Path({str(tmp_path)!r})): print('held', flush=True); input()"
+    root = Path(__file__).parent.parent
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match=f"process {holder.pid} is at this very work"), locked(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with locked(tmp_path):
+        pass
+
+
+def test_fingerprints_and_digests_change_with_content_only(tmp_path) -> None:
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    (tmp_path / "x").write_text("1")
+    first = digest_of(tmp_path)
+    (tmp_path / "x").touch()
+    assert digest_of(tmp_path) == first
+    (tmp_path / "x").write_text("2")
+    assert digest_of(tmp_path) != first
+
+
+def test_the_work_folder_is_of_the_checkout_unless_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("T2I_WORK_DIR", raising=False)
+    assert work_folder("train", "abc") == tmp_path / "data/work/train-abc"
+    monkeypatch.setenv("T2I_WORK_DIR", str(tmp_path / "other"))
+    assert work_folder("train", "abc") == tmp_path / "other/train-abc"
+
+
+def test_json_has_sorted_keys(tmp_path) -> None:
+    write_json(tmp_path / "new" / "x.json", {"b": 1, "a": "é"})
+    assert (tmp_path / "new" / "x.json").read_text(encoding="utf-8") == '{\n  "a": "é",\n  "b": 1\n}\n'
