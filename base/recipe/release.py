@@ -1,5 +1,6 @@
 """Puts the trained pipeline and the whole CLIP into one folder, in float16, as base/openmoji is committed."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,17 @@ def main(
     CLIPModel.from_pretrained(clip, dtype=torch.float16).save_pretrained(out / "clip")
     CLIPTokenizer.from_pretrained(clip).save_pretrained(out / "clip")
     CLIPImageProcessorPil.from_pretrained(clip).save_pretrained(out / "clip")
+    for file in out.rglob("*config.json"):
+        _without_path(file)
+    _without_path(out / "model_index.json")
     (out / "LICENSE").write_text(LICENCE, encoding="utf-8")
+
+
+def _without_path(file: Path) -> None:
+    """Takes the path that a part was loaded from out of its configuration."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
