@@ -66,6 +66,10 @@ def encode_images(
     Raises:
         ValueError: naming the image that cannot be read, the moments that overflow, or the PSNR that is too low.
     """
+    if params.resolution_px % family.vae_factor:
+        raise ValueError(
+            f"`encode.images.resolution_px` {params.resolution_px} is no multiple of the VAE's {family.vae_factor}"
+        )
     made_by = {
         "images": [row["sha256"] for row in read_manifest(raw)["shards"]],
         "vae": digest_of(base / "vae"),
@@ -83,12 +87,6 @@ def encode_images(
                 _encode_shard(params, family, vae, group, work, batch_size, device, progress) for group in _by_shard(members)
             ]
         metrics = {"records": len(members), **_decode_back(params, family, vae, members, shards, device)}
-        if metrics["psnr_mean"] < params.min_psnr:
-            raise ValueError(
-                f"decoded back from their moments, images have a PSNR of {metrics['psnr_mean']:.1f} dB, "
-                f"wanted `encode.images.min_psnr` {params.min_psnr}: this VAE does not know such images, "
-                "or `encode.images.resolution_px` is too small"
-            )
         write_manifest(shards, rows, made_by | {"dtype": "float16"})
         publish(shards, out)
     shutil.rmtree(work)
@@ -162,7 +160,7 @@ def _encode_shard(
 def _decode_back(
     params: EncodeImages, family: Family, vae: nn.Module, members: list[Member], shards: Path, device: str
 ) -> dict[str, float]:
-    """PSNR of views rebuilt from the stored moments, over the first records of each split by hash."""
+    """PSNR of views rebuilt from the stored moments, over the first records of each split by hash; too low a mean is an error."""
     reader, sampled = Reader(), []
     for split in ("train", "heldout"):
         own = [member for member in members if member.shard.name.startswith(f"{split}-")]
@@ -180,4 +178,10 @@ def _decode_back(
         moments = reader.tensors(stored[member.shard.name, member.key])["moments"]
         latents = sample_latents(moments, None, family.scaling_factor, family.shift_factor)
         values += psnr(pixels, family.decode_latents(vae, latents.to(device)).cpu()).tolist()
-    return {"psnr_mean": round(sum(values) / len(values), 3), "psnr_min": round(min(values), 3)}
+    mean = sum(values) / len(values)
+    if mean < params.min_psnr:
+        raise ValueError(
+            f"decoded back from their moments, images have a PSNR of {mean:.1f} dB, wanted `encode.images.min_psnr` "
+            f"{params.min_psnr}: this VAE does not know such images, or `encode.images.resolution_px` is too small"
+        )
+    return {"psnr_mean": round(mean, 3), "psnr_min": round(min(values), 3)}

@@ -44,7 +44,8 @@ class Family(Protocol):
     prediction_type: Literal["epsilon", "v_prediction"]
     scaling_factor: float
     shift_factor: float
-    latent_channels: int
+    vae_factor: int
+    """Pixels a side of a latent stands for."""
 
     def load_vae(self, device: str) -> nn.Module:
         """Returns the VAE in fp32, frozen."""

@@ -8,24 +8,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from t2i import checkpoint
-from t2i.batches import Batch, CachedRecords, Sampler, micro_batches
+from t2i.batches import CachedRecords, Sampler, micro_batches
 from t2i.card import write_card
-from t2i.diffusion import add_noise, prediction_target, snr
 from t2i.ema import Ema, EmaParams
 from t2i.family import Family
 from t2i.history import History
 from t2i.interrupts import Interrupt, die_with_parent
-from t2i.latents import sample_latents
+from t2i.objective import training_loss
 from t2i.optim import AdamWParams, Schedule, learning_rate, make_optimizer
 from t2i.params import Params
 from t2i.runtime import Runtime
-from t2i.weighting import Weighting, loss_weights
+from t2i.weighting import Weighting
 from t2i.work import digest_of, fingerprint, fresh, locked, sha256_of, source_digest, work_folder, write_json, write_text
 
 
@@ -81,21 +79,6 @@ class Inputs:
     embeds: Path
     dataset: Path
     """dataset.json, for the model card."""
-
-
-def training_loss(
-    unet: nn.Module, family: Family, batch: Batch, a: Float[Tensor, " b"], weighting: Weighting
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Returns the weighted denoising loss of a batch, averaged over its images, and the same unweighted.
-
-    `a` is alphas_cumprod at the batch's timesteps. All but the UNet is fp32.
-    """
-    draws = batch.draws
-    latents = sample_latents(batch.moments, draws.epsilon, family.scaling_factor, family.shift_factor)
-    prediction = family.predict(unet, add_noise(latents, draws.noise, a), draws.timesteps, batch.conditioning)
-    target = prediction_target(latents, draws.noise, a, family.prediction_type)
-    errors = (prediction.float() - target).square().mean(dim=(1, 2, 3))
-    return (loss_weights(snr(a), family.prediction_type, weighting) * errors).mean(), errors.mean().detach()
 
 
 def train(params: Train, runtime: Runtime, family: Family, inputs: Inputs, out: Path, report: Path) -> dict[str, Any]:
@@ -199,7 +182,11 @@ def _prepared_unet(family: Family, params: Train, runtime: Runtime) -> Any:
     if runtime.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if runtime.attention == "xformers":
-        unet.enable_xformers_memory_efficient_attention()
+        try:
+            unet.enable_xformers_memory_efficient_attention()
+        except (ImportError, ValueError) as error:
+            advice = "install the extra `xformers` on a machine with a GPU, or set `runtime.attention` to sdpa"
+            raise ValueError(f"`runtime.attention` is xformers, which does not work here ({error}): {advice}") from None
     return unet
 
 

@@ -20,8 +20,8 @@ from stages import encode, fetch
 from t2i.batches import CachedRecords, Sampler
 from t2i.diffusion import snr
 from t2i.families.stable_diffusion import Family
+from t2i.objective import training_loss
 from t2i.shards import Reader, index
-from t2i.train import training_loss
 from t2i.weighting import MinSnr, Uniform
 from tests import tiny
 from tests.conftest import Project

@@ -34,7 +34,7 @@ def main(
     for file in out.rglob("*config.json"):
         _without_path(file)
     _without_path(out / "model_index.json")
-    (out / "LICENSE").write_text(LICENCE, encoding="utf-8")
+    (out / "LICENSE.md").write_text(LICENCE, encoding="utf-8")
 
 
 def _without_path(file: Path) -> None:

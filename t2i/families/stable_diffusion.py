@@ -33,7 +33,7 @@ class Family:
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         self.scaling_factor: float = vae.get("scaling_factor", 0.18215)
         self.shift_factor: float = vae.get("shift_factor") or 0.0
-        self.latent_channels: int = vae["latent_channels"]
+        self.vae_factor: int = 2 ** (len(vae["block_out_channels"]) - 1)
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         self.alphas_cumprod: Float[Tensor, " timesteps"] = scheduler.alphas_cumprod.float()
         self.prediction_type: Literal["epsilon", "v_prediction"] = scheduler.config.prediction_type

@@ -1,0 +1,24 @@
+import os
+import signal
+
+from t2i.interrupts import Interrupt
+
+
+def test_a_signal_is_a_request_while_it_is_watched_and_the_handlers_come_back(capsys) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupt() as interrupt:
+        assert interrupt.signal is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "once more to stop at once" in capsys.readouterr().err
+
+
+def test_the_second_signal_ends_the_process_at_once() -> None:
+    child = os.fork()
+    if child == 0:
+        with Interrupt():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130

@@ -1,0 +1,45 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def launch(code: str, folder: Path) -> subprocess.Popen:
+    """Relaunches a module of some code as two processes."""
+    (folder / "victim.py").write_text(code)
+    command = "import sys; from t2i.launch import relaunch; sys.exit(relaunch('victim', [], 2))"
+    paths = os.pathsep.join([str(ROOT), str(folder)])
+    return subprocess.Popen(
+        [sys.executable, "-c", command], cwd=folder, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.DEVNULL
+    )
+
+
+def test_every_process_runs(tmp_path) -> None:
+    code = "import os, pathlib; pathlib.Path(os.environ['RANK'] + '-of-' + os.environ['WORLD_SIZE']).touch()"
+    assert launch(code, tmp_path).wait() == 0
+    assert {path.name for path in tmp_path.glob("*-of-2")} == {"0-of-2", "1-of-2"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_every_process_and_decides_the_exit_code(tmp_path, number) -> None:
+    code = """
+import os, pathlib, signal, sys, time
+def stop(*_):
+    pathlib.Path('stopped-' + os.environ['RANK']).touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path('started-' + os.environ['RANK']).touch()
+time.sleep(60)
+"""
+    parent = launch(code, tmp_path)
+    while len(list(tmp_path.glob("started-*"))) < 2:
+        time.sleep(0.05)
+    parent.send_signal(number)
+    assert parent.wait(timeout=60) == 128 + number
+    assert len(list(tmp_path.glob("stopped-*"))) == 2
