@@ -18,6 +18,7 @@ from torch import Tensor
 from t2i.work import sha256_of
 
 _MANIFEST = "MANIFEST.json"
+_FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,20 @@ def load_newest(work: Path) -> Checkpoint | None:
         print(f"resuming after step {state['step']} ({folder})", file=sys.stderr)
         return Checkpoint({file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}, state)
     return None
+
+
+def finish(work: Path) -> None:
+    """Marks a run as done: its checkpoints stay until another run wants room."""
+    (work / _FINISHED).touch()
+
+
+def make_room(work: Path, *, restart: bool) -> None:
+    """Removes the checkpoints of other runs that are done and, for a restart, this run's own."""
+    for marker in work.parent.glob(f"*/{_FINISHED}"):
+        if marker.parent != work:
+            shutil.rmtree(marker.parent)
+    for own in work.glob("step-*") if restart else ():
+        shutil.rmtree(own)
 
 
 def prefixed(tensors: Mapping[int, Mapping[str, Tensor]], names: list[str]) -> dict[str, Tensor]:

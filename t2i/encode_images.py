@@ -160,7 +160,7 @@ def _encode_shard(
 def _decode_back(
     params: EncodeImages, family: Family, vae: nn.Module, members: list[Member], shards: Path, device: str
 ) -> dict[str, float]:
-    """PSNR of views rebuilt from the stored moments, over the first records of each split by hash; too low a mean is an error."""
+    """PSNR of views rebuilt from the stored moments, over the first records of each split by hash; too low is an error."""
     reader, sampled = Reader(), []
     for split in ("train", "heldout"):
         own = [member for member in members if member.shard.name.startswith(f"{split}-")]

@@ -1,6 +1,7 @@
 """Verb: fine-tune the UNet from cached moments and embeddings; neither VAE nor text encoder is loaded."""
 
 import contextlib
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -102,6 +103,9 @@ def train(params: Train, runtime: Runtime, family: Family, inputs: Inputs, out: 
     made_by = _made_by(params, inputs)
     work = work_folder("train", fingerprint(made_by, source_digest()))
     with locked(work) if accelerator.is_main_process else contextlib.nullcontext():
+        if accelerator.is_main_process:
+            checkpoint.make_room(work, restart=os.environ.get("T2I_RESUME") == "never")
+        accelerator.wait_for_everyone()
         ema, history = _optimize(params, runtime, family, inputs, work, accelerator)
         if not accelerator.is_main_process:
             return {}
@@ -112,6 +116,7 @@ def train(params: Train, runtime: Runtime, family: Family, inputs: Inputs, out: 
         metrics = {"steps": last["step"], "loss": float(f"{last['loss']:.6g}"), "mse": float(f"{last['mse']:.6g}")}
         write_text(report / "history.csv", history.csv(runtime.log_every_steps))
         write_json(report / "metrics.json", metrics)
+        checkpoint.finish(work)
     return metrics
 
 
@@ -132,10 +137,7 @@ def _optimize(
     ema = Ema(weights, params.ema)
     adamw = make_optimizer(unet.parameters(), params.optimizer)
     step, history = _restore(work, unet, ema, adamw, accelerator.device)
-    if accelerator.num_processes > 1 or params.precision != "fp32":
-        unet, optimizer = accelerator.prepare(unet, adamw)
-    else:
-        optimizer = adamw
+    unet, optimizer = accelerator.prepare(unet, adamw)
 
     progress = tqdm(total=steps, initial=step, desc="training", unit=" steps", disable=not accelerator.is_main_process)
     saved_at = time.monotonic()

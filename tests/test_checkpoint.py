@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2i.checkpoint import Checkpoint, load_newest, prefixed, save, unprefixed
+from t2i.checkpoint import Checkpoint, finish, load_newest, make_room, prefixed, save, unprefixed
 
 
 def saved(work: Path, *steps: int, keep: int = 9) -> None:
@@ -63,3 +63,16 @@ def test_optimizer_state_survives_the_way_to_flat_tensors() -> None:
     state = optimizer.state_dict()["state"]
     back = unprefixed(prefixed(state, names), names)
     assert all(torch.equal(back[at][key], value) for at, entry in state.items() for key, value in entry.items())
+
+
+def test_only_finished_runs_make_room_for_another(tmp_path) -> None:
+    for name in ("done", "broken off", "this"):
+        (tmp_path / name).mkdir()
+        saved(tmp_path / name, 5)
+    finish(tmp_path / "done")
+    finish(tmp_path / "this")
+    make_room(tmp_path / "this", restart=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"broken off", "this"}
+    assert load_newest(tmp_path / "this") is not None
+    make_room(tmp_path / "this", restart=True)
+    assert load_newest(tmp_path / "this") is None

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from t2i.families.stable_diffusion import Family as StableDiffusion
+from t2i.family import Family, load_family
+from t2i.params import ParamsError
+from tests import tiny
+
+
+def test_an_unknown_family_lists_the_families(tiny_base) -> None:
+    with pytest.raises(ParamsError, match="did you mean `stable_diffusion`"):
+        load_family("stable_difusion", tiny_base)
+
+
+def test_stable_diffusion_is_a_family(tiny_base) -> None:
+    assert isinstance(load_family("stable_diffusion", tiny_base), Family)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_what_differs_is_read_from_the_checkpoint(tmp_path, prediction_type) -> None:
+    family = StableDiffusion(tiny.make_base(tmp_path, prediction_type=prediction_type))
+    assert family.prediction_type == prediction_type
+    assert (family.scaling_factor, family.shift_factor, family.vae_factor) == (0.18215, 0.0, 2)
+    assert family.alphas_cumprod.dtype == torch.float32
+    assert family.alphas_cumprod[-1] == pytest.approx(0.00466, rel=1e-2)  # SD's schedule
+
+
+def test_moments_decoded_are_what_the_vae_rebuilds(tiny_base) -> None:
+    family = StableDiffusion(tiny_base)
+    vae, pixels = family.load_vae("cpu"), torch.rand(2, 3, 32, 32) * 2 - 1
+    moments = family.encode_pixels(vae, pixels)
+    latents = moments.chunk(2, dim=1)[0] * family.scaling_factor
+    with torch.no_grad():
+        torch.testing.assert_close(family.decode_latents(vae, latents), vae(pixels).sample)
+
+
+def test_conditioning_is_what_the_pipeline_computes(tiny_base) -> None:
+    family = StableDiffusion(tiny_base)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_base, use_safetensors=True)
+    captions = ["a red square", "b " * 40]
+    theirs, empty = pipeline.encode_prompt(captions, "cpu", 1, do_classifier_free_guidance=True)
+    text = family.load_text("cpu")
+    torch.testing.assert_close(family.encode_prompts(text, captions)["encoder_hidden_states"], theirs)
+    torch.testing.assert_close(family.encode_prompts(text, [""])["encoder_hidden_states"], empty[:1])
+    assert family.count_truncated(text, captions) == 1
+
+
+def test_export_replaces_the_unet_and_nothing_else(tiny_base, tmp_path) -> None:
+    family = StableDiffusion(tiny_base)
+    weights = {name: weight + 1 for name, weight in family.load_unet(random=False).state_dict().items()}
+    family.export(weights, tmp_path / "out")
+    assert all(
+        torch.equal(value, weights[name])
+        for name, value in StableDiffusion(tmp_path / "out").load_unet(random=False).state_dict().items()
+    )
+    for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
+        old, new = (load_file(folder / f"{part}.safetensors") for folder in (tiny_base, tmp_path / "out"))
+        assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_an_image_depends_on_its_own_noise_and_prompt_alone(tiny_base) -> None:
+    family = StableDiffusion(tiny_base)
+
+    def drawn(*seeds: int) -> list[bytes]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        options = {"num_inference_steps": 2, "guidance_scale": 2.0, "size_px": 32, "device": "cpu"}
+        return [image.tobytes() for image in family.sample([f"square {seed}" for seed in seeds], generators, **options)]
+
+    together, alone = drawn(1, 2, 3), drawn(2)
+    assert max(abs(x - y) for x, y in zip(together[1], alone[0], strict=True)) <= 1
+    assert together[0] != together[1]
