@@ -21,8 +21,8 @@ class Record:
     """Gives the encoded image file, untouched; called only for the records that are kept."""
     extension: str
     """`png`, `jpg` or `webp`."""
-    captions: tuple[str, ...]
-    """One or more captions."""
+    captions: tuple[Any, ...]
+    """One or more captions, as the source has them: what is no text is refused where they are written down."""
 
 
 @dataclass(frozen=True)

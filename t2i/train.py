@@ -136,7 +136,7 @@ def _optimize(
     weights = dict(unet.named_parameters())
     ema = Ema(weights, params.ema)
     adamw = make_optimizer(unet.parameters(), params.optimizer)
-    step, history = _restore(work, unet, ema, adamw, accelerator.device)
+    step, history = _restore(work, unet, ema, adamw, accelerator.scaler, accelerator.device)
     unet, optimizer = accelerator.prepare(unet, adamw)
 
     progress = tqdm(total=steps, initial=step, desc="training", unit=" steps", disable=not accelerator.is_main_process)
@@ -161,17 +161,19 @@ def _optimize(
             step += 1
             ema.update(weights, step)
 
-            stop = torch.tensor(float(interrupt.signal or 0), device=accelerator.device)
-            if accelerator.num_processes > 1:
-                loss, mse, stop = accelerator.reduce(torch.stack([loss, mse, stop]), "mean")
+            stopping: float = interrupt.signal or 0
+            if accelerator.num_processes > 1:  # all stop after the same step
+                loss, mse, agreed = accelerator.reduce(torch.stack([loss, mse, loss.new_tensor(stopping)]), "mean")
+                stopping = agreed.item()
             history.append((loss, mse, grad_norm, rate))
             progress.update()
             if step % runtime.log_every_steps == 0:
                 progress.set_postfix_str(_shown(history, runtime.log_every_steps, progress, params.batch_size))
-            stopping = (accelerator.num_processes > 1 or interrupt.signal is not None) and stop.item() > 0
             if stopping or step == steps or time.monotonic() - saved_at > runtime.checkpoint_every_seconds:
                 if accelerator.is_main_process:
-                    checkpoint.save(work, _state(step, weights, ema, adamw, history), runtime.keep_checkpoints)
+                    checkpoint.save(
+                        work, _state(step, weights, ema, adamw, accelerator.scaler, history), runtime.keep_checkpoints
+                    )
                 saved_at = time.monotonic()
             if stopping and step < steps:
                 print(f"stopped after step {step} of {steps}; the same command goes on from there", file=sys.stderr)
@@ -193,7 +195,7 @@ def _prepared_unet(family: Family, params: Train, runtime: Runtime) -> Any:
 
 
 def _restore(
-    work: Path, unet: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, device: torch.device
+    work: Path, unet: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, scaler: Any, device: torch.device
 ) -> tuple[int, History]:
     """Brings everything to the newest checkpoint's state; returns the steps taken and their history."""
     found = checkpoint.load_newest(work)
@@ -205,11 +207,13 @@ def _restore(
     names = [name for name, _ in unet.named_parameters()]
     state = optimizer.state_dict() | {"state": checkpoint.unprefixed(found.tensors["optimizer"], names)}
     optimizer.load_state_dict(state)
+    if scaler is not None:
+        scaler.load_state_dict(found.state["scaler"])
     return found.state["step"], History(found.tensors["history"]["rows"])
 
 
 def _state(
-    step: int, weights: dict[str, Tensor], ema: Ema, optimizer: torch.optim.Optimizer, history: History
+    step: int, weights: dict[str, Tensor], ema: Ema, optimizer: torch.optim.Optimizer, scaler: Any, history: History
 ) -> checkpoint.Checkpoint:
     tensors = {
         "unet": dict(weights),
@@ -217,7 +221,8 @@ def _state(
         "optimizer": checkpoint.prefixed(optimizer.state_dict()["state"], list(weights)),
         "history": {"rows": history.tensor()},
     }
-    return checkpoint.Checkpoint(tensors, {"step": step, "ema_updates": ema.updates})
+    state = {"step": step, "ema_updates": ema.updates, "scaler": scaler.state_dict() if scaler is not None else None}
+    return checkpoint.Checkpoint(tensors, state)
 
 
 def _shown(history: History, steps: int, progress: Any, batch_size: int) -> str:
