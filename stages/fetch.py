@@ -34,7 +34,7 @@ def dataset(
     from t2i.params import load
 
     counts = fetch_dataset(load(params, "fetch", Fetch), out)
-    print("dataset:", ", ".join(f"{count} records {split}" for split, count in counts.items()))
+    print("dataset:", ", ".join(f"{kept} of {found} records {split}" for split, (kept, found) in counts.items()))
 
 
 if __name__ == "__main__":

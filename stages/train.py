@@ -1,6 +1,5 @@
 """Stage `train`: the UNet from cached tensors."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +28,17 @@ def main(
 
     section, runtime = load(params, "train", Train), load(params, "runtime", Runtime)
     if runtime.processes > 1 and not in_process_group():
-        raise SystemExit(relaunch("stages.train", sys.argv[1:], runtime.processes))
+        options = {
+            "base": base,
+            "latents": latents,
+            "embeds": embeds,
+            "dataset": dataset,
+            "out": out,
+            "report": report,
+            "params": params,
+        }
+        arguments = [word for name, path in options.items() for word in (f"--{name}", str(path))]
+        raise SystemExit(relaunch("stages.train", arguments, runtime.processes))
     family = load_family(load(params, "base", Base).family, base)
     metrics = train(section, runtime, family, Inputs(base, latents, embeds, dataset), out, report)
     if metrics:

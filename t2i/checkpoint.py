@@ -52,11 +52,16 @@ def save(work: Path, checkpoint: Checkpoint, keep: int) -> None:
         shutil.rmtree(old)
 
 
-def load_newest(work: Path) -> Checkpoint | None:
-    """Returns the newest checkpoint that verifies; says on stderr which is used, and which are passed over and why."""
+def load_newest(work: Path, *, discard_damaged: bool = False) -> Checkpoint | None:
+    """Returns the newest checkpoint that verifies; says on stderr which is used, and which are passed over and why.
+
+    A damaged one, left where it is, would count as the newest when the next save removes the oldest.
+    """
     for folder in sorted(work.glob("step-????????"), reverse=True):
         if problem := _damage(folder):
             print(f"{folder}: {problem}; trying the one before", file=sys.stderr)
+            if discard_damaged:
+                shutil.rmtree(folder, ignore_errors=True)
             continue
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         print(f"resuming after step {state['step']} ({folder})", file=sys.stderr)
@@ -70,11 +75,12 @@ def finish(work: Path) -> None:
 
 
 def make_room(work: Path, *, restart: bool) -> None:
-    """Removes the checkpoints of other runs that are done and, for a restart, this run's own."""
+    """Removes what other runs that are done have left, unfinished checkpoints and, for a restart, this run's own."""
+    (work / _FINISHED).unlink(missing_ok=True)
     for marker in work.parent.glob(f"*/{_FINISHED}"):
         if marker.parent != work:
             shutil.rmtree(marker.parent)
-    for own in work.glob("step-*") if restart else ():
+    for own in work.glob("step-*" if restart else "step-*.tmp"):
         shutil.rmtree(own)
 
 

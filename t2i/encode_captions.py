@@ -31,7 +31,7 @@ def encode_captions(
     Returns:
         Metrics: counts of records and captions, and of captions longer than the tokenizer lets through.
     """
-    rows = [json.loads(line) for line in captions.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in captions.open(encoding="utf-8")]
     made_by = {
         "captions": sha256_of(captions),
         "text": {folder.name: digest_of(folder) for folder in sorted(base.glob("t*")) if folder.is_dir()},

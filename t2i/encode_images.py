@@ -3,21 +3,22 @@
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from t2i.family import Family
-from t2i.images import Interpolation, View, decode, view
+from t2i.images import Geometry, Interpolation, View, decode, view
 from t2i.latents import psnr, sample_latents
 from t2i.params import Params
 from t2i.records import hash_fraction
 from t2i.shards import Member, Reader, index, pack, read_manifest, scan, write_manifest, write_shard
-from t2i.work import digest_of, fingerprint, locked, publish, source_digest, work_folder
+from t2i.work import digest_of, fingerprint, locked, publish, source_digest, work_folder, write_json
 
 
 class CenterCrop(Params):
@@ -89,7 +90,7 @@ def encode_images(
         metrics = {"records": len(members), **_decode_back(params, family, vae, members, shards, device)}
         write_manifest(shards, rows, made_by | {"dtype": "float16"})
         publish(shards, out)
-    shutil.rmtree(work)
+        shutil.rmtree(work)
     return metrics
 
 
@@ -136,25 +137,31 @@ def _encode_shard(
         progress.update(len(members))
         row: dict[str, Any] = json.loads(finished.read_text())
         return row
-    reader = Reader()
-    by_key = {member.key: list(views(params, member, bytes(reader.content(member)))) for member in members}
-    pixels = torch.stack([view.pixels for stored in by_key.values() for view in stored])
-    moments = torch.cat([family.encode_pixels(vae, batch.to(device)).cpu() for batch in pixels.split(batch_size)])
     contents = {}
-    for (key, stored), its_moments in zip(
-        by_key.items(), moments.split([len(stored) for stored in by_key.values()]), strict=True
-    ):
+    for key, group in groupby(_encode_views(params, family, vae, members, batch_size, device), key=lambda row: row[0]):
+        _, geometries, moments = zip(*group, strict=True)
         tensors = {
-            "moments": its_moments,
-            "original_size": torch.tensor([view.original_size for view in stored], dtype=torch.int32),
-            "crop": torch.tensor([view.crop for view in stored], dtype=torch.int32),
-            "flipped": torch.tensor([view.flipped for view in stored], dtype=torch.uint8),
+            "moments": torch.stack(moments),
+            "original_size": torch.tensor([seen.original_size for seen in geometries], dtype=torch.int32),
+            "crop": torch.tensor([seen.crop for seen in geometries], dtype=torch.int32),
+            "flipped": torch.tensor([seen.flipped for seen in geometries], dtype=torch.uint8),
         }
         contents[key] = ("safetensors", pack(tensors, f"{shard}: record {key}"))
+        progress.update()
     row = write_shard(work / "shards" / shard.name, contents)
-    finished.write_text(json.dumps(row))
-    progress.update(len(members))
+    write_json(finished, row)
     return row
+
+
+def _encode_views(
+    params: EncodeImages, family: Family, vae: nn.Module, members: list[Member], batch_size: int, device: str
+) -> Iterator[tuple[str, Geometry, Tensor]]:
+    """Yields key, geometry and moments of every stored view; a batch never crosses a shard, whose bits it could change."""
+    reader = Reader()
+    stored = ((member.key, seen) for member in members for seen in views(params, member, bytes(reader.content(member))))
+    while batch := list(islice(stored, batch_size)):
+        moments = family.encode_pixels(vae, torch.stack([seen.pixels for _, seen in batch]).to(device)).cpu()
+        yield from ((key, seen.geometry, its) for (key, seen), its in zip(batch, moments, strict=True))
 
 
 def _decode_back(

@@ -3,12 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from t2i.family import Base
 from t2i.work import fresh
 
 NOT_TAKEN = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of a pipeline that neither training nor sampling here uses."""
+
+_WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "*-of-*.safetensors")
 
 
 def fetch_base(params: Base, out: Path, clip_out: Path) -> str:
@@ -20,46 +23,72 @@ def fetch_base(params: Base, out: Path, clip_out: Path) -> str:
     Raises:
         ValueError: naming the file that is missing or not to be trusted, and what to do.
     """
-    source, origin = _locate(params.hub or params.local, params.revision, params.variant)
+    source, origin = _pipeline(params)
     with fresh(out) as folder:
         _copy_pipeline(source, folder, params.variant)
         (folder / "source.json").write_text(json.dumps(origin, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    clip_source, clip_origin = _locate(params.clip, None, None)
+    clip_source, clip_origin = _clip(params)
     with fresh(clip_out) as folder:
         _copy_model(clip_source, folder, None)
         (folder / "source.json").write_text(json.dumps(clip_origin, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return " at ".join(str(part) for part in origin.values() if part)
 
 
-def _locate(name: str, revision: str | None, variant: str | None) -> tuple[Path, dict[str, str | None]]:
-    """The folder of a local checkpoint, or of a downloaded one with its commit."""
-    if Path(name).is_dir():
-        return Path(name), {"source": name, "commit": None}
+def _pipeline(params: Base) -> tuple[Path, dict[str, str | None]]:
+    """The folder of the base, local or downloaded, and where it came from."""
+    if params.hub is None:
+        return Path(params.local), {"source": _named(params.local), "commit": None}
+    snapshot = _download(params.hub, params.revision, ["model_index.json"])
+    names = _parts(snapshot)
+    weights = [f"*.{params.variant}.safetensors"] if params.variant else list(_WEIGHTS)
+    patterns = [f"{name}/{pattern}" for name in names for pattern in ("*.json", "*.txt", *weights)]
+    _download(params.hub, snapshot.name, patterns)
+    return snapshot, {"source": params.hub, "commit": snapshot.name}
+
+
+def _clip(params: Base) -> tuple[Path, dict[str, str | None]]:
+    """The folder of the CLIP that measures, local or downloaded, and where it came from."""
+    if Path(params.clip).is_dir():
+        if not Path(params.clip).resolve().is_relative_to(Path(params.local).resolve()):
+            raise ValueError(f"`base.clip` {params.clip!r} must lie inside `base.local` {params.local!r}, which DVC watches")
+        return Path(params.clip), {"source": _named(params.clip), "commit": None}
+    snapshot = _download(params.clip, None, ["*.json", "*.txt", *_WEIGHTS])
+    return snapshot, {"source": params.clip, "commit": snapshot.name}
+
+
+def _named(folder: str) -> str:
+    """A folder as a model card may show it: an absolute path is nobody's business."""
+    return Path(folder).name if Path(folder).is_absolute() else folder
+
+
+def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """The folder of a snapshot, named by its commit."""
     from huggingface_hub import snapshot_download
 
-    weights = f"*.{variant}.safetensors" if variant else "*.safetensors"
     try:
-        snapshot = snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt", weights, f"*/{weights}"])
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"base {name!r}, revision {revision!r}: neither a folder nor to be had from the Hub ({reason}); "
+            f"`base`: {name!r}, revision {revision!r}, is not to be had from the Hub ({reason}); "
             "check the name, the network, and HF_TOKEN for a private or gated model; HF_HUB_OFFLINE=1 uses what is on disk"
         ) from None
-    return Path(snapshot), {"source": name, "commit": Path(snapshot).name}
 
 
-def _copy_pipeline(source: Path, out: Path, variant: str | None) -> None:
+def _parts(source: Path) -> dict[str, Any]:
+    """The entries of model_index.json that name a part which is used here."""
     index_file = source / "model_index.json"
     if not index_file.is_file():
         raise ValueError(f"{index_file}: missing: {source} is no pipeline in diffusers' layout")
     index = json.loads(index_file.read_text(encoding="utf-8"))
-    for part, kind in index.items():
-        if isinstance(kind, list) and kind[0] is not None:
-            if part in NOT_TAKEN:
-                index[part] = [None, None]
-            else:
-                _copy_model(source / part, out / part, variant)
+    return {name: kind for name, kind in index.items() if isinstance(kind, list) and kind[0] and name not in NOT_TAKEN}
+
+
+def _copy_pipeline(source: Path, out: Path, variant: str | None) -> None:
+    for name in _parts(source):
+        _copy_model(source / name, out / name, variant)
+    index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+    index |= {name: [None, None] for name in NOT_TAKEN if name in index}
     if "safety_checker" in index:
         index["requires_safety_checker"] = False
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

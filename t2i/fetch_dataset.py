@@ -43,17 +43,19 @@ class Fetch(Params):
         return check(resolve_plugin("t2i.sources", source["name"]).Params, source, "fetch.source")
 
 
-def fetch_dataset(params: Fetch, out: Path) -> dict[Split, int]:
+def fetch_dataset(params: Fetch, out: Path) -> dict[Split, tuple[int, int]]:
     """Writes `out`/images/{split}-00000.tar, `out`/captions.jsonl and `out`/dataset.json.
 
     Returns:
-        The count of records of each split.
+        For each split, how many records were kept and how many were there.
 
     Raises:
         ValueError: naming the record, where a caption cannot be used; or where a split is empty.
     """
     dataset = resolve_plugin("t2i.sources", params.source.name).load(params.source, Path(params.local))
-    splits = select(dataset.records, params)
+    found = split_up(dataset.records, params.heldout_fraction)
+    most: dict[Split, int | None] = {"train": params.max_train_records, "heldout": params.max_heldout_records}
+    splits = {split: select(found[split], most[split], params.seed) for split in SPLITS}
     for split in SPLITS:
         if not splits[split]:
             raise ValueError(
@@ -62,7 +64,7 @@ def fetch_dataset(params: Fetch, out: Path) -> dict[Split, int]:
                 "give more records, or change `fetch.heldout_fraction`"
             )
     with fresh(out) as folder:
-        _write_images(splits, folder / "images", params, dataset.description)
+        _write_images(splits, folder / "images", params)
         with (folder / "captions.jsonl").open("w", encoding="utf-8") as file:
             for split, records in splits.items():
                 for record in records:
@@ -71,11 +73,11 @@ def fetch_dataset(params: Fetch, out: Path) -> dict[Split, int]:
         counts = {split: len(records) for split, records in splits.items()}
         description = dataset.description | {"records": counts}
         (folder / "dataset.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return counts
+    return {split: (len(splits[split]), len(found[split])) for split in SPLITS}
 
 
-def select(records: Iterator[Record], params: Fetch) -> dict[Split, list[Record]]:
-    """Returns the kept records of each split, sorted by key; records of one key become one with all captions."""
+def split_up(records: Iterator[Record], heldout_fraction: float) -> dict[Split, list[Record]]:
+    """Returns the records of each split; those of one key become one with all captions."""
     merged: dict[str, Record] = {}
     for record in tqdm(records, desc="reading", unit=" records"):
         for caption in record.captions:
@@ -84,16 +86,19 @@ def select(records: Iterator[Record], params: Fetch) -> dict[Split, list[Record]
         known = merged.get(record.key)
         captions = (*(known.captions if known else ()), *record.captions)
         merged[record.key] = replace(record, captions=tuple(dict.fromkeys(captions)))
-    most = {"train": params.max_train_records, "heldout": params.max_heldout_records}
-    splits: dict[Split, list[Record]] = {}
-    for split in SPLITS:
-        members = [record for record in merged.values() if split_of(record.identity, params.heldout_fraction) == split]
-        members.sort(key=lambda record: hash_fraction(f"{params.seed}:{record.identity}"))
-        splits[split] = sorted(members[: most[split]], key=lambda record: record.key)
+    splits: dict[Split, list[Record]] = {split: [] for split in SPLITS}
+    for record in merged.values():
+        splits[split_of(record.identity, heldout_fraction)].append(record)
     return splits
 
 
-def _write_images(splits: dict[Split, list[Record]], folder: Path, params: Fetch, description: dict[str, Any]) -> None:
+def select(records: list[Record], most: int | None, seed: int) -> list[Record]:
+    """Returns at most `most` records, drawn by seed, sorted by key."""
+    drawn = sorted(records, key=lambda record: hash_fraction(f"{seed}:{record.identity}"))
+    return sorted(drawn[:most], key=lambda record: record.key)
+
+
+def _write_images(splits: dict[Split, list[Record]], folder: Path, params: Fetch) -> None:
     folder.mkdir()
     rows = []
     with tqdm(total=sum(map(len, splits.values())), desc="images", unit=" images") as progress:
@@ -103,4 +108,4 @@ def _write_images(splits: dict[Split, list[Record]], folder: Path, params: Fetch
                 members = {record.key: (record.extension, record.read()) for record in chunk}
                 rows.append(write_shard(folder / f"{split}-{number:05d}.tar", members))
                 progress.update(len(chunk))
-    write_manifest(folder, rows, description)
+    write_manifest(folder, rows, {})

@@ -14,7 +14,8 @@ COLUMNS = ("loss", "mse", "grad_norm", "learning_rate")
 class History:
     """One row of COLUMNS a step; rows stay on the device until they are read."""
 
-    def __init__(self, rows: Tensor | None = None) -> None:
+    def __init__(self, rows: Tensor | None = None, *, finite_gradients: bool = True) -> None:
+        self._finite_gradients = finite_gradients  # fp16's loss scaling meets infinite ones, and skips their steps
         self._read: list[list[float]] = [] if rows is None else rows.tolist()
         self._pending: list[Tensor] = []
 
@@ -29,14 +30,15 @@ class History:
         """Returns every row so far, reading those that are still on the device.
 
         Raises:
-            ValueError: naming the first step whose loss is not finite.
+            ValueError: naming the first step whose loss or gradients are not finite.
         """
         if self._pending:
             fresh = torch.stack(self._pending).tolist()
             for step, row in enumerate(fresh, start=len(self._read) + 1):
-                if not math.isfinite(row[0]):
+                loss, grad_norm = row[COLUMNS.index("loss")], row[COLUMNS.index("grad_norm")]
+                if not math.isfinite(loss) or (self._finite_gradients and not math.isfinite(grad_norm)):
                     advice = "lower `train.learning_rate`, or set `train.precision` to bf16 or fp32"
-                    raise ValueError(f"the loss of step {step} is {row[0]}: {advice}")
+                    raise ValueError(f"step {step}: the loss is {loss}, the norm of its gradients {grad_norm}: {advice}")
             self._read += fresh
             self._pending = []
         return self._read
@@ -54,6 +56,13 @@ class History:
             columns = (sum(values) / len(window) for values in zip(*window, strict=True))
             means.append({"step": start + len(window), **dict(zip(COLUMNS, columns, strict=True))})
         return means
+
+    def last_tenth(self) -> dict[str, Any]:
+        """Returns the number of steps, and the mean losses of the last tenth of them, to six digits."""
+        rows = self.rows()
+        tenth = rows[-max(1, -(-len(rows) // 10)) :]
+        loss, mse, *_ = (sum(values) / len(values) for values in zip(*tenth, strict=True))
+        return {"steps": len(rows), "loss": float(f"{loss:.6g}"), "mse": float(f"{mse:.6g}")}
 
     def csv(self, steps: int) -> str:
         """Returns the windows as CSV, six significant digits each."""

@@ -12,16 +12,22 @@ from torch import Tensor
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
-class View(NamedTuple):
-    """One crop of an image, and where it lay: what SDXL is told, and anyone can check."""
+class Geometry(NamedTuple):
+    """Where a view lay: what SDXL is told, and anyone can check."""
 
-    pixels: Float[Tensor, "3 px px"]
-    """In [-1, 1]."""
     original_size: tuple[int, int]
     """Height and width of the image as it came, after EXIF's rotation, pixels."""
     crop: tuple[int, int]
     """Top and left of the crop in the resized image, pixels."""
     flipped: bool
+
+
+class View(NamedTuple):
+    """One crop of an image."""
+
+    pixels: Float[Tensor, "3 px px"]
+    """In [-1, 1]."""
+    geometry: Geometry
 
 
 def decode(content: bytes, background: str) -> Image.Image:
@@ -67,7 +73,7 @@ def view(
     top, left = round(place[0] * (size[1] - resolution_px)), round(place[1] * (size[0] - resolution_px))
     square = resized.crop((left, top, left + resolution_px, top + resolution_px))
     square = ImageOps.mirror(square) if flipped else square
-    return View(to_pixels(square), (height, width), (top, left), flipped)
+    return View(to_pixels(square), Geometry((height, width), (top, left), flipped))
 
 
 def to_pixels(image: Image.Image) -> Float[Tensor, "3 h w"]:

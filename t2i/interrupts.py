@@ -35,6 +35,12 @@ class Interrupt:
 
 
 def die_with_parent() -> None:
-    """Asks Linux, under DVC, for SIGTERM when the parent dies, so that no trainer outlives the `dvc repro` that started it."""
-    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+    """Asks, under DVC, for SIGTERM when the parent dies, so that no trainer outlives the `dvc repro` that started it."""
+    if "DVC_STAGE" in os.environ:
+        end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Asks Linux for SIGTERM when the parent process dies (prctl's PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)

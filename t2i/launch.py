@@ -6,6 +6,8 @@ import subprocess
 import sys
 from types import FrameType
 
+from t2i.interrupts import die_with_parent, end_with_parent
+
 
 def in_process_group() -> bool:
     """Whether a launcher (this one, torchrun, accelerate launch) started this process as one of several."""
@@ -19,7 +21,10 @@ def relaunch(module: str, arguments: list[str], processes: int) -> int:
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", module]
     received: list[int] = []
-    child = subprocess.Popen([*command, *arguments], start_new_session=True)
+    # A large checkpoint takes longer than the 30 s that torchrun gives its processes to end.
+    environment = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
+    die_with_parent()
+    child = subprocess.Popen([*command, *arguments], env=environment, start_new_session=True, preexec_fn=end_with_parent)
 
     def forward(number: int, frame: FrameType | None) -> None:
         del frame

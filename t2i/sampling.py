@@ -58,7 +58,7 @@ class HeldOut:
 def heldout(params: Evaluate, inputs: Inputs) -> HeldOut:
     """Returns the held-out records that are measured, with their first captions."""
     captions = {}
-    for line in (inputs.raw / "captions.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (inputs.raw / "captions.jsonl").open(encoding="utf-8"):
         row = json.loads(line)
         captions[row["key"]] = row["captions"][0]
     images = some_images(inputs, "heldout", params.prompts, params.seed)

@@ -112,8 +112,7 @@ def train(params: Train, runtime: Runtime, family: Family, inputs: Inputs, out: 
         with fresh(out) as folder:
             family.export(ema.shadow, folder)
             write_card(folder, inputs.dataset, made_by)
-        last = history.windows(max(1, -(-len(history.rows()) // 10)))[-1]
-        metrics = {"steps": last["step"], "loss": float(f"{last['loss']:.6g}"), "mse": float(f"{last['mse']:.6g}")}
+        metrics = history.last_tenth()
         write_text(report / "history.csv", history.csv(runtime.log_every_steps))
         write_json(report / "metrics.json", metrics)
         checkpoint.finish(work)
@@ -136,7 +135,7 @@ def _optimize(
     weights = dict(unet.named_parameters())
     ema = Ema(weights, params.ema)
     adamw = make_optimizer(unet.parameters(), params.optimizer)
-    step, history = _restore(work, unet, ema, adamw, accelerator.scaler, accelerator.device)
+    step, history = _restore(work, unet, ema, adamw, accelerator.scaler, accelerator.device, accelerator.is_main_process)
     unet, optimizer = accelerator.prepare(unet, adamw)
 
     progress = tqdm(total=steps, initial=step, desc="training", unit=" steps", disable=not accelerator.is_main_process)
@@ -175,6 +174,8 @@ def _optimize(
                         work, _state(step, weights, ema, adamw, accelerator.scaler, history), runtime.keep_checkpoints
                     )
                 saved_at = time.monotonic()
+                if stopping:
+                    accelerator.wait_for_everyone()  # none ends, and has the others ended, before the checkpoint is whole
             if stopping and step < steps:
                 print(f"stopped after step {step} of {steps}; the same command goes on from there", file=sys.stderr)
                 raise SystemExit(128 + (interrupt.signal or 15))
@@ -195,12 +196,12 @@ def _prepared_unet(family: Family, params: Train, runtime: Runtime) -> Any:
 
 
 def _restore(
-    work: Path, unet: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, scaler: Any, device: torch.device
+    work: Path, unet: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, scaler: Any, device: torch.device, main: bool
 ) -> tuple[int, History]:
     """Brings everything to the newest checkpoint's state; returns the steps taken and their history."""
-    found = checkpoint.load_newest(work)
+    found = checkpoint.load_newest(work, discard_damaged=main)
     if found is None:
-        return 0, History()
+        return 0, History(finite_gradients=scaler is None)
     unet.load_state_dict(found.tensors["unet"])
     ema.shadow = {name: tensor.to(device) for name, tensor in found.tensors["ema"].items()}
     ema.updates = found.state["ema_updates"]
@@ -209,7 +210,7 @@ def _restore(
     optimizer.load_state_dict(state)
     if scaler is not None:
         scaler.load_state_dict(found.state["scaler"])
-    return found.state["step"], History(found.tensors["history"]["rows"])
+    return found.state["step"], History(found.tensors["history"]["rows"], finite_gradients=scaler is None)
 
 
 def _state(

@@ -38,9 +38,10 @@ def test_a_damaged_one_is_passed_over_and_said(tmp_path, capsys, damage) -> None
         weights.unlink()
     else:
         (tmp_path / "step-00000010" / "MANIFEST.json").write_text("{")
-    found = load_newest(tmp_path)
+    found = load_newest(tmp_path, discard_damaged=True)
     assert found is not None
     assert found.state["step"] == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
     said = capsys.readouterr().err
     assert "trying the one before" in said
     assert "resuming after step 5" in said

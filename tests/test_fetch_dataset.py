@@ -1,51 +1,45 @@
 import pytest
 
-from t2i.fetch_dataset import Fetch, select
-from t2i.params import load
+from t2i.fetch_dataset import select, split_up
 from t2i.records import Record
-from tests.conftest import ROOT
 
 
 def record(name: str, *captions: object) -> Record:
     return Record(name, name, lambda: b"", "png", captions)  # type: ignore[arg-type]
 
 
-def chosen(count: int, **changes) -> dict[str, list[str]]:
-    params = load(ROOT / "params.yaml", "fetch", Fetch).model_copy(update={"max_train_records": None} | changes)
-    return {
-        split: [r.key for r in kept]
-        for split, kept in select(iter([record(f"r{n}", "x") for n in range(count)]), params).items()
-    }
+RECORDS = [record(f"r{n}", "x") for n in range(300)]
 
 
 def test_more_records_move_none_between_splits() -> None:
-    few, many = chosen(100), chosen(300)
+    few, many = (split_up(iter(RECORDS[:count]), 0.1) for count in (100, 300))
     for split in ("train", "heldout"):
-        assert set(few[split]) <= set(many[split])
+        assert {r.key for r in few[split]} <= {r.key for r in many[split]}
 
 
 def test_most_records_are_drawn_by_seed_and_sorted_by_key() -> None:
-    first, again, other = (
-        chosen(300, max_train_records=20),
-        chosen(300, max_train_records=20),
-        chosen(300, max_train_records=20, seed=1),
-    )
-    assert first == again
-    assert first["train"] != other["train"]
-    assert len(first["train"]) == 20
-    assert first["train"] == sorted(first["train"])
+    first, again, other = (select(RECORDS, 20, seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert len(first) == 20
+    assert [r.key for r in first] == sorted(r.key for r in first)
+    assert len(select(RECORDS, None, 0)) == 300
 
 
 def test_records_of_one_image_become_one_with_every_caption() -> None:
-    params = load(ROOT / "params.yaml", "fetch", Fetch)
-    kept = select(iter([record("a", "one"), record("a", "two", "one")]), params)
+    kept = split_up(iter([record("a", "one"), record("a", "two", "one")]), 0.1)
     assert [r.captions for records in kept.values() for r in records] == [("one", "two")]
 
 
 @pytest.mark.parametrize("caption", ["", "  ", None, 3, {"text": "x"}])
 def test_a_caption_that_is_no_text_names_its_record(caption) -> None:
     with pytest.raises(ValueError, match="record a: wanted a caption of text"):
-        select(iter([record("a", caption)]), load(ROOT / "params.yaml", "fetch", Fetch))
+        split_up(iter([record("a", caption)]), 0.1)
+
+
+def test_a_caption_with_separators_that_are_no_newlines_survives(project) -> None:
+    metadata = project.folder / "images" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("square 3", "square\u2028three\u0085!"), encoding="utf-8")
+    project.fetch_and_encode()
 
 
 def test_an_empty_split_is_an_error(project) -> None:

@@ -50,11 +50,11 @@ def test_pixels_are_in_minus_one_to_one_and_come_back() -> None:
 def test_a_view_is_cropped_where_it_says() -> None:
     image = Image.fromarray(np.arange(8 * 12 * 3, dtype=np.uint8).reshape(8, 12, 3))
     seen = view(image, 8, "lanczos", (0.5, 1.0), False)
-    assert (seen.original_size, seen.crop) == ((8, 12), (0, 4))
+    assert seen.geometry == ((8, 12), (0, 4), False)
     torch.testing.assert_close(seen.pixels, to_pixels(image)[:, :, 4:])
     assert torch.equal(view(image, 8, "lanczos", (0.5, 1.0), True).pixels, seen.pixels.flip(-1))
 
 
 def test_the_shorter_side_is_resized_to_the_resolution() -> None:
     assert view(Image.new("RGB", (200, 100)), 16, "bilinear", (0.5, 0.5), False).pixels.shape == (3, 16, 16)
-    assert view(Image.new("RGB", (5, 1)), 16, "bilinear", (0.5, 0.5), False).crop == (0, 32)
+    assert view(Image.new("RGB", (5, 1)), 16, "bilinear", (0.5, 0.5), False).geometry.crop == (0, 32)

@@ -36,6 +36,12 @@ class Family:
         self.vae_factor: int = 2 ** (len(vae["block_out_channels"]) - 1)
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         self.alphas_cumprod: Float[Tensor, " timesteps"] = scheduler.alphas_cumprod.float()
+        if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+            raise ValueError(
+                f"{folder}: prediction type {scheduler.config.prediction_type!r}: epsilon and v_prediction are trained here"
+            )
+        if scheduler.config.prediction_type == "epsilon" and self.alphas_cumprod[-1] == 0:
+            raise ValueError(f"{folder}: epsilon cannot be predicted at zero terminal SNR: the base must predict v")
         self.prediction_type: Literal["epsilon", "v_prediction"] = scheduler.config.prediction_type
 
     def load_vae(self, device: str) -> nn.Module:

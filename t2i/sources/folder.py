@@ -40,14 +40,14 @@ def _records(params: Params, local: Path) -> Iterator[Record]:
     metadata = local / "metadata.jsonl"
     if not metadata.is_file():
         raise ValueError(f'{metadata}: missing; it wants a line an image: {{"file_name": "0001.png", "text": "a caption"}}')
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(metadata.open(encoding="utf-8"), start=1):
         place = f"{metadata}, line {number}"
         try:
             entry = json.loads(line)
             file, caption = local / entry["file_name"], entry[params.caption_column]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{place}: wanted `file_name` and `{params.caption_column}`, got {line[:80]!r} ({error!r})"
+                f"{place}: wanted `file_name` and `{params.caption_column}`, got {line.rstrip()[:80]!r} ({error!r})"
             ) from None
         extension = _EXTENSIONS.get(file.suffix.lower())
         if extension is None or not file.is_file():
