@@ -11,7 +11,15 @@ from t2i.records import hash_fraction
 from t2i.sources import folder, hub, openmoji
 from tests import tiny
 
-OPENMOJI = {"name": "openmoji", "version": "17.0.0", "style": "plain", "size_px": 48, "skin_tones": [], "kept": "seen"}
+OPENMOJI = {
+    "name": "openmoji",
+    "version": "17.0.0",
+    "style": "plain",
+    "size_px": 48,
+    "skin_tones": [],
+    "flags": True,
+    "kept": "seen",
+}
 
 
 def emoji(**changes) -> dict[str, openmoji.Record]:
@@ -50,6 +58,13 @@ def test_openmoji_takes_the_skin_tones_that_are_asked_for() -> None:
     tones = [record.captions[0] for record in some.values() if "skin tone" in record.captions[0]]
     assert tones
     assert not any("medium" in caption for caption in tones)
+
+
+def test_openmoji_leaves_the_flags_of_places_out_when_told() -> None:
+    left_out = emoji().keys() - emoji(flags=False).keys()
+    assert 200 < len(left_out) < 270
+    assert {"1F1E9-1F1F0"} <= left_out  # Denmark
+    assert "1F3C1" not in left_out  # the chequered one
 
 
 def test_openmoji_of_another_version_is_refused() -> None:

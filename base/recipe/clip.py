@@ -1,17 +1,21 @@
 """Trains the CLIP of base/openmoji from scratch: its text encoder conditions the UNet, the whole of it measures.
 
-The loss is CLIP's own symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020) between names and drawings in any style.
+The loss is CLIP's own symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020) between captions and drawings in any style.
+Half the captions are a name, half say the colours too (`red heart, white outlines on dark blue`): a CLIP of the web has read
+of looks as well as of things, and a measure of looks needs one that sees them.
 """
 
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from drawings import Layers, codes, draw_layers, in_any_style, in_style, shifted
+from drawings import COLOURS, Layers, codes, colour_names, draw_layers, in_any_style, in_style, shifted
+from pydantic import Field
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
@@ -30,6 +34,8 @@ class Params(params.Params):
     vocabulary: int
     max_tokens: int
     dropout: float
+    share_with_look: float = Field(ge=0, le=1)
+    """Share of the captions that say the colours of outlines and ground."""
     batch_size: int
     steps: int
     learning_rate: float
@@ -49,11 +55,10 @@ def main(
     torch.manual_seed(p.seed)
     generator = torch.Generator().manual_seed(p.seed)
     seen, unseen = codes(unseen=False), codes(unseen=True)[:200]
-    tokenizer = train_tokenizer([names()[code] for code in seen], p.vocabulary, p.max_tokens)
-    tokens, unseen_tokens = (
-        tokenizer([names()[code] for code in group], padding=True, truncation=True, return_tensors="pt").input_ids
-        for group in (seen, unseen)
-    )
+    spoken = [f"{colour} outlines on" for colour in COLOURS] * 20  # often enough to be words of the vocabulary
+    tokenizer = train_tokenizer([*(names()[code] for code in seen), *spoken], p.vocabulary, p.max_tokens)
+    tokenize = partial(tokenizer, padding=True, truncation=True, return_tensors="pt")
+    unseen_tokens = tokenize([names()[code] for code in unseen]).input_ids
     seen_layers, unseen_layers = draw_layers(seen, p.size_px), draw_layers(unseen, p.size_px)
     tower = {
         "hidden_size": p.width,
@@ -88,10 +93,16 @@ def main(
         for group in optimizer.param_groups:
             group["lr"] = p.learning_rate * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / p.steps))
         rows = torch.randperm(len(seen), generator=generator)[: p.batch_size]
-        pixels = in_any_style(shifted(Layers(*(layer[rows] for layer in seen_layers)), 4, generator), generator)
+        drawn = in_any_style(shifted(Layers(*(layer[rows] for layer in seen_layers)), 4, generator), generator)
+        looks = [
+            f", {outline} outlines on {ground}"
+            for outline, ground in zip(colour_names(drawn.outline), colour_names(drawn.ground), strict=True)
+        ]
+        said = (torch.rand(len(rows), generator=generator) < p.share_with_look).tolist()
+        captions = [names()[seen[row]] + look * say for row, look, say in zip(rows.tolist(), looks, said, strict=True)]
         clip.train()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = clip(input_ids=tokens[rows], pixel_values=pixels, return_loss=True).loss
+            loss = clip(input_ids=tokenize(captions).input_ids, pixel_values=drawn.pixels, return_loss=True).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)

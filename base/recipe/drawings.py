@@ -15,6 +15,31 @@ from torch import Tensor
 from t2i.records import hash_fraction
 from t2i.sources.openmoji import STYLES, UNSEEN_FRACTION, draw, names
 
+COLOURS = {
+    "white": "ffffff",
+    "light gray": "c8c8c8",
+    "gray": "808080",
+    "dark gray": "404040",
+    "black": "000000",
+    "red": "e02020",
+    "dark red": "801010",
+    "orange": "f08020",
+    "brown": "704020",
+    "yellow": "f0e020",
+    "light yellow": "f8f0a0",
+    "green": "20b020",
+    "dark green": "105010",
+    "light green": "a0f0a0",
+    "cyan": "20d0d0",
+    "blue": "2040e0",
+    "dark blue": "101850",
+    "light blue": "a0c8f8",
+    "purple": "9030d0",
+    "dark purple": "401060",
+    "pink": "f080c0",
+}
+"""Words for colours, `rrggbb`: what a caption may say of outlines and ground."""
+
 
 class Layers(NamedTuple):
     """uint8 layers of n drawings of size x size pixels."""
@@ -52,21 +77,43 @@ def in_style(layers: Layers, style: str) -> Tensor:
     return 2 * _composite(layers, *(colour.view(1, 3, 1, 1) for colour in colours)) - 1
 
 
-def in_any_style(layers: Layers, generator: torch.Generator) -> Tensor:
-    """Returns pixels [n, 3, size, size] in [-1, 1]: some plain, most recoloured, half through a random map of colours."""
+class Coloured(NamedTuple):
+    """A batch drawn in random colours, and what these are."""
+
+    pixels: Tensor
+    """[n, 3, size, size] in [-1, 1]."""
+    outline: Tensor
+    """[n, 3] in [0, 1]."""
+    ground: Tensor
+    """[n, 3] in [0, 1]."""
+
+
+def in_any_style(layers: Layers, generator: torch.Generator) -> Coloured:
+    """Draws some emoji plain, most recoloured, half of all through a random map of colours."""
     n = len(layers.fills)
     uniform = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
     recoloured = uniform(n, 1, 1, 1) < 0.75
     outline = torch.where(recoloured, uniform(n, 3, 1, 1), torch.zeros(3, 1, 1))
     ground = torch.where(recoloured, uniform(n, 3, 1, 1), torch.ones(3, 1, 1))
-    pixels = _composite(layers, outline, ground)
     # A random map: the channels mixed, inverted or not, and bent by a power.
     mixing = torch.softmax(4 * torch.randn(n, 3, 3, generator=generator), dim=-1)
-    mapped = torch.einsum("nij,njhw->nihw", mixing, pixels)
-    mapped = torch.where(uniform(n, 3, 1, 1) < 0.3, 1 - mapped, mapped).clamp(1e-4, 1) ** torch.exp(
-        0.5 * torch.randn(n, 3, 1, 1, generator=generator)
-    )
-    return 2 * torch.where(uniform(n, 1, 1, 1) < 0.5, mapped, pixels) - 1
+    inverted = uniform(n, 3, 1, 1) < 0.3
+    power = torch.exp(0.5 * torch.randn(n, 3, 1, 1, generator=generator))
+    mapped = uniform(n, 1, 1, 1) < 0.5
+
+    def through_map(colours: Tensor) -> Tensor:
+        mixed = torch.einsum("nij,njhw->nihw", mixing, colours)
+        return torch.where(mapped, torch.where(inverted, 1 - mixed, mixed).clamp(1e-4, 1) ** power, colours)
+
+    pixels = 2 * through_map(_composite(layers, outline, ground)) - 1
+    return Coloured(pixels, through_map(outline).flatten(1), through_map(ground).flatten(1))
+
+
+def colour_names(colours: Tensor) -> list[str]:
+    """Returns the name of the nearest colour that we have a word for, of colours [n, 3] in [0, 1]."""
+    words = list(COLOURS)
+    palette = torch.tensor([[int(COLOURS[word][i : i + 2], 16) / 255 for i in (0, 2, 4)] for word in words])
+    return [words[at] for at in torch.cdist(colours, palette).argmin(dim=1).tolist()]
 
 
 def shifted(layers: Layers, most_px: int, generator: torch.Generator) -> Layers:

@@ -61,7 +61,7 @@ def main(
         rows = torch.randint(len(seen.fills), (p.batch_size,), generator=generator)
         top, left = torch.randint(p.size_px - p.crop_px + 1, (2,), generator=generator).tolist()
         window = (slice(None), slice(None), slice(top, top + p.crop_px), slice(left, left + p.crop_px))
-        pixels = in_any_style(Layers(*(layer[rows][window] for layer in seen)), generator)
+        pixels = in_any_style(Layers(*(layer[rows][window] for layer in seen)), generator).pixels
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
             rebuilt = vae.decode(posterior.sample(generator)).sample

