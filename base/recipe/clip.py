@@ -1,6 +1,6 @@
 """Trains the CLIP of base/openmoji from scratch: its text encoder conditions the UNet, the whole of it measures.
 
-The loss is CLIP's own symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020) between captions and drawings in any style.
+The loss is CLIP's own symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020) of captions and drawings in any style.
 Half the captions are a name, half say the colours too (`red heart, white outlines on dark blue`): a CLIP of the web has
 read of looks as well as of things, and a measure of looks needs one that sees them.
 """
