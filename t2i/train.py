@@ -20,7 +20,7 @@ from t2i.ema import Ema, EmaParams
 from t2i.family import Family
 from t2i.history import History
 from t2i.interrupts import Interrupt, die_with_parent
-from t2i.objective import training_loss
+from t2i.objective import accumulate_gradients
 from t2i.optim import AdamWParams, Schedule, learning_rate, make_optimizer
 from t2i.params import Params
 from t2i.runtime import Runtime
@@ -127,7 +127,6 @@ def _optimize(
     alphas_cumprod = family.alphas_cumprod.to(accelerator.device)
     sampler = Sampler(records, params.batch_size, params.prompt_dropout, len(alphas_cumprod), params.seed)
     shares = micro_batches(params.batch_size, accelerator.process_index, accelerator.num_processes, runtime.micro_batch_size)
-    local = sum(len(places) for places in shares)
     steps = params.total_steps(len(records))
 
     torch.manual_seed(params.seed)
@@ -145,15 +144,7 @@ def _optimize(
             rate = learning_rate(step, params.learning_rate, params.warmup_steps, steps, params.schedule)
             for group in adamw.param_groups:
                 group["lr"] = rate
-            loss = mse = torch.zeros((), device=accelerator.device)
-            for places in shares:
-                batch = sampler.batch(step, places).to(accelerator.device)
-                with contextlib.nullcontext() if places is shares[-1] else accelerator.no_sync(unet):
-                    weighted, unweighted = training_loss(
-                        unet, family, batch, alphas_cumprod[batch.draws.timesteps], params.weighting
-                    )
-                    accelerator.backward(weighted * (len(places) / local))
-                loss, mse = loss + weighted.detach() * (len(places) / local), mse + unweighted * (len(places) / local)
+            loss, mse = accumulate_gradients(accelerator, unet, family, sampler, step, shares, alphas_cumprod, params.weighting)
             grad_norm = accelerator.clip_grad_norm_(unet.parameters(), params.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
