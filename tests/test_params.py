@@ -124,8 +124,8 @@ def test_a_file_that_is_no_parameter_file_is_refused(tmp_path, content, said) ->
 
 def test_dvc_style_exponents_are_numbers(tmp_path) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    (tmp_path / "params.yaml").write_text(text.replace("learning_rate: 3.0e-4", "learning_rate: 3e-04"))
-    assert load(tmp_path / "params.yaml", "train", Train).learning_rate == 3e-4
+    (tmp_path / "params.yaml").write_text(text.replace("learning_rate: 1.0e-3", "learning_rate: 1e-05"))
+    assert load(tmp_path / "params.yaml", "train", Train).learning_rate == 1e-5
 
 
 @pytest.mark.parametrize("stage", ["stages.fetch dataset", "stages.encode images", "stages.train", "stages.evaluate model"])

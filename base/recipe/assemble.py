@@ -5,7 +5,7 @@ from typing import Annotated
 
 import torch
 import typer
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTokenizer
 
 from t2i import params
@@ -44,13 +44,12 @@ def main(
         attention_head_dim=[channels // p.attention_head_dim for channels in p.channels],
         norm_num_groups=16,
     )
-    scheduler = DDIMScheduler(
+    # Measured on a first base, 64 prompts, 20 steps, guidance 2: CMMD 0.27 with DDIM (leading), 0.25 with DDIM (trailing), 0.22 so.
+    scheduler = DPMSolverMultistepScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
+        timestep_spacing="trailing",
         prediction_type=p.prediction_type,
     )
     StableDiffusionPipeline(
