@@ -44,7 +44,7 @@ def main(
         attention_head_dim=[channels // p.attention_head_dim for channels in p.channels],
         norm_num_groups=16,
     )
-    # Measured on a first base, 64 prompts, 20 steps, guidance 2: CMMD 0.27 with DDIM (leading), 0.25 with DDIM (trailing), 0.22 so.
+    # At 20 steps it beats DDIM, by CMMD and to the eye, and trailing timesteps start from the noise that training ends with.
     scheduler = DPMSolverMultistepScheduler(
         beta_start=0.00085,
         beta_end=0.012,
