@@ -65,7 +65,11 @@ def check(model: type[Section], node: Any, place: str) -> Section:
         return model.model_validate(node)
     except ValidationError as error:
         known = sorted(_field_names(model))
-        raise ParamsError("; ".join(_sentence(place, problem, known) for problem in error.errors(include_url=False))) from None
+        raise ParamsError(
+            "; ".join(
+                _sentence(_path(place, problem["loc"], node), problem, known) for problem in error.errors(include_url=False)
+            )
+        ) from None
 
 
 def resolve_plugin(package: str, name: object) -> Any:
@@ -106,11 +110,21 @@ def _field_names(annotation: Any) -> set[str]:
     return set().union(*(_field_names(part) for part in get_args(annotation)))
 
 
-def _sentence(place: str, problem: ErrorDetails, known: list[str]) -> str:
+def _path(place: str, location: tuple[int | str, ...], node: Any) -> str:
+    """The dotted path of a key; pydantic's location has the names of a union's alternatives too, which the file has not."""
+    *above, last = location or ("",)
+    path = [place]
+    for part in above:
+        if isinstance(node, dict) and part in node:
+            path.append(str(part))
+            node = node[part]
+    return ".".join([*path, str(last)]).rstrip(".")
+
+
+def _sentence(key: str, problem: ErrorDetails, known: list[str]) -> str:
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, ParamsError):
         return str(cause)
-    key = ".".join([place, *(str(part) for part in problem["loc"])])
     if problem["type"] == "extra_forbidden":
         return f"`{key}` is no parameter{_nearest(str(problem['loc'][-1]), known)}"
     if problem["type"] == "missing":

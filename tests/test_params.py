@@ -71,7 +71,7 @@ def test_an_unknown_key_is_answered_with_its_path_and_the_nearest_name(tmp_path,
         node = node[part]
     node[key] = 1
     said = complaint(tmp_path, params, section)
-    assert f".{key}` is no parameter" in said
+    assert f"`{'.'.join([*path, key])}` is no parameter" in said
     assert f"did you mean `{near}`?" in said
 
 
