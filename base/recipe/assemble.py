@@ -1,5 +1,6 @@
 """Puts VAE and CLIP together with an untrained UNet: the pipeline that the stages then train from scratch."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -62,6 +63,7 @@ def main(
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(dtype=torch.float16).save_pretrained(out)
+    shutil.copytree(clip, out / "clip")
 
 
 if __name__ == "__main__":
