@@ -1,4 +1,4 @@
-"""Stages `evaluate base` and `evaluate model`: sample, measure, draw."""
+"""Stages `evaluate base`, `evaluate model` and `evaluate report`: sample, measure, show."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,13 +7,16 @@ import typer
 
 from stages.console import ParamsFile, application, run
 
-app = application("Measure the base, and a fine-tuned model beside it, on held-out prompts.")
+app = application("Measure the base and a fine-tuned model on held-out prompts, and show them on one page.")
 
 Clip = Annotated[Path, typer.Option("--clip", help="The CLIP that measures, from `fetch base`.")]
 Raw = Annotated[Path, typer.Option("--raw", help="Images and captions, from `fetch dataset`.")]
 Latents = Annotated[Path, typer.Option("--latents", help="Moments, from `encode images`.")]
 Embeds = Annotated[Path, typer.Option("--embeds", help="Embeddings, from `encode captions`.")]
 DATA = Path("data")
+
+
+Samples = Annotated[Path, typer.Option("--samples", help="Folder for the images drawn.")]
 
 
 @app.command()
@@ -23,12 +26,13 @@ def base(
     raw: Raw = DATA / "raw",
     latents: Latents = DATA / "latents",
     embeds: Embeds = DATA / "embeds",
-    samples: Annotated[Path, typer.Option(help="Folder for the images drawn.")] = DATA / "samples/base",
-    report: Annotated[Path, typer.Option(help="Metrics file.")] = DATA / "reports/evaluate-base/metrics.json",
+    samples: Samples = DATA / "samples/base",
+    report: Annotated[Path, typer.Option(help="Folder for the figures.")] = DATA / "reports/evaluate-base",
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Samples and measures the base, once for all the models that are fine-tuned from it."""
     from t2i.evaluate_base import evaluate_base
+    from t2i.evaluation import Evaluator
     from t2i.family import Base, load_family
     from t2i.params import load
     from t2i.runtime import Runtime
@@ -37,10 +41,8 @@ def base(
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
     family = load_family(load(params, "base", Base).family, base)
     inputs = Inputs(clip, raw, latents, embeds)
-    metrics = evaluate_base(
-        section, family, inputs, samples, report, batch_size=runtime.encode_batch_size, device=runtime.torch_device()
-    )
-    _print(metrics)
+    evaluator = Evaluator(section, inputs, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
+    _print(evaluate_base(evaluator, family, samples, report).metrics)
 
 
 @app.command()
@@ -50,16 +52,14 @@ def model(
     raw: Raw = DATA / "raw",
     latents: Latents = DATA / "latents",
     embeds: Embeds = DATA / "embeds",
-    samples: Annotated[Path, typer.Option(help="Folder for the images drawn.")] = DATA / "samples/model",
-    base_samples: Annotated[Path, typer.Option(help="What `evaluate base` drew.")] = DATA / "samples/base",
-    base_report: Annotated[Path, typer.Option(help="What `evaluate base` measured.")] = DATA
-    / "reports/evaluate-base/metrics.json",
-    grid: Annotated[Path, typer.Option(help="Folder for the picture of base, fine-tuned and real.")] = DATA / "grid",
-    report: Annotated[Path, typer.Option(help="Metrics file.")] = DATA / "reports/evaluate/metrics.json",
+    samples: Samples = DATA / "samples/model",
+    base_report: Annotated[Path, typer.Option(help="Folder of the base's figures.")] = DATA / "reports/evaluate-base",
+    report: Annotated[Path, typer.Option(help="Folder for the figures.")] = DATA / "reports/evaluate",
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Samples and measures the fine-tuned model on the same prompts and seeds, the base's figures beside it."""
     from t2i.evaluate_model import evaluate_model
+    from t2i.evaluation import Evaluator
     from t2i.family import Base, load_family
     from t2i.params import load
     from t2i.runtime import Runtime
@@ -67,25 +67,47 @@ def model(
 
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
     family = load_family(load(params, "base", Base).family, model)
-    metrics = evaluate_model(
-        section,
-        family,
-        Inputs(clip, raw, latents, embeds),
-        samples,
-        base_samples,
-        base_report,
-        grid,
-        report,
-        batch_size=runtime.encode_batch_size,
-        device=runtime.torch_device(),
+    inputs = Inputs(clip, raw, latents, embeds)
+    evaluator = Evaluator(section, inputs, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
+    _print(evaluate_model(evaluator, family, samples, base_report, report).metrics)
+
+
+@app.command()
+def report(
+    base: Annotated[Path, typer.Option(help="The pipeline whose VAE decodes, from `fetch base`.")] = DATA / "base",
+    model: Annotated[Path, typer.Option(help="The fine-tuned pipeline, from `train`.")] = DATA / "model",
+    clip: Clip = DATA / "base-clip",
+    raw: Raw = DATA / "raw",
+    latents: Latents = DATA / "latents",
+    embeds: Embeds = DATA / "embeds",
+    samples: Annotated[Path, typer.Option(help="Folder of what both drew.")] = DATA / "samples",
+    validation: Annotated[Path, typer.Option(help="What was drawn through training, from `train`.")] = DATA / "validation",
+    reports: Annotated[Path, typer.Option(help="Folder of the figures of every stage.")] = DATA / "reports",
+    pictures: Annotated[Path, typer.Option(help="Folder for the pictures.")] = DATA / "pictures",
+    page: Annotated[Path, typer.Option(help="The page.")] = DATA / "reports/report.html",
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Puts what the stages left into pictures, and on one page that needs nothing but itself."""
+    from t2i.evaluate_report import Left, evaluate_report
+    from t2i.family import Base, load_family
+    from t2i.params import load
+    from t2i.runtime import Runtime
+    from t2i.sampling import Evaluate, Inputs
+
+    section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
+    family = load_family(load(params, "base", Base).family, base)
+    left = Left(Inputs(clip, raw, latents, embeds), samples, reports, validation, model)
+    warnings = evaluate_report(
+        section, family, left, params.read_text(encoding="utf-8"), pictures, page, runtime.torch_device()
     )
-    _print(metrics)
-    print(f"side by side: {grid / 'grid.png'}")
+    for warning in warnings:
+        print(f"warning: {warning.what} {warning.to_try}")
+    print(f"the report: {page}; side by side: {pictures / 'grid.png'}")
 
 
 def _print(metrics: dict[str, float | int]) -> None:
     for name, value in metrics.items():
-        print(f"  {name:24} {value:g}")
+        print(f"  {name:26} {value:g}")
 
 
 if __name__ == "__main__":

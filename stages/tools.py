@@ -1,13 +1,79 @@
-"""The console script `t2i`: every command in one place."""
+"""The console script `t2i`: every command in one place, and those that are no stage of the pipeline."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from stages import encode, evaluate, fetch, train
-from stages.console import application, run
+from stages.console import ParamsFile, application, run
+
+if TYPE_CHECKING:
+    from t2i.family import Family
 
 app = application("Fine-tune Stable Diffusion on your own captioned images. `dvc repro` runs the stages in their order.")
 app.add_typer(fetch.app, name="fetch")
 app.add_typer(encode.app, name="encode")
 app.command("train")(train.main)
 app.add_typer(evaluate.app, name="evaluate")
+
+
+@app.command()
+def sample(
+    prompts: Annotated[list[str] | None, typer.Argument(help="What to draw, a prompt each in quotes.")] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="Prompts from a file, a line each.")] = None,
+    model: Annotated[Path, typer.Option(help="The fine-tuned pipeline.")] = Path("data/model"),
+    base_model: Annotated[Path, typer.Option(help="The base.")] = Path("data/base"),
+    base: Annotated[bool, typer.Option("--base", help="Draw with the base.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Draw with the base and the fine-tuned model, side by side.")
+    ] = False,
+    negative_prompt: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the first image of a prompt; the next has the next.")] = 0,
+    num: Annotated[int, typer.Option(min=1, help="Images a prompt.")] = 4,
+    guidance_scale: Annotated[float | None, typer.Option(min=1, help="None given: `evaluate.guidance_scale`.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="None given: `evaluate.num_inference_steps`.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the images and grid.png.")] = Path("samples"),
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Draws prompts; every PNG says in its metadata which prompt, seed and model made it."""
+    wanted = [*(prompts or []), *(_lines(prompts_file) if prompts_file else [])]
+    if not wanted:
+        raise typer.BadParameter('no prompt; give some: t2i sample "red heart", or --prompts-file FILE')
+    from t2i.encode_images import EncodeImages
+    from t2i.params import load
+    from t2i.runtime import Runtime
+    from t2i.sample import sample
+    from t2i.sampling import Drawing, Evaluate
+
+    section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
+    size_px = load(params, "encode.images", EncodeImages).resolution_px
+    how = Drawing(
+        num_inference_steps=steps or section.num_inference_steps,
+        guidance_scale=guidance_scale or section.guidance_scale,
+        size_px=size_px,
+        batch_size=runtime.encode_batch_size,
+        device=runtime.torch_device(),
+        negative_prompt=negative_prompt,
+    )
+    folders = ({"base": base_model} if base or compare else {}) | ({} if base else {"fine-tuned": model})
+    files = sample(how, _families(params, folders), wanted, out, seed=seed, num=num)
+    print(f"{len(files) - 1} images in {out}, all of them in {files[-1]}")
+
+
+def _families(params: Path, folders: dict[str, Path]) -> "dict[str, tuple[Family, Path]]":
+    from t2i.family import Base, load_family
+    from t2i.params import load
+
+    name = load(params, "base", Base).family
+    for folder in folders.values():
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{folder}: no pipeline is here; run `dvc repro`, or name another folder")
+    return {its_name: (load_family(name, folder), folder) for its_name, folder in folders.items()}
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def main() -> None:

@@ -16,7 +16,12 @@ def main(
         "data/raw/dataset.json"
     ),
     out: Annotated[Path, typer.Option(help="Folder for the fine-tuned pipeline.")] = Path("data/model"),
-    report: Annotated[Path, typer.Option(help="Folder for metrics.json and history.csv.")] = Path("data/reports/train"),
+    validation: Annotated[Path, typer.Option(help="Folder for what is drawn on the way, as latents.")] = Path(
+        "data/validation"
+    ),
+    report: Annotated[Path, typer.Option(help="Folder for metrics.json, history.csv and validation.csv.")] = Path(
+        "data/reports/train"
+    ),
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Fine-tunes the UNet and writes a complete pipeline; interrupted, the same command goes on where it stopped."""
@@ -28,19 +33,12 @@ def main(
 
     section, runtime = load(params, "train", Train), load(params, "runtime", Runtime)
     if runtime.processes > 1 and not in_process_group():
-        options = {
-            "base": base,
-            "latents": latents,
-            "embeds": embeds,
-            "dataset": dataset,
-            "out": out,
-            "report": report,
-            "params": params,
-        }
-        arguments = [word for name, path in options.items() for word in (f"--{name}", str(path))]
+        paths = {"base": base, "latents": latents, "embeds": embeds, "dataset": dataset, "out": out}
+        paths |= {"validation": validation, "report": report, "params": params}
+        arguments = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
         raise SystemExit(relaunch("stages.train", arguments, runtime.processes))
     family = load_family(load(params, "base", Base).family, base)
-    metrics = train(section, runtime, family, Inputs(base, latents, embeds, dataset), out, report)
+    metrics = train(section, runtime, family, Inputs(base, latents, embeds, dataset), out, validation, report)
     if metrics:
         print(f"{metrics['steps']} steps; loss {metrics['loss']:.4f}, unweighted {metrics['mse']:.4f}; the model is in {out}")
 

@@ -1,6 +1,7 @@
 """EMA: the running mean of the weights that is exported, sampled and measured."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from pydantic import Field
@@ -48,3 +49,16 @@ class Ema:
         now = [weights[name].detach().float() for name in self.shadow]
         torch._foreach_lerp_(list(self.shadow.values()), now, 1 - decay)
         self.updates += 1
+
+    @contextmanager
+    def applied(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Puts the shadow in the place of the weights for a while, without a copy of either."""
+        self._exchange(weights)
+        try:
+            yield
+        finally:
+            self._exchange(weights)
+
+    def _exchange(self, weights: Mapping[str, Tensor]) -> None:
+        for name, weight in weights.items():
+            weight.data, self.shadow[name] = self.shadow[name], weight.data

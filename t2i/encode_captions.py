@@ -21,6 +21,8 @@ class EncodeCaptions(Params):
 
     records_per_shard: int = Field(ge=1)
     """Records in a tar."""
+    validation_prompts: list[str]
+    """Prompts that are drawn while training runs, to be looked at."""
 
 
 def encode_captions(
@@ -41,7 +43,10 @@ def encode_captions(
     text = family.load_text(device)
     truncated, shards = 0, []
     with fresh(out) as folder, tqdm(total=len(rows), desc="encoding", unit=" records") as progress:
-        (folder / "empty.safetensors").write_bytes(pack(family.encode_prompts(text, [""]), "the empty prompt"))
+        for name, prompts in (("empty", [""]), ("validation", params.validation_prompts)):
+            if prompts:
+                encoded = _encode(family, text, prompts, batch_size)
+                (folder / f"{name}.safetensors").write_bytes(pack(encoded, f"{name} prompts"))
         for split in SPLITS:
             own = [row for row in rows if row["split"] == split]
             for number, start in enumerate(range(0, len(own), params.records_per_shard)):
@@ -53,10 +58,8 @@ def encode_captions(
                 contents = {}
                 for row in chunk:
                     at = [place[caption] for caption in row["captions"]]
-                    contents[row["key"]] = (
-                        "safetensors",
-                        pack({name: t[at] for name, t in encoded.items()}, f"captions of {row['key']}"),
-                    )
+                    packed = pack({name: t[at] for name, t in encoded.items()}, f"captions of {row['key']}")
+                    contents[row["key"]] = ("safetensors", packed)
                 shards.append(write_shard(folder / f"{split}-{number:05d}.tar", contents))
                 progress.update(len(chunk))
         write_manifest(folder, shards, made_by | {"dtype": "float16"})

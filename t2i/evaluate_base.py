@@ -2,27 +2,22 @@
 
 from pathlib import Path
 
-from t2i.clip import Clip
+from t2i.evaluation import Evaluation, Evaluator, rounded
 from t2i.family import Family
-from t2i.metrics import Metrics, cmmd, measure, prompt_retrieval, rounded
-from t2i.sampling import Evaluate, Inputs, heldout, sample, some_images
-from t2i.work import write_json
+from t2i.metrics import cmmd, kid, prompt_retrieval
 
 
-def evaluate_base(
-    params: Evaluate, family: Family, inputs: Inputs, samples: Path, report: Path, *, batch_size: int, device: str
-) -> Metrics:
-    """Writes the base's images and metrics.json, with what real images score beside it.
+def evaluate_base(evaluator: Evaluator, family: Family, samples: Path, report: Path) -> Evaluation:
+    """Writes the base's images and figures, with what real images score beside them.
 
     Returns:
-        The metrics of metrics.measure, `cmmd_floor` (real against as many other real images), `prompt_retrieval_real`.
+        What Evaluator.evaluate finds, `cmmd_floor` and `kid_floor` (real against as many other real images) and
+        `prompt_retrieval_real`.
     """
-    records, clip = heldout(params, inputs), Clip(inputs.clip, device, batch_size)
-    drawn = sample(params, family, records, samples, batch_size=batch_size, device=device)
-    metrics = measure(params, family, inputs, records, drawn, clip, batch_size=batch_size, device=device)
-    real = clip.image_features(records.real)
-    others = clip.image_features([image for _, image in some_images(inputs, "train", len(records.keys), params.seed)])
-    metrics["cmmd_floor"] = cmmd(real, others)
-    metrics["prompt_retrieval_real"] = prompt_retrieval(real, clip.text_features(records.prompts))
-    write_json(report, rounded(metrics))
-    return rounded(metrics)
+    evaluation = evaluator.evaluate(family, samples)
+    real, others = evaluator.real, evaluator.train_features[: len(evaluator.real)]
+    evaluation.metrics["cmmd_floor"] = rounded(cmmd(real, others))
+    evaluation.metrics["kid_floor"] = rounded(kid(real, others))
+    evaluation.metrics["prompt_retrieval_real"] = rounded(prompt_retrieval(real, evaluator.prompts))
+    evaluation.write(report)
+    return evaluation

@@ -5,44 +5,46 @@ from pathlib import Path
 
 from PIL import Image
 
-from t2i.clip import Clip
+from t2i.evaluation import Evaluation, Evaluator, rounded
 from t2i.family import Family
-from t2i.metrics import Metrics, measure, rounded
-from t2i.report import draw_grid
-from t2i.sampling import Evaluate, Inputs, heldout, sample
-from t2i.work import fresh, write_json
+from t2i.metrics import cmmd, prompt_retrieval
+from t2i.work import to_csv, write_text
 
-_OF_THE_DATA = ("prompts", "cmmd_floor", "prompt_retrieval_real")
+_OF_THE_DATA = ("prompts", "cmmd_floor", "kid_floor", "prompt_retrieval_real")
 
 
-def evaluate_model(
-    params: Evaluate,
-    family: Family,
-    inputs: Inputs,
-    samples: Path,
-    base_samples: Path,
-    base_report: Path,
-    grid: Path,
-    report: Path,
-    *,
-    batch_size: int,
-    device: str,
-) -> Metrics:
-    """Writes the model's images, a picture of base, fine-tuned and real side by side, and metrics.json.
+def evaluate_model(evaluator: Evaluator, family: Family, samples: Path, base_report: Path, report: Path) -> Evaluation:
+    """Writes the model's images and figures, each of the base's beside it, and a curve over guidance scales.
 
     Returns:
-        The metrics of metrics.measure; each of the base's beside it, as NAME_base; and what real images score.
+        What Evaluator.evaluate finds; the base's figures as NAME_base; what real images score.
     """
-    records, clip = heldout(params, inputs), Clip(inputs.clip, device, batch_size)
-    drawn = sample(params, family, records, samples, batch_size=batch_size, device=device)
-    metrics = measure(params, family, inputs, records, drawn, clip, batch_size=batch_size, device=device)
-    for name, value in json.loads(base_report.read_text(encoding="utf-8")).items():
-        metrics[name if name in _OF_THE_DATA else f"{name}_base"] = value
-    rows: list[tuple[str, tuple[Image.Image, ...]]] = []
-    for key, prompt, fine_tuned, real in zip(records.keys, records.prompts, drawn, records.real, strict=True):
-        if len(rows) < params.grid_prompts:
-            rows.append((prompt, (Image.open(base_samples / f"{key}.png").convert("RGB"), fine_tuned, real)))
-    with fresh(grid) as folder:
-        draw_grid(rows, ("base", "fine-tuned", "real"), folder / "grid.png")
-    write_json(report, rounded(metrics))
-    return rounded(metrics)
+    evaluation = evaluator.evaluate(family, samples)
+    for name, value in json.loads((base_report / "metrics.json").read_text(encoding="utf-8")).items():
+        evaluation.metrics[name if name in _OF_THE_DATA else f"{name}_base"] = value
+    for name, interval in json.loads((base_report / "intervals.json").read_text(encoding="utf-8")).items():
+        evaluation.intervals[f"{name}_base"] = interval
+    evaluation.write(report)
+    write_text(report / "guidance.csv", to_csv(_guidance_curve(evaluator, family, samples)))
+    return evaluation
+
+
+def _guidance_curve(evaluator: Evaluator, family: Family, samples: Path) -> list[dict[str, float]]:
+    """Content against look at several guidance scales, on the first of the held-out prompts."""
+    count = min(evaluator.params.sweep_prompts, len(evaluator.records.keys))
+    keys, prompts = evaluator.records.keys[:count], evaluator.records.prompts[:count]
+    rows = []
+    for scale in sorted({evaluator.params.guidance_scale, *evaluator.params.guidance_sweep}):
+        if scale == evaluator.params.guidance_scale:
+            drawn = [Image.open(samples / f"{key}.png").convert("RGB") for key in keys]
+        else:
+            drawn = evaluator.draw(family, prompts, keys, scale)
+        features = evaluator.clip.image_features(drawn)
+        rows.append(
+            {
+                "guidance_scale": scale,
+                "prompt_retrieval": rounded(prompt_retrieval(features, evaluator.prompts[:count])),
+                "cmmd": rounded(cmmd(evaluator.real[:count], features)),
+            }
+        )
+    return rows

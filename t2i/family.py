@@ -92,10 +92,24 @@ class Family(Protocol):
         *,
         num_inference_steps: int,
         guidance_scale: float,
+        negative_prompt: str,
         size_px: int,
         device: str,
     ) -> list[Image.Image]:
         """Returns an image a prompt, from the complete pipeline."""
+        ...
+
+    def sample_latents(
+        self,
+        unet: nn.Module,
+        conditioning: Conditioning,
+        unconditional: Conditioning,
+        noise: Float[Tensor, "b c h w"],
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+    ) -> Float[Tensor, "b c h w"]:
+        """Returns scaled latents sampled from cached conditioning: no VAE and no text encoder is loaded."""
         ...
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t2i.work import to_csv
+
 COLUMNS = ("loss", "mse", "grad_norm", "learning_rate")
 """Weighted loss; the same unweighted, which compares between weightings; gradients' norm before clipping; learning rate."""
 
@@ -65,7 +67,5 @@ class History:
         return {"steps": len(rows), "loss": float(f"{loss:.6g}"), "mse": float(f"{mse:.6g}")}
 
     def csv(self, steps: int) -> str:
-        """Returns the windows as CSV, six significant digits each."""
-        lines = [",".join(("step", *COLUMNS))]
-        lines += [",".join([str(row["step"]), *(f"{row[column]:.6g}" for column in COLUMNS)]) for row in self.windows(steps)]
-        return "\n".join(lines) + "\n"
+        """Returns the windows as CSV."""
+        return to_csv(self.windows(steps))

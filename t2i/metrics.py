@@ -1,45 +1,11 @@
-"""Metrics: one function each, on unit-normalised CLIP features or on the UNet's own error."""
+"""Metrics: one function each, on unit-normalised CLIP features. docs/metrics.md says what each is good for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from PIL import Image
-from torch import Tensor, nn
-
-from t2i.batches import CachedRecords, collate, derived_seed
-from t2i.clip import Clip
-from t2i.diffusion import add_noise, prediction_target
-from t2i.family import Family
-from t2i.latents import sample_latents
-from t2i.sampling import Evaluate, HeldOut, Inputs
-
-Metrics = dict[str, float | int]
-"""Figures by name; counts are integers."""
-
-
-def measure(
-    params: Evaluate,
-    family: Family,
-    inputs: Inputs,
-    records: HeldOut,
-    drawn: Sequence[Image.Image],
-    clip: Clip,
-    *,
-    batch_size: int,
-    device: str,
-) -> Metrics:
-    """Returns every metric of a model, from the images it drew of the held-out prompts and from its UNet."""
-    images, prompts, real = clip.image_features(drawn), clip.text_features(records.prompts), clip.image_features(records.real)
-    unet = family.load_unet(random=False).eval().to(device)
-    cached = CachedRecords(inputs.latents, inputs.embeds, "heldout")
-    return {
-        "prompts": len(drawn),
-        "heldout_loss": heldout_loss(unet, family, cached, params.timesteps_per_record, params.seed, batch_size, device),
-        "cmmd": cmmd(real, images),
-        "prompt_retrieval": prompt_retrieval(images, prompts),
-        "clip_score": clip_score(images, prompts),
-    }
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 
 def cmmd(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m d"]) -> float:
@@ -55,10 +21,31 @@ def cmmd(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m d"]) -> float:
     return 1000 * (mean_kernel(real, real) + mean_kernel(drawn, drawn) - 2 * mean_kernel(real, drawn)).item()
 
 
+def kid(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m d"]) -> float:
+    """Returns KID on CLIP features, times 1000 (Binkowski et al. 2018, arXiv 1801.01401).
+
+    The unbiased squared maximum mean discrepancy under the kernel (x.y + 1)^3 of unit features, which is KID's
+    (x.y / d + 1)^3 of features of norm sqrt(d). It sees spread as well as mean; equal distributions give 0 on average.
+    """
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x.double() @ y.double().T + 1) ** 3
+
+    def mean_without_self(x: Tensor) -> Tensor:
+        k = kernel(x, x)
+        return (k.sum() - k.diagonal().sum()) / (len(x) * (len(x) - 1))
+
+    return 1000 * (mean_without_self(real) + mean_without_self(drawn) - 2 * kernel(real, drawn).mean()).item()
+
+
+def found(images: Float[Tensor, "n d"], prompts: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
+    """Returns which images have the highest cosine with their own prompt among all prompts."""
+    return (images @ prompts.T).argmax(dim=1) == torch.arange(len(images))
+
+
 def prompt_retrieval(images: Float[Tensor, "n d"], prompts: Float[Tensor, "n d"]) -> float:
     """Returns the share of images whose own prompt has the highest cosine among all prompts."""
-    own = torch.arange(len(images))
-    return ((images @ prompts.T).argmax(dim=1) == own).double().mean().item()
+    return found(images, prompts).double().mean().item()
 
 
 def clip_score(images: Float[Tensor, "n d"], prompts: Float[Tensor, "n d"]) -> float:
@@ -66,39 +53,52 @@ def clip_score(images: Float[Tensor, "n d"], prompts: Float[Tensor, "n d"]) -> f
     return 100 * (images * prompts).sum(dim=1).double().mean().item()
 
 
-@torch.no_grad()
-def heldout_loss(
-    unet: nn.Module, family: Family, records: CachedRecords, timesteps_per_record: int, seed: int, batch_size: int, device: str
-) -> float:
-    """Returns the unweighted denoising error on held-out records.
+class Nearest(NamedTuple):
+    """The training image that each of some images is nearest to."""
 
-    Mean moments, the first caption, no dropout; the middles of `timesteps_per_record` equal stretches of the schedule;
-    noise that depends on the seed, the record and the timestep alone. So two models are compared on the very same inputs.
+    place: Int[Tensor, " n"]
+    """Its place among the training images: the one of the highest cosine."""
+    distance: Float[Tensor, " n"]
+    """1 - cosine."""
+    rmse: Float[Tensor, " n"]
+    """Root mean square difference of the pixels, which are in [-1, 1]."""
+
+
+def nearest(
+    features: Float[Tensor, "n d"],
+    pixels: Float[Tensor, "n p"],
+    train_features: Float[Tensor, "m d"],
+    train_pixels: Float[Tensor, "m p"],
+) -> Nearest:
+    """Returns the nearest training image of each image: by CLIP, then measured in pixels."""
+    cosine, place = (features @ train_features.T).max(dim=1)
+    return Nearest(place, 1 - cosine, (pixels - train_pixels[place]).square().mean(dim=1).sqrt())
+
+
+def copied(drawn: Nearest, heldout: Nearest) -> Bool[Tensor, " n"]:
+    """Returns which drawn images are copies: nearer to a training image than held-out real images are to theirs.
+
+    Nearer than all but the nearest twentieth of the held-out ones, by CLIP and in pixels both; so about a twentieth,
+    at most, of new images pass for copies, since datasets hold pictures that are nearly alike.
     """
-    schedule = len(family.alphas_cumprod)
-    grid = [(2 * n + 1) * schedule // (2 * timesteps_per_record) for n in range(timesteps_per_record)]
-    pairs = [(record, timestep) for record in range(len(records)) for timestep in grid]
-    errors = []
-    for at in range(0, len(pairs), batch_size):
-        chunk = pairs[at : at + batch_size]
-        moments = torch.stack([records.moments(record)[0] for record, _ in chunk]).float()
-        conditioning = collate([{name: t[0] for name, t in records.conditioning(record).items()} for record, _ in chunk])
-        latents = sample_latents(moments, None, family.scaling_factor, family.shift_factor)
-        noise = torch.stack([_noise(latents.shape[1:], seed, records.keys[record], timestep) for record, timestep in chunk])
-        timesteps = torch.tensor([timestep for _, timestep in chunk])
-        a = family.alphas_cumprod[timesteps]
-        noisy_latents, target = add_noise(latents, noise, a), prediction_target(latents, noise, a, family.prediction_type)
-        prediction = family.predict(
-            unet, noisy_latents.to(device), timesteps.to(device), {name: t.to(device) for name, t in conditioning.items()}
-        )
-        errors.append((prediction.cpu().float() - target).square().mean(dim=(1, 2, 3)))
-    return torch.cat(errors).double().mean().item()
+    near = torch.quantile(heldout.distance, 0.05), torch.quantile(heldout.rmse, 0.05)
+    return (drawn.distance < near[0]) & (drawn.rmse < near[1])
 
 
-def _noise(shape: torch.Size, seed: int, key: str, timestep: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(derived_seed(seed, "heldout", key, timestep)))
+def interval(statistic: Callable[[Int[Tensor, " n"]], float], count: int, resamples: int, seed: int) -> tuple[float, float]:
+    """Returns a statistic's 95 % bootstrap interval over records (Efron 1979, doi 10.1214/aos/1176344552).
 
+    Args:
+        statistic: gives the figure of some of the records, by place; the same one may come twice.
+        count: number of records.
+        resamples: how often as many records are drawn, with replacement.
+        seed: of the draws.
 
-def rounded(metrics: Metrics) -> Metrics:
-    """Returns metrics to five significant digits, counts as they are: what differs beyond is rounding."""
-    return {name: value if isinstance(value, int) else float(f"{value:.5g}") for name, value in metrics.items()}
+    The percentiles are moved so that the resamples' mean lies on the estimate: repeated records raise a discrepancy.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = [statistic(torch.randint(count, (count,), generator=generator)) for _ in range(resamples)]
+    values = torch.tensor(draws, dtype=torch.float64)
+    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    shift = statistic(torch.arange(count)) - values.mean().item()
+    return low + shift, high + shift

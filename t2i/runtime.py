@@ -7,6 +7,23 @@ from pydantic import Field
 from t2i.params import Params
 
 
+class Validation(Params):
+    """`runtime.validation`."""
+
+    every_steps: int = Field(ge=1)
+    """Optimizer steps between validations; there is one before the first step and one after the last, too."""
+    records: int = Field(ge=1)
+    """Held-out records, and as many training records, whose denoising error is taken."""
+    timesteps_per_record: int = Field(ge=1)
+    """Timesteps at which it is taken."""
+    num_inference_steps: int = Field(ge=1)
+    """Sampling steps of the pictures, which are drawn of `encode.captions.validation_prompts`."""
+    guidance_scale: float = Field(ge=1)
+    """Classifier-free guidance of the pictures."""
+    seed: int
+    """Decides the noise that pictures start from, and the records."""
+
+
 class Runtime(Params):
     """Section `runtime`, which DVC does not track: a run can be given more processes or checkpoints, and go on."""
 
@@ -30,6 +47,8 @@ class Runtime(Params):
     """Optimizer steps a row of the loss history stands for (it holds their means)."""
     encode_batch_size: int = Field(ge=1)
     """Images or captions that go through the VAE, the text encoder or the sampler at once."""
+    validation: Validation
+    """What is measured and drawn while training runs."""
 
     def torch_device(self) -> str:
         """Returns `cuda` or `cpu`."""

@@ -1,6 +1,7 @@
-"""Sampling: which held-out records are drawn, from which noise, and what they really look like."""
+"""Sampling: which prompts are drawn, from which noise, and what held-out records really look like."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from t2i.images import decode, to_image, view
 from t2i.params import Params
 from t2i.records import Split, hash_fraction
 from t2i.shards import Reader, index, read_manifest
-from t2i.work import fresh
 
 
 class Evaluate(Params):
@@ -27,8 +27,18 @@ class Evaluate(Params):
     """Steps of the checkpoint's own scheduler."""
     guidance_scale: float = Field(ge=1)
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); 1 is none."""
+    guidance_sweep: list[float]
+    """Guidance scales that the fine-tuned model is sampled at besides, for the curve of content against look."""
+    sweep_prompts: int = Field(ge=2)
+    """Held-out prompts drawn at each of them."""
+    retention_prompts: list[str]
+    """Prompts of what the base can draw and the dataset has not: what a fine-tune may forget."""
+    train_images: int = Field(ge=1)
+    """Training images, at most, that copies are looked for among."""
     timesteps_per_record: int = Field(ge=1)
-    """Timesteps at which the held-out loss of each record is taken."""
+    """Timesteps at which the denoising error of each record is taken."""
+    resamples: int = Field(ge=100)
+    """Bootstrap resamples for the 95 % intervals."""
     grid_prompts: int = Field(ge=1)
     """Prompts in the picture that shows base, fine-tuned and real side by side."""
     seed: int
@@ -57,43 +67,62 @@ class HeldOut:
 
 def heldout(params: Evaluate, inputs: Inputs) -> HeldOut:
     """Returns the held-out records that are measured, with their first captions."""
-    captions = {}
-    for line in (inputs.raw / "captions.jsonl").open(encoding="utf-8"):
-        row = json.loads(line)
-        captions[row["key"]] = row["captions"][0]
+    said = captions(inputs)
     images = some_images(inputs, "heldout", params.prompts, params.seed)
     keys = [key for key, _ in images]
-    return HeldOut(keys, [captions[key] for key in keys], [image for _, image in images], images[0][1].width)
+    return HeldOut(keys, [said[key][0] for key in keys], [image for _, image in images], images[0][1].width)
+
+
+def captions(inputs: Inputs) -> dict[str, list[str]]:
+    """Returns every record's captions by key."""
+    rows = (json.loads(line) for line in (inputs.raw / "captions.jsonl").open(encoding="utf-8"))
+    return {row["key"]: row["captions"] for row in rows}
 
 
 def some_images(inputs: Inputs, split: Split, most: int, seed: int) -> list[tuple[str, Image.Image]]:
     """Returns keys and centred views of some records of a split, drawn by seed, as `encode images` saw them."""
+    keys = [member.key for member in index(inputs.raw / "images", split)]
+    keys = sorted(keys, key=lambda key: hash_fraction(f"{seed}:{key}"))[:most]
+    return list(zip(keys, images_of(inputs, split, keys), strict=True))
+
+
+def images_of(inputs: Inputs, split: Split, keys: Sequence[str]) -> list[Image.Image]:
+    """Returns the centred views of some records of a split, as `encode images` saw them."""
     made = read_manifest(inputs.latents)["made_by"]["params"]
-    members = sorted(index(inputs.raw / "images", split), key=lambda member: hash_fraction(f"{seed}:{member.key}"))[:most]
-    reader, images = Reader(), []
-    for member in members:
-        image = decode(bytes(reader.content(member)), made["background"])
-        seen = view(image, made["resolution_px"], made["interpolation"], (0.5, 0.5), False)
-        images.append((member.key, to_image(seen.pixels)))
+    members, reader = {member.key: member for member in index(inputs.raw / "images", split)}, Reader()
+    images = []
+    for key in keys:
+        image = decode(bytes(reader.content(members[key])), made["background"])
+        images.append(to_image(view(image, made["resolution_px"], made["interpolation"], (0.5, 0.5), False).pixels))
     return images
 
 
-def sample(params: Evaluate, family: Family, records: HeldOut, out: Path, *, batch_size: int, device: str) -> list[Image.Image]:
-    """Returns an image a held-out prompt, from noise that seed and record alone decide, and keeps it as `out`/KEY.png."""
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    size_px: int
+    batch_size: int
+    device: str
+    negative_prompt: str = ""
+
+
+def draw(how: Drawing, family: Family, prompts: Sequence[str], seeds: Sequence[tuple[int, str]]) -> list[Image.Image]:
+    """Returns an image a prompt, each from noise that its seed and name alone decide: never its place among the others."""
     drawn: list[Image.Image] = []
-    with tqdm(total=len(records.keys), desc="sampling", unit=" images") as progress:
-        for at in range(0, len(records.keys), batch_size):
-            keys, prompts = records.keys[at : at + batch_size], records.prompts[at : at + batch_size]
+    with tqdm(total=len(prompts), desc="sampling", unit=" images") as progress:
+        for at in range(0, len(prompts), how.batch_size):
+            chunk = seeds[at : at + how.batch_size]
             drawn += family.sample(
-                prompts,
-                [torch.Generator().manual_seed(derived_seed(params.seed, "sample", key)) for key in keys],
-                num_inference_steps=params.num_inference_steps,
-                guidance_scale=params.guidance_scale,
-                size_px=records.resolution_px,
-                device=device,
+                prompts[at : at + how.batch_size],
+                [torch.Generator().manual_seed(derived_seed(seed, "sample", name)) for seed, name in chunk],
+                num_inference_steps=how.num_inference_steps,
+                guidance_scale=how.guidance_scale,
+                negative_prompt=how.negative_prompt,
+                size_px=how.size_px,
+                device=how.device,
             )
-            progress.update(len(keys))
-    with fresh(out) as folder:
-        for key, image in zip(records.keys, drawn, strict=True):
-            image.save(folder / f"{key}.png")
+            progress.update(len(chunk))
     return drawn

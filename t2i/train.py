@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from t2i import checkpoint
@@ -24,8 +24,21 @@ from t2i.objective import accumulate_gradients
 from t2i.optim import AdamWParams, Schedule, learning_rate, make_optimizer
 from t2i.params import Params
 from t2i.runtime import Runtime
+from t2i.training_state import TrainingState
+from t2i.validation import Validator
 from t2i.weighting import Weighting
-from t2i.work import digest_of, fingerprint, fresh, locked, sha256_of, source_digest, work_folder, write_json, write_text
+from t2i.work import (
+    digest_of,
+    fingerprint,
+    fresh,
+    locked,
+    sha256_of,
+    source_digest,
+    to_csv,
+    work_folder,
+    write_json,
+    write_text,
+)
 
 
 class Train(Params):
@@ -82,8 +95,12 @@ class Inputs:
     """dataset.json, for the model card."""
 
 
-def train(params: Train, runtime: Runtime, family: Family, inputs: Inputs, out: Path, report: Path) -> dict[str, Any]:
+def train(
+    params: Train, runtime: Runtime, family: Family, inputs: Inputs, out: Path, validation: Path, report: Path
+) -> dict[str, Any]:
     """Trains, or goes on from the newest checkpoint, and writes a complete pipeline with the EMA weights to `out`.
+
+    What was validated on the way goes to the folder `validation`, the figures to `report`.
 
     Returns:
         Metrics: steps, and the mean losses of the last tenth of them.
@@ -92,35 +109,34 @@ def train(params: Train, runtime: Runtime, family: Family, inputs: Inputs, out: 
         SystemExit: 130 or 143 when interrupted, once a checkpoint is on disk.
         ValueError: where the caches do not fit each other or the run does not converge.
     """
-    from accelerate import Accelerator
-
     die_with_parent()
-    cpu = runtime.torch_device() == "cpu"
-    if params.precision == "fp16" and cpu:
-        raise ValueError("`train.precision` fp16 needs a GPU: on the CPU set bf16 or fp32")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = runtime.tf32
-    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(params.precision, params.precision), cpu=cpu)
+    accelerator = _accelerator(params, runtime)
     made_by = _made_by(params, inputs)
     work = work_folder("train", fingerprint(made_by, source_digest()))
     with locked(work) if accelerator.is_main_process else contextlib.nullcontext():
         if accelerator.is_main_process:
             checkpoint.make_room(work, restart=os.environ.get("T2I_RESUME") == "never")
         accelerator.wait_for_everyone()
-        ema, history = _optimize(params, runtime, family, inputs, work, accelerator)
+        validator = Validator(
+            runtime.validation, family, inputs.latents, inputs.embeds, runtime.encode_batch_size, work / "validation"
+        )
+        ema, history = _optimize(params, runtime, family, inputs, work, accelerator, validator)
         if not accelerator.is_main_process:
             return {}
         with fresh(out) as folder:
             family.export(ema.shadow, folder)
             write_card(folder, inputs.dataset, made_by)
-        metrics = history.last_tenth()
+        with fresh(validation) as folder:
+            shutil.copytree(validator.folder, folder, dirs_exist_ok=True)
         write_text(report / "history.csv", history.csv(runtime.log_every_steps))
-        write_json(report / "metrics.json", metrics)
+        write_text(report / "validation.csv", to_csv(validator.rows()))
+        write_json(report / "metrics.json", metrics := history.last_tenth())
         checkpoint.finish(work)
     return metrics
 
 
 def _optimize(
-    params: Train, runtime: Runtime, family: Family, inputs: Inputs, work: Path, accelerator: Any
+    params: Train, runtime: Runtime, family: Family, inputs: Inputs, work: Path, accelerator: Any, validator: Validator
 ) -> tuple[Ema, History]:
     """The training loop, from the newest checkpoint on."""
     records = CachedRecords(inputs.latents, inputs.embeds, "train")
@@ -130,47 +146,61 @@ def _optimize(
     steps = params.total_steps(len(records))
 
     torch.manual_seed(params.seed)
-    unet = _prepared_unet(family, params, runtime).to(accelerator.device)
-    weights = dict(unet.named_parameters())
-    ema = Ema(weights, params.ema)
-    adamw = make_optimizer(unet.parameters(), params.optimizer)
-    step, history = _restore(work, unet, ema, adamw, accelerator.scaler, accelerator.device, accelerator.is_main_process)
-    unet, optimizer = accelerator.prepare(unet, adamw)
+    bare = _prepared_unet(family, params, runtime).to(accelerator.device)
+    weights = dict(bare.named_parameters())
+    ema, adamw = Ema(weights, params.ema), make_optimizer(bare.parameters(), params.optimizer)
+    state = TrainingState(bare, ema, adamw, accelerator.scaler, History(finite_gradients=accelerator.scaler is None))
+    state.restore(work, discard_damaged=accelerator.is_main_process)
+    unet, optimizer = accelerator.prepare(bare, adamw)
 
-    progress = tqdm(total=steps, initial=step, desc="training", unit=" steps", disable=not accelerator.is_main_process)
+    progress = tqdm(total=steps, initial=state.step, desc="training", unit=" steps", disable=not accelerator.is_main_process)
     saved_at = time.monotonic()
     with Interrupt() as interrupt, progress:
-        while step < steps:
-            rate = learning_rate(step, params.learning_rate, params.warmup_steps, steps, params.schedule)
+        if accelerator.is_main_process:
+            validator.run(state.step, steps, bare, ema)
+        while state.step < steps:
+            rate = learning_rate(state.step, params.learning_rate, params.warmup_steps, steps, params.schedule)
             for group in adamw.param_groups:
                 group["lr"] = rate
-            loss, mse = accumulate_gradients(accelerator, unet, family, sampler, step, shares, alphas_cumprod, params.weighting)
+            loss, mse = accumulate_gradients(
+                accelerator, unet, family, sampler, state.step, shares, alphas_cumprod, params.weighting
+            )
             grad_norm = accelerator.clip_grad_norm_(unet.parameters(), params.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            step += 1
-            ema.update(weights, step)
+            state.step += 1
+            ema.update(weights, state.step)
 
             stopping: float = interrupt.signal or 0
             if accelerator.num_processes > 1:  # all stop after the same step
                 loss, mse, agreed = accelerator.reduce(torch.stack([loss, mse, loss.new_tensor(stopping)]), "mean")
                 stopping = agreed.item()
-            history.append((loss, mse, grad_norm, rate))
+            state.history.append((loss, mse, grad_norm, rate))
             progress.update()
-            if step % runtime.log_every_steps == 0:
-                progress.set_postfix_str(_shown(history, runtime.log_every_steps, progress, params.batch_size))
-            if stopping or step == steps or time.monotonic() - saved_at > runtime.checkpoint_every_seconds:
+            if state.step % runtime.log_every_steps == 0:
+                progress.set_postfix_str(_shown(state.history, runtime.log_every_steps, progress, params.batch_size))
+            if accelerator.is_main_process:
+                validator.run(state.step, steps, bare, ema)
+            if stopping or state.step == steps or time.monotonic() - saved_at > runtime.checkpoint_every_seconds:
                 if accelerator.is_main_process:
-                    checkpoint.save(
-                        work, _state(step, weights, ema, adamw, accelerator.scaler, history), runtime.keep_checkpoints
-                    )
+                    state.save(work, runtime.keep_checkpoints)
                 saved_at = time.monotonic()
                 if stopping:
                     accelerator.wait_for_everyone()  # none ends, and has the others ended, before the checkpoint is whole
-            if stopping and step < steps:
-                print(f"stopped after step {step} of {steps}; the same command goes on from there", file=sys.stderr)
+            if stopping and state.step < steps:
+                print(f"stopped after step {state.step} of {steps}; the same command goes on from there", file=sys.stderr)
                 raise SystemExit(128 + (interrupt.signal or 15))
-    return ema, history
+    return ema, state.history
+
+
+def _accelerator(params: Train, runtime: Runtime) -> Any:
+    from accelerate import Accelerator
+
+    cpu = runtime.torch_device() == "cpu"
+    if params.precision == "fp16" and cpu:
+        raise ValueError("`train.precision` fp16 needs a GPU: on the CPU set bf16 or fp32")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = runtime.tf32
+    return Accelerator(mixed_precision={"fp32": "no"}.get(params.precision, params.precision), cpu=cpu)
 
 
 def _prepared_unet(family: Family, params: Train, runtime: Runtime) -> Any:
@@ -184,37 +214,6 @@ def _prepared_unet(family: Family, params: Train, runtime: Runtime) -> Any:
             advice = "install the extra `xformers` on a machine with a GPU, or set `runtime.attention` to sdpa"
             raise ValueError(f"`runtime.attention` is xformers, which does not work here ({error}): {advice}") from None
     return unet
-
-
-def _restore(
-    work: Path, unet: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, scaler: Any, device: torch.device, main: bool
-) -> tuple[int, History]:
-    """Brings everything to the newest checkpoint's state; returns the steps taken and their history."""
-    found = checkpoint.load_newest(work, discard_damaged=main)
-    if found is None:
-        return 0, History(finite_gradients=scaler is None)
-    unet.load_state_dict(found.tensors["unet"])
-    ema.shadow = {name: tensor.to(device) for name, tensor in found.tensors["ema"].items()}
-    ema.updates = found.state["ema_updates"]
-    names = [name for name, _ in unet.named_parameters()]
-    state = optimizer.state_dict() | {"state": checkpoint.unprefixed(found.tensors["optimizer"], names)}
-    optimizer.load_state_dict(state)
-    if scaler is not None:
-        scaler.load_state_dict(found.state["scaler"])
-    return found.state["step"], History(found.tensors["history"]["rows"], finite_gradients=scaler is None)
-
-
-def _state(
-    step: int, weights: dict[str, Tensor], ema: Ema, optimizer: torch.optim.Optimizer, scaler: Any, history: History
-) -> checkpoint.Checkpoint:
-    tensors = {
-        "unet": dict(weights),
-        "ema": ema.shadow,
-        "optimizer": checkpoint.prefixed(optimizer.state_dict()["state"], list(weights)),
-        "history": {"rows": history.tensor()},
-    }
-    state = {"step": step, "ema_updates": ema.updates, "scaler": scaler.state_dict() if scaler is not None else None}
-    return checkpoint.Checkpoint(tensors, state)
 
 
 def _shown(history: History, steps: int, progress: Any, batch_size: int) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,3 +120,10 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON with sorted keys, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def to_csv(rows: Sequence[Mapping[str, float]]) -> str:
+    """Returns rows as CSV under their keys, six significant digits each, whole numbers whole."""
+    lines = [",".join(rows[0])] if rows else []
+    lines += [",".join(str(value) if isinstance(value, int) else f"{value:.6g}" for value in row.values()) for row in rows]
+    return "\n".join(lines) + "\n"

@@ -55,6 +55,8 @@ def closure(command: str) -> set[str]:
             path = file_of(module)
             assert path is not None
             files.add(str(path.relative_to(ROOT)))
+            if (template := path.with_suffix(".html")).is_file():
+                files.add(str(template.relative_to(ROOT)))
         assert path is not None
         waiting |= imports_of(ast.parse(path.read_text(encoding="utf-8"))) - seen
     return files

@@ -128,12 +128,14 @@ class Family:
         *,
         num_inference_steps: int,
         guidance_scale: float,
+        negative_prompt: str,
         size_px: int,
         device: str,
     ) -> list[Image.Image]:
         """Returns an image a prompt, drawn by StableDiffusionPipeline with the checkpoint's own scheduler."""
         drawn: list[Image.Image] = self._pipeline.to(device)(
             prompt=list(prompts),
+            negative_prompt=[negative_prompt] * len(prompts),
             generator=list(generators),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -141,6 +143,34 @@ class Family:
             width=size_px,
         ).images
         return drawn
+
+    def sample_latents(
+        self,
+        unet: nn.Module,
+        conditioning: dict[str, Tensor],
+        unconditional: dict[str, Tensor],
+        noise: Float[Tensor, "b c h w"],
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+    ) -> Float[Tensor, "b c h w"]:
+        """Returns scaled latents, by StableDiffusionPipeline without its VAE and text encoder."""
+        from diffusers import StableDiffusionPipeline
+
+        absent = {"vae": None, "text_encoder": None, "tokenizer": None, "safety_checker": None, "feature_extractor": None}
+        pipeline = StableDiffusionPipeline.from_pretrained(self.folder, unet=unet, requires_safety_checker=False, **absent)
+        pipeline.set_progress_bar_config(disable=True)
+        sampled: Tensor = pipeline(
+            prompt_embeds=conditioning["encoder_hidden_states"],
+            negative_prompt_embeds=unconditional["encoder_hidden_states"].expand_as(conditioning["encoder_hidden_states"]),
+            latents=noise,
+            height=8 * noise.shape[2],  # what a pipeline without a VAE takes a latent for
+            width=8 * noise.shape[3],
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            output_type="latent",
+        ).images
+        return sampled
 
     @staticmethod
     def _frozen(model: Any, device: str) -> nn.Module:

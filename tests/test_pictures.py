@@ -1,6 +1,6 @@
 from PIL import Image
 
-from t2i.report import draw_grid
+from t2i.pictures import draw_grid
 
 
 def test_a_grid_shows_every_image_and_cuts_long_prompts(tmp_path) -> None:

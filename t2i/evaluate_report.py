@@ -1,0 +1,148 @@
+"""Verb: put what the stages left into pictures, and on one page."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from t2i import advice
+from t2i.batches import CachedRecords
+from t2i.family import Family
+from t2i.images import to_image
+from t2i.latents import sample_latents
+from t2i.pictures import draw_grid
+from t2i.report import embedded, provenance, render
+from t2i.sampling import Evaluate, HeldOut, Inputs, captions, heldout, images_of, some_images
+from t2i.shards import read_manifest
+from t2i.work import fresh
+
+_SHOWN = 6
+"""Pairs of pictures in each of the page's smaller galleries."""
+
+
+Row = tuple[str, Sequence[Image.Image]]
+"""A prompt and its pictures."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What the other stages left."""
+
+    inputs: Inputs
+    samples: Path
+    reports: Path
+    validation: Path
+    model: Path
+
+
+def evaluate_report(
+    params: Evaluate, family: Family, left: Left, parameters: str, pictures: Path, page: Path, device: str
+) -> list[advice.Warning]:
+    """Writes grid.png, training.png and moments.png into `pictures`, and the page; returns its warnings.
+
+    Args:
+        params: the section `evaluate`.
+        family: the base, whose VAE decodes what was cached.
+        left: what the other stages left.
+        parameters: the text of params.yaml, for the page.
+        pictures: folder for the pictures.
+        page: the HTML file.
+        device: where the VAE runs.
+    """
+    said = captions(left.inputs)
+    side_by_side = _side_by_side(params, heldout(params, left.inputs), left.samples)
+    training = _training(family, left, device)
+    moments = [(said[key][0], pair) for key, pair in _moments(family, left.inputs, params.seed, device)]
+    with fresh(pictures) as folder:
+        draw_grid(side_by_side, ("base", "fine-tuned", "real"), folder / "grid.png")
+        draw_grid(moments, ("image", "decoded"), folder / "moments.png")
+        if training.rows:
+            draw_grid(training.rows, [str(step) for step in training.steps], folder / "training.png", across=1)
+    report = {
+        path.relative_to(left.reports).as_posix(): json.loads(path.read_text(encoding="utf-8"))
+        for path in left.reports.glob("*/*.json")
+    }
+    metrics, intervals = report["evaluate/metrics.json"], report["evaluate/intervals.json"]
+    images, texts = report["encode-images/metrics.json"], report["encode-captions/metrics.json"]
+    warnings = advice.warnings(advice.Figures(metrics, intervals, images, texts))
+    galleries = {
+        "side_by_side": _cards(side_by_side, ("base", "fine-tuned", "real")),
+        "retention": _cards(_retention(params, left.samples), ("base", "fine-tuned")),
+        "nearest": _cards(_nearest(report["evaluate/nearest.json"], left, said), ("sample", "training image")),
+        "moments": _cards(moments, ("image", "decoded")),
+        "steps": training.steps,
+        "training": [(prompt, [embedded(image) for image in row]) for prompt, row in training.rows],
+    }
+    render(page, left.reports, report, warnings, galleries, provenance(left.model, left.inputs.raw, report), parameters)
+    return warnings
+
+
+def _side_by_side(params: Evaluate, records: HeldOut, samples: Path) -> list[Row]:
+    rows: list[Row] = []
+    for key, prompt, real in list(zip(records.keys, records.prompts, records.real, strict=True))[: params.grid_prompts]:
+        rows.append((prompt, [_opened(samples / "base" / f"{key}.png"), _opened(samples / "model" / f"{key}.png"), real]))
+    return rows
+
+
+class Training(NamedTuple):
+    """What was drawn through training."""
+
+    steps: list[int]
+    rows: list[Row]
+
+
+def _training(family: Family, left: Left, device: str) -> Training:
+    prompts = read_manifest(left.inputs.embeds)["made_by"]["params"]["validation_prompts"]
+    files = sorted(left.validation.glob("step-*.safetensors")) if prompts else []
+    decoded = [_decoded(family, load_file(file)["latents"], device) for file in files]
+    rows = zip(prompts, zip(*decoded, strict=True), strict=True)
+    return Training([int(file.stem.removeprefix("step-")) for file in files], list(rows))
+
+
+def _moments(family: Family, inputs: Inputs, seed: int, device: str) -> list[Row]:
+    """Keys of some held-out records with their image and what their cached moments decode to."""
+    records = CachedRecords(inputs.latents, inputs.embeds, "heldout")
+    sources = some_images(inputs, "heldout", _SHOWN, seed)
+    stored = torch.stack([records.moments(records.keys.index(key))[0] for key, _ in sources])
+    decoded = _decoded(family, sample_latents(stored, None, family.scaling_factor, family.shift_factor), device)
+    return [(key, [source, image]) for (key, source), image in zip(sources, decoded, strict=True)]
+
+
+def _decoded(family: Family, latents: torch.Tensor, device: str) -> list[Image.Image]:
+    vae = family.load_vae(device)
+    return [to_image(family.decode_latents(vae, one[None].to(device))[0]) for one in latents.float()]
+
+
+def _retention(params: Evaluate, samples: Path) -> list[Row]:
+    folders = [samples / which / "retention" for which in ("base", "model")]
+    return [
+        (prompt, [_opened(folder / f"{number:03d}.png") for folder in folders])
+        for number, prompt in enumerate(params.retention_prompts)
+    ]
+
+
+def _nearest(rows: list[dict[str, Any]], left: Left, said: dict[str, list[str]]) -> list[Row]:
+    rows = rows[:_SHOWN]
+    train = images_of(left.inputs, "train", [row["train_key"] for row in rows])
+    return [
+        (f"{said[row['key']][0]} | {said[row['train_key']][0]}", [_opened(left.samples / "model" / f"{row['key']}.png"), image])
+        for row, image in zip(rows, train, strict=True)
+    ]
+
+
+def _cards(rows: Sequence[Row], captions: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns what the page shows of some rows: a heading, and pictures with captions."""
+    return [
+        {"heading": heading, "pictures": [(caption, embedded(image)) for caption, image in zip(captions, images, strict=True)]}
+        for heading, images in rows
+    ]
+
+
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")

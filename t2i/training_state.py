@@ -1,0 +1,60 @@
+"""Training state: everything that a step of training changes, and its way into a checkpoint and back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from t2i import checkpoint
+from t2i.ema import Ema
+from t2i.history import History
+
+
+@dataclass
+class TrainingState:
+    """What goes on from step to step."""
+
+    unet: nn.Module
+    """This process's own, not wrapped."""
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+    scaler: Any
+    """fp16's loss scaler, or None."""
+    history: History
+    step: int = 0
+    """Optimizer steps taken."""
+
+    def save(self, work: Path, keep: int) -> None:
+        """Writes a checkpoint, and removes all but the newest `keep`."""
+        weights = dict(self.unet.named_parameters())
+        tensors = {
+            "unet": weights,
+            "ema": self.ema.shadow,
+            "optimizer": checkpoint.prefixed(self.optimizer.state_dict()["state"], list(weights)),
+            "history": {"rows": self.history.tensor()},
+        }
+        state = {
+            "step": self.step,
+            "ema_updates": self.ema.updates,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
+        checkpoint.save(work, checkpoint.Checkpoint(tensors, state), keep)
+
+    def restore(self, work: Path, *, discard_damaged: bool) -> None:
+        """Takes everything from the newest checkpoint that verifies, if there is one."""
+        found = checkpoint.load_newest(work, discard_damaged=discard_damaged)
+        if found is None:
+            return
+        self.unet.load_state_dict(found.tensors["unet"])
+        device = next(self.unet.parameters()).device
+        self.ema.shadow = {name: tensor.to(device) for name, tensor in found.tensors["ema"].items()}
+        self.ema.updates = found.state["ema_updates"]
+        names = [name for name, _ in self.unet.named_parameters()]
+        state = checkpoint.unprefixed(found.tensors["optimizer"], names)
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        if self.scaler is not None:
+            self.scaler.load_state_dict(found.state["scaler"])
+        self.history = History(found.tensors["history"]["rows"], finite_gradients=self.scaler is None)
+        self.step = found.state["step"]
