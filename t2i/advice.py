@@ -9,11 +9,11 @@ from typing import NamedTuple
 class Figures:
     """Metrics of the stages."""
 
-    evaluation: Mapping[str, float]
+    evaluation: Mapping[str, float | int]
     intervals: Mapping[str, list[float]]
     """95 % intervals of those."""
-    images: Mapping[str, float]
-    captions: Mapping[str, float]
+    images: Mapping[str, float | int]
+    captions: Mapping[str, float | int]
 
 
 class Warning(NamedTuple):

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-Rows = Sequence[Mapping[str, float]]
+Rows = Sequence[Mapping[str, float | int]]
 
 _INK = "#0a0b0c"
 """Stands for the page's text colour."""

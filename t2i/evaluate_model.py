@@ -29,7 +29,7 @@ def evaluate_model(evaluator: Evaluator, family: Family, samples: Path, base_rep
     return evaluation
 
 
-def _guidance_curve(evaluator: Evaluator, family: Family, samples: Path) -> list[dict[str, float]]:
+def _guidance_curve(evaluator: Evaluator, family: Family, samples: Path) -> list[dict[str, float | int]]:
     """Content against look at several guidance scales, on the first of the held-out prompts."""
     count = min(evaluator.params.sweep_prompts, len(evaluator.records.keys))
     keys, prompts = evaluator.records.keys[:count], evaluator.records.prompts[:count]

@@ -33,7 +33,7 @@ class Evaluation:
     """Figures by name, five significant digits: what differs beyond is rounding."""
     intervals: dict[str, list[float]]
     """The 95 % interval of each, where it has one."""
-    timesteps: list[dict[str, float]]
+    timesteps: list[dict[str, float | int]]
     """Denoising errors by timestep."""
     nearest: list[dict[str, Any]]
     """What the samples are nearest to among the training images, the nearest first."""
@@ -135,7 +135,7 @@ class Evaluator:
             for at in near.distance.argsort().tolist()
         ]
 
-    def _by_timestep(self, family: Family, errors: dict[Split, Tensor]) -> list[dict[str, float]]:
+    def _by_timestep(self, family: Family, errors: dict[Split, Tensor]) -> list[dict[str, float | int]]:
         grid = timestep_grid(len(family.alphas_cumprod), self.params.timesteps_per_record)
         return [
             {"timestep": timestep} | {f"{split}_loss": rounded(of[:, at].mean().item()) for split, of in errors.items()}

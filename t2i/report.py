@@ -69,7 +69,7 @@ def embedded(image: Image.Image, most_px: int = 256) -> str:
     return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
-def figures(metrics: dict[str, float], intervals: dict[str, list[float]]) -> list[dict[str, Any]]:
+def figures(metrics: dict[str, float | int], intervals: dict[str, list[float]]) -> list[dict[str, Any]]:
     """Returns a row a figure, for the page's table."""
     rows = []
     for name, (better, real, says) in _FIGURES.items():
@@ -90,7 +90,7 @@ def figures(metrics: dict[str, float], intervals: dict[str, list[float]]) -> lis
     return rows
 
 
-def summary(metrics: dict[str, float]) -> str:
+def summary(metrics: dict[str, float | int]) -> str:
     """Returns the result in two sentences."""
     m = metrics
     return (

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from t2i import checkpoint
 from t2i.ema import Ema
@@ -28,8 +28,8 @@ class TrainingState:
 
     def save(self, work: Path, keep: int) -> None:
         """Writes a checkpoint, and removes all but the newest `keep`."""
-        weights = dict(self.unet.named_parameters())
-        tensors = {
+        weights: dict[str, Tensor] = dict(self.unet.named_parameters())
+        tensors: dict[str, dict[str, Tensor]] = {
             "unet": weights,
             "ema": self.ema.shadow,
             "optimizer": checkpoint.prefixed(self.optimizer.state_dict()["state"], list(weights)),

@@ -52,7 +52,7 @@ class Validator:
         save_file({name: tensor.float().cpu().contiguous() for name, tensor in found.items()}, partial)
         partial.rename(path)
 
-    def rows(self) -> list[dict[str, float]]:
+    def rows(self) -> list[dict[str, float | int]]:
         """Returns a row a validated step: denoising errors by weights and split, and `overfit_gap`, held-out less training."""
         rows = []
         for path in sorted(self.folder.glob("step-*.safetensors")):
@@ -75,7 +75,7 @@ class Validator:
         path = self.embeds / "validation.safetensors"
         return {name: t.float() for name, t in load_file(path).items()} if path.exists() else None
 
-    def _errors(self, unet: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    def _errors(self, unet: nn.Module, device: torch.device) -> dict[Split, Tensor]:
         p, errors = self.params, {}
         for split, records in self._records.items():
             places = fixed_records(records, p.records, p.seed)

@@ -122,7 +122,7 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def to_csv(rows: Sequence[Mapping[str, float]]) -> str:
+def to_csv(rows: Sequence[Mapping[str, float | int]]) -> str:
     """Returns rows as CSV under their keys, six significant digits each, whole numbers whole."""
     lines = [",".join(rows[0])] if rows else []
     lines += [",".join(str(value) if isinstance(value, int) else f"{value:.6g}" for value in row.values()) for row in rows]

@@ -45,3 +45,14 @@ def test_weights_are_matched_by_name_not_by_order() -> None:
     ema.update({"a": torch.full((2,), 1.0), "b": torch.full((3,), 2.0)}, 1)
     assert (ema.shadow["a"] == 1).all()
     assert (ema.shadow["b"] == 2).all()
+
+
+def test_the_shadow_is_lent_and_given_back() -> None:
+    weights = {"w": torch.nn.Parameter(torch.ones(3))}
+    ema = Ema(weights, params())
+    ema.shadow["w"].fill_(7.0)
+    with ema.applied(weights):
+        assert weights["w"].tolist() == [7.0] * 3
+        assert ema.shadow["w"].tolist() == [1.0] * 3
+    assert weights["w"].tolist() == [1.0] * 3
+    assert ema.shadow["w"].tolist() == [7.0] * 3

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from stages import encode, fetch
-from t2i.batches import CachedRecords, Sampler
+from t2i.batches import CachedRecords, Sampler, derived_seed
 from t2i.diffusion import snr
 from t2i.families.stable_diffusion import Family
 from t2i.objective import training_loss
@@ -62,7 +62,10 @@ def test_the_whole_pipeline_leaves_a_model_that_diffusers_loads_and_figures(proj
         assert {name, f"{name}_base"} <= metrics.keys()
     assert {"cmmd_floor", "prompt_retrieval_real"} <= metrics.keys()
     assert (project.folder / "data/reports/train/history.csv").read_text().count("\n") == 1 + 3
-    with Image.open(project.folder / "data/grid/grid.png") as grid:
+    assert {"kid", "overfit_gap", "copy_rate", "retention_retrieval"} <= project.json(
+        "data/reports/evaluate/intervals.json"
+    ).keys()
+    with Image.open(project.folder / "data/pictures/grid.png") as grid:
         assert grid.width > 3 * 128
     pipeline = StableDiffusionPipeline.from_pretrained(project.folder / "data/model", use_safetensors=True)
     assert pipeline("square 1", num_inference_steps=1, height=32, width=32).images[0].size == (32, 32)
@@ -84,7 +87,7 @@ def test_two_runs_give_the_same_bytes(project, monkeypatch) -> None:
         project.fetch_and_encode()
         project.train()
         project.evaluate()
-        made = ("raw", "latents", "embeds", "base", "model", "samples", "grid", "reports")
+        made = ("raw", "latents", "embeds", "base", "model", "samples", "validation", "pictures", "reports")
         kept.append({name: files(project.folder / "data" / name) for name in made})
     for name in kept[0]:
         assert kept[0][name] == kept[1][name], name
@@ -191,6 +194,43 @@ def test_the_loss_is_that_of_the_diffusers_script(project, tmp_path, prediction_
     theirs = (errors * (clipped if isinstance(weighting, MinSnr) else 1)).mean()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
     torch.testing.assert_close(ours_unweighted, errors.mean(), rtol=1e-5, atol=0)
+
+
+def test_validation_changes_nothing_and_is_the_same_after_an_interruption(project) -> None:
+    project.fetch_and_encode()
+    project.train()
+    trained, validated = weights(project), files(project.folder / "data/validation")
+    assert sorted(validated) == [f"step-{step:08d}.safetensors" for step in (0, 4, 6)]
+    shutil.rmtree(next((project.folder / "data/work").glob("train-*")) / "step-00000006")
+    shutil.rmtree(next((project.folder / "data/work").glob("train-*")) / "validation")
+    project.train()  # from the start, since no checkpoint is left
+    assert files(project.folder / "data/validation") == validated
+    (project.folder / "data/work").rename(project.folder / "before")
+    project.params["runtime"]["validation"]["every_steps"] = 1
+    project.train()
+    assert same(weights(project), trained)
+    rows = (project.folder / "data/reports/train/validation.csv").read_text().splitlines()
+    assert len(rows) == 1 + 7
+
+
+def test_what_is_drawn_in_training_is_what_the_pipeline_draws(project) -> None:
+    project.fetch_and_encode()
+    project.train()
+    family = Family(project.folder / "data/model")
+    prompts = project.params["encode"]["captions"]["validation_prompts"]
+    noise = torch.stack(
+        [
+            torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(derived_seed(0, "validation", number)))
+            for number in range(len(prompts))
+        ]
+    )
+    pipeline = StableDiffusionPipeline.from_pretrained(project.folder / "data/model", use_safetensors=True)
+    latents = pipeline(
+        prompts, latents=noise, num_inference_steps=2, guidance_scale=2.0, height=32, width=32, output_type="latent"
+    ).images
+    drawn = load_file(project.folder / "data/validation/step-00000006.safetensors")["latents"]
+    torch.testing.assert_close(drawn, latents, rtol=1e-2, atol=1e-2)  # the cached embeddings are float16
+    assert family.decode_latents(family.load_vae("cpu"), drawn).shape == (2, 3, 32, 32)
 
 
 def test_accumulation_changes_rounding_only(project) -> None:
