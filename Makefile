@@ -8,8 +8,8 @@ repro: .venv/installed
 	dvc repro
 	@echo
 	@echo "The model:       data/model (StableDiffusionPipeline.from_pretrained loads it)"
-	@echo "Side by side:    data/grid/grid.png (base | fine-tuned | real)"
-	@echo "Figures:         data/reports/evaluate/metrics.json"
+	@echo "The report:      data/reports/report.html (open it in a browser)"
+	@echo "Draw:            .venv/bin/t2i sample \"red heart\" --compare"
 
 test: .venv/installed-test
 	ruff format --check .

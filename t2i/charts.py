@@ -13,7 +13,7 @@ _COLOURS = ("#d9652b", "#2f8fbd", "#5a9e4b", "#a06cc8")
 
 
 def lines(rows: Rows, x: str, ys: Mapping[str, str], y_label: str) -> str:
-    """Returns curves over one axis, the other logarithmic; few points are marked.
+    """Returns curves over one axis; the other is logarithmic where values differ much. Few points are marked.
 
     Args:
         rows: a mapping a point.
@@ -21,12 +21,19 @@ def lines(rows: Rows, x: str, ys: Mapping[str, str], y_label: str) -> str:
         ys: keys of the curves, with the names that the legend gives them.
         y_label: name of the vertical axis.
     """
+    values = [row[key] for row in rows for key in ys]
 
     def plot(axes: Any) -> None:
         for colour, (key, name) in zip(_COLOURS, ys.items(), strict=False):
             points = [row[x] for row in rows], [row[key] for row in rows]
             axes.plot(*points, color=colour, label=name, marker="o" if len(rows) < 20 else None, markersize=4)
-        axes.set(xlabel=x, ylabel=y_label, yscale="log")
+        axes.set(xlabel=x, ylabel=y_label)
+        if min(values) > 0 and max(values) > 3 * min(values):
+            from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+            axes.set_yscale("log")
+            axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.legend(frameon=False, labelcolor=_INK)
 
     return _svg(plot)

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -40,9 +41,11 @@ def render(
         parameters: the text of params.yaml.
     """
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup, escape
 
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["code"] = lambda text: Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text))))
     metrics = reports["evaluate/metrics.json"]
     write_text(
         page,

@@ -52,6 +52,7 @@ def test_the_page_needs_nothing_but_itself_and_quotes_captions(page) -> None:
     for heading in ("Side by side", "Figures", "Curves", "Through training", "What it still can", "Nearest training images"):
         assert f"<h2>{heading}</h2>" in text
     assert "detail is lost" in text  # the tiny VAE is random
+    assert "<code>encode.images.resolution_px</code>" in text
 
 
 def test_pictures_for_dvc_plots_are_written(page, project) -> None:
