@@ -41,6 +41,7 @@ def captions(
     base: Annotated[Path, typer.Option(help="The pipeline, from `fetch base`.")] = Path("data/base"),
     captions: Annotated[Path, typer.Option(help="Captions, from `fetch dataset`.")] = Path("data/raw/captions.jsonl"),
     out: Annotated[Path, typer.Option(help="Folder for the shards of embeddings.")] = Path("data/embeds"),
+    drawn: Annotated[Path, typer.Option(help="Folder for what is drawn in training.")] = Path("data/validation-prompts"),
     report: Annotated[Path, typer.Option(help="Metrics file.")] = Path("data/reports/encode-captions/metrics.json"),
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
@@ -54,7 +55,7 @@ def captions(
     section, runtime = load(params, "encode.captions", EncodeCaptions), load(params, "runtime", Runtime)
     family = load_family(load(params, "base", Base).family, base)
     metrics = encode_captions(
-        section, family, base, captions, out, batch_size=runtime.encode_batch_size, device=runtime.torch_device()
+        section, family, base, captions, out, drawn, batch_size=runtime.encode_batch_size, device=runtime.torch_device()
     )
     write_json(report, metrics)
     print(f"{metrics['captions']} captions of {metrics['records']} records encoded, {metrics['truncated']} cut short")

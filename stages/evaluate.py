@@ -40,8 +40,8 @@ def base(
 
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
     family = load_family(load(params, "base", Base).family, base)
-    inputs = Inputs(clip, raw, latents, embeds)
-    evaluator = Evaluator(section, inputs, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
+    inputs = Inputs(raw, latents, embeds)
+    evaluator = Evaluator(section, inputs, clip, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
     _print(evaluate_base(evaluator, family, samples, report).metrics)
 
 
@@ -58,7 +58,7 @@ def model(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Samples and measures the fine-tuned model on the same prompts and seeds, the base's figures beside it."""
-    from t2i.evaluate_model import evaluate_model
+    from t2i.evaluate_model import Sweep, evaluate_model
     from t2i.evaluation import Evaluator
     from t2i.family import Base, load_family
     from t2i.params import load
@@ -67,19 +67,21 @@ def model(
 
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
     family = load_family(load(params, "base", Base).family, model)
-    inputs = Inputs(clip, raw, latents, embeds)
-    evaluator = Evaluator(section, inputs, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
-    _print(evaluate_model(evaluator, family, samples, base_report, report).metrics)
+    inputs = Inputs(raw, latents, embeds)
+    evaluator = Evaluator(section, inputs, clip, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
+    sweep = load(params, "sweep", Sweep)
+    _print(evaluate_model(sweep, evaluator, family, samples, base_report, report).metrics)
 
 
 @app.command()
 def report(
     base: Annotated[Path, typer.Option(help="The pipeline whose VAE decodes, from `fetch base`.")] = DATA / "base",
     model: Annotated[Path, typer.Option(help="The fine-tuned pipeline, from `train`.")] = DATA / "model",
-    clip: Clip = DATA / "base-clip",
     raw: Raw = DATA / "raw",
     latents: Latents = DATA / "latents",
     embeds: Embeds = DATA / "embeds",
+    validation_prompts: Annotated[Path, typer.Option(help="What `encode captions` kept of them.")] = DATA
+    / "validation-prompts",
     samples: Annotated[Path, typer.Option(help="Folder of what both drew.")] = DATA / "samples",
     validation: Annotated[Path, typer.Option(help="What was drawn through training, from `train`.")] = DATA / "validation",
     reports: Annotated[Path, typer.Option(help="Folder of the figures of every stage.")] = DATA / "reports",
@@ -88,7 +90,7 @@ def report(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Puts what the stages left into pictures, and on one page that needs nothing but itself."""
-    from t2i.evaluate_report import Left, evaluate_report
+    from t2i.evaluate_report import Left, Report, evaluate_report
     from t2i.family import Base, load_family
     from t2i.params import load
     from t2i.runtime import Runtime
@@ -96,9 +98,16 @@ def report(
 
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
     family = load_family(load(params, "base", Base).family, base)
-    left = Left(Inputs(clip, raw, latents, embeds), samples, reports, validation, model)
+    left = Left(Inputs(raw, latents, embeds), validation_prompts, samples, reports, validation, model)
     warnings = evaluate_report(
-        section, family, left, params.read_text(encoding="utf-8"), pictures, page, runtime.torch_device()
+        load(params, "report", Report),
+        section,
+        family,
+        left,
+        params.read_text(encoding="utf-8"),
+        pictures,
+        page,
+        runtime.torch_device(),
     )
     for warning in warnings:
         print(f"warning: {warning.what} {warning.to_try}")

@@ -38,8 +38,8 @@ def sample(
 ) -> None:
     """Draws prompts; every PNG says in its metadata which prompt, seed and model made it."""
     wanted = [*(prompts or []), *(_lines(prompts_file) if prompts_file else [])]
-    if not wanted:
-        raise typer.BadParameter('no prompt; give some: t2i sample "red heart", or --prompts-file FILE')
+    if not wanted or (base and compare):
+        raise typer.BadParameter('give a prompt (t2i sample "red heart") or --prompts-file, and one of --base and --compare')
     from t2i.encode_images import EncodeImages
     from t2i.params import load
     from t2i.runtime import Runtime

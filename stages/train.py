@@ -12,6 +12,9 @@ def main(
     base: Annotated[Path, typer.Option(help="The pipeline, from `fetch base`.")] = Path("data/base"),
     latents: Annotated[Path, typer.Option(help="Moments, from `encode images`.")] = Path("data/latents"),
     embeds: Annotated[Path, typer.Option(help="Embeddings, from `encode captions`.")] = Path("data/embeds"),
+    validation_prompts: Annotated[Path, typer.Option(help="What is drawn on the way, from `encode captions`.")] = Path(
+        "data/validation-prompts"
+    ),
     dataset: Annotated[Path, typer.Option(help="Description of the dataset, for the model card.")] = Path(
         "data/raw/dataset.json"
     ),
@@ -34,11 +37,13 @@ def main(
     section, runtime = load(params, "train", Train), load(params, "runtime", Runtime)
     if runtime.processes > 1 and not in_process_group():
         paths = {"base": base, "latents": latents, "embeds": embeds, "dataset": dataset, "out": out}
-        paths |= {"validation": validation, "report": report, "params": params}
+        paths |= {"validation-prompts": validation_prompts, "validation": validation, "report": report, "params": params}
         arguments = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
         raise SystemExit(relaunch("stages.train", arguments, runtime.processes))
     family = load_family(load(params, "base", Base).family, base)
-    metrics = train(section, runtime, family, Inputs(base, latents, embeds, dataset), out, validation, report)
+    metrics = train(
+        section, runtime, family, Inputs(base, latents, embeds, validation_prompts, dataset), out, validation, report
+    )
     if metrics:
         print(f"{metrics['steps']} steps; loss {metrics['loss']:.4f}, unweighted {metrics['mse']:.4f}; the model is in {out}")
 

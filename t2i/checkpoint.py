@@ -80,7 +80,7 @@ def make_room(work: Path, *, restart: bool) -> None:
     for marker in work.parent.glob(f"*/{_FINISHED}"):
         if marker.parent != work:
             shutil.rmtree(marker.parent)
-    for own in [*work.glob("step-*"), *work.glob("validation")] if restart else work.glob("step-*.tmp"):
+    for own in [*work.glob("step-*"), *work.glob("validation-*")] if restart else work.glob("step-*.tmp"):
         shutil.rmtree(own)
 
 

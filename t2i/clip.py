@@ -1,6 +1,7 @@
 """The CLIP that measures: images and texts as unit vectors (Radford et al. 2021, arXiv 2103.00020)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -21,11 +22,11 @@ class Clip:
         self.processor = CLIPImageProcessorPil.from_pretrained(folder)
 
     @torch.no_grad()
-    def image_features(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        """Returns the unit-normalised features of some RGB images."""
-        features = []
-        for at in range(0, len(images), self.batch_size):
-            pixels = self.processor(images=list(images[at : at + self.batch_size]), return_tensors="pt").pixel_values
+    def image_features(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
+        """Returns the unit-normalised features of some RGB images, of which no more than a batch is held at once."""
+        features, coming = [], iter(images)
+        while batch := list(islice(coming, self.batch_size)):
+            pixels = self.processor(images=batch, return_tensors="pt").pixel_values
             features.append(self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output.cpu())
         return torch.nn.functional.normalize(torch.cat(features), dim=-1)
 

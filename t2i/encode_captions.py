@@ -13,7 +13,7 @@ from t2i.family import Family
 from t2i.params import Params
 from t2i.records import SPLITS
 from t2i.shards import pack, write_manifest, write_shard
-from t2i.work import digest_of, fresh, sha256_of
+from t2i.work import digest_of, fresh, sha256_of, write_json
 
 
 class EncodeCaptions(Params):
@@ -26,9 +26,11 @@ class EncodeCaptions(Params):
 
 
 def encode_captions(
-    params: EncodeCaptions, family: Family, base: Path, captions: Path, out: Path, *, batch_size: int, device: str
+    params: EncodeCaptions, family: Family, base: Path, captions: Path, out: Path, drawn: Path, *, batch_size: int, device: str
 ) -> dict[str, Any]:
     """Writes the conditioning of every caption in captions.jsonl to shards in `out`, and that of a dropped prompt.
+
+    The validation prompts' goes to the folder `drawn`, apart: nothing that is measured hangs on them.
 
     Returns:
         Metrics: counts of records and captions, and of captions longer than the tokenizer lets through.
@@ -37,16 +39,13 @@ def encode_captions(
     made_by = {
         "captions": sha256_of(captions),
         "text": {folder.name: digest_of(folder) for folder in sorted(base.glob("t*")) if folder.is_dir()},
-        "params": params.model_dump(),
+        "params": params.model_dump(exclude={"validation_prompts"}),
         "torch": torch.__version__.split("+")[0],
     }
     text = family.load_text(device)
     truncated, shards = 0, []
     with fresh(out) as folder, tqdm(total=len(rows), desc="encoding", unit=" records") as progress:
-        for name, prompts in (("empty", [""]), ("validation", params.validation_prompts)):
-            if prompts:
-                encoded = _encode(family, text, prompts, batch_size)
-                (folder / f"{name}.safetensors").write_bytes(pack(encoded, f"{name} prompts"))
+        (folder / "empty.safetensors").write_bytes(pack(_encode(family, text, [""], batch_size), "the empty prompt"))
         for split in SPLITS:
             own = [row for row in rows if row["split"] == split]
             for number, start in enumerate(range(0, len(own), params.records_per_shard)):
@@ -63,7 +62,16 @@ def encode_captions(
                 shards.append(write_shard(folder / f"{split}-{number:05d}.tar", contents))
                 progress.update(len(chunk))
         write_manifest(folder, shards, made_by | {"dtype": "float16"})
+    _keep_prompts(family, text, params.validation_prompts, drawn, batch_size)
     return {"records": len(rows), "captions": sum(len(row["captions"]) for row in rows), "truncated": truncated}
+
+
+def _keep_prompts(family: Family, text: Any, prompts: list[str], out: Path, batch_size: int) -> None:
+    with fresh(out) as folder:
+        write_json(folder / "prompts.json", prompts)
+        if prompts:
+            encoded = _encode(family, text, prompts, batch_size)
+            (folder / "embeds.safetensors").write_bytes(pack(encoded, "the validation prompts"))
 
 
 def _encode(family: Family, text: Any, captions: list[str], batch_size: int) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ def evaluate_base(evaluator: Evaluator, family: Family, samples: Path, report: P
         `prompt_retrieval_real`.
     """
     evaluation = evaluator.evaluate(family, samples)
-    real, others = evaluator.real, evaluator.train_features[: len(evaluator.real)]
-    evaluation.metrics["cmmd_floor"] = rounded(cmmd(real, others))
-    evaluation.metrics["kid_floor"] = rounded(kid(real, others))
-    evaluation.metrics["prompt_retrieval_real"] = rounded(prompt_retrieval(real, evaluator.prompts))
+    count = min(len(evaluator.real), len(evaluator.train))
+    evaluation.metrics["cmmd_floor"] = rounded(cmmd(evaluator.real[:count], evaluator.train[:count]))
+    evaluation.metrics["kid_floor"] = rounded(kid(evaluator.real[:count], evaluator.train[:count]))
+    evaluation.metrics["prompt_retrieval_real"] = rounded(prompt_retrieval(evaluator.real, evaluator.prompts))
     evaluation.write(report)
     return evaluation

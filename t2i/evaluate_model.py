@@ -2,18 +2,33 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 from PIL import Image
+from pydantic import Field
 
 from t2i.evaluation import Evaluation, Evaluator, rounded
 from t2i.family import Family
 from t2i.metrics import cmmd, prompt_retrieval
+from t2i.params import Params
 from t2i.work import to_csv, write_text
+
+
+class Sweep(Params):
+    """Section `sweep`: the curve of content against look."""
+
+    guidance_scales: list[Annotated[float, Field(ge=1)]]
+    """Guidance scales that the fine-tuned model is sampled at, besides `evaluate.guidance_scale`."""
+    prompts: int = Field(ge=2)
+    """Held-out prompts drawn at each of them, at most."""
+
 
 _OF_THE_DATA = ("prompts", "cmmd_floor", "kid_floor", "prompt_retrieval_real")
 
 
-def evaluate_model(evaluator: Evaluator, family: Family, samples: Path, base_report: Path, report: Path) -> Evaluation:
+def evaluate_model(
+    sweep: Sweep, evaluator: Evaluator, family: Family, samples: Path, base_report: Path, report: Path
+) -> Evaluation:
     """Writes the model's images and figures, each of the base's beside it, and a curve over guidance scales.
 
     Returns:
@@ -25,16 +40,16 @@ def evaluate_model(evaluator: Evaluator, family: Family, samples: Path, base_rep
     for name, interval in json.loads((base_report / "intervals.json").read_text(encoding="utf-8")).items():
         evaluation.intervals[f"{name}_base"] = interval
     evaluation.write(report)
-    write_text(report / "guidance.csv", to_csv(_guidance_curve(evaluator, family, samples)))
+    write_text(report / "guidance.csv", to_csv(_guidance_curve(sweep, evaluator, family, samples)))
     return evaluation
 
 
-def _guidance_curve(evaluator: Evaluator, family: Family, samples: Path) -> list[dict[str, float | int]]:
+def _guidance_curve(sweep: Sweep, evaluator: Evaluator, family: Family, samples: Path) -> list[dict[str, float | int]]:
     """Content against look at several guidance scales, on the first of the held-out prompts."""
-    count = min(evaluator.params.sweep_prompts, len(evaluator.records.keys))
+    count = min(sweep.prompts, len(evaluator.records.keys))
     keys, prompts = evaluator.records.keys[:count], evaluator.records.prompts[:count]
     rows = []
-    for scale in sorted({evaluator.params.guidance_scale, *evaluator.params.guidance_sweep}):
+    for scale in sorted({evaluator.params.guidance_scale, *sweep.guidance_scales}):
         if scale == evaluator.params.guidance_scale:
             drawn = [Image.open(samples / f"{key}.png").convert("RGB") for key in keys]
         else:

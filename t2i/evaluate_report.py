@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+from pydantic import Field
 from safetensors.torch import load_file
 
 from t2i import advice
@@ -15,10 +16,10 @@ from t2i.batches import CachedRecords
 from t2i.family import Family
 from t2i.images import to_image
 from t2i.latents import sample_latents
+from t2i.params import Params
 from t2i.pictures import draw_grid
 from t2i.report import embedded, provenance, render
-from t2i.sampling import Evaluate, HeldOut, Inputs, captions, heldout, images_of, some_images
-from t2i.shards import read_manifest
+from t2i.sampling import Evaluate, HeldOut, Inputs, captions, heldout, images_of, some_keys
 from t2i.work import fresh
 
 _SHOWN = 6
@@ -29,11 +30,21 @@ Row = tuple[str, Sequence[Image.Image]]
 """A prompt and its pictures."""
 
 
+class Report(Params):
+    """Section `report`: what the page shows."""
+
+    grid_prompts: int = Field(ge=1)
+    """Held-out prompts shown side by side, base, fine-tuned and real."""
+    most_steps: int = Field(ge=2)
+    """Columns, at most, of the samples through training: first, last, and some between them."""
+
+
 @dataclass(frozen=True)
 class Left:
     """What the other stages left."""
 
     inputs: Inputs
+    validation_prompts: Path
     samples: Path
     reports: Path
     validation: Path
@@ -41,11 +52,12 @@ class Left:
 
 
 def evaluate_report(
-    params: Evaluate, family: Family, left: Left, parameters: str, pictures: Path, page: Path, device: str
+    section: Report, params: Evaluate, family: Family, left: Left, parameters: str, pictures: Path, page: Path, device: str
 ) -> list[advice.Warning]:
     """Writes grid.png, training.png and moments.png into `pictures`, and the page; returns its warnings.
 
     Args:
+        section: the section `report`.
         params: the section `evaluate`.
         family: the base, whose VAE decodes what was cached.
         left: what the other stages left.
@@ -55,8 +67,8 @@ def evaluate_report(
         device: where the VAE runs.
     """
     said = captions(left.inputs)
-    side_by_side = _side_by_side(params, heldout(params, left.inputs), left.samples)
-    training = _training(family, left, device)
+    side_by_side = _side_by_side(section.grid_prompts, heldout(params, left.inputs), left.samples)
+    training = _training(family, left, section.most_steps, device)
     moments = [(said[key][0], pair) for key, pair in _moments(family, left.inputs, params.seed, device)]
     with fresh(pictures) as folder:
         draw_grid(side_by_side, ("base", "fine-tuned", "real"), folder / "grid.png")
@@ -67,9 +79,8 @@ def evaluate_report(
         path.relative_to(left.reports).as_posix(): json.loads(path.read_text(encoding="utf-8"))
         for path in left.reports.glob("*/*.json")
     }
-    metrics, intervals = report["evaluate/metrics.json"], report["evaluate/intervals.json"]
-    images, texts = report["encode-images/metrics.json"], report["encode-captions/metrics.json"]
-    warnings = advice.warnings(advice.Figures(metrics, intervals, images, texts))
+    stages = ("evaluate/metrics.json", "evaluate/intervals.json", "encode-images/metrics.json", "encode-captions/metrics.json")
+    warnings = advice.warnings(advice.Figures(*(report[stage] for stage in stages)))
     galleries = {
         "side_by_side": _cards(side_by_side, ("base", "fine-tuned", "real")),
         "retention": _cards(_retention(params, left.samples), ("base", "fine-tuned")),
@@ -82,9 +93,9 @@ def evaluate_report(
     return warnings
 
 
-def _side_by_side(params: Evaluate, records: HeldOut, samples: Path) -> list[Row]:
+def _side_by_side(most: int, records: HeldOut, samples: Path) -> list[Row]:
     rows: list[Row] = []
-    for key, prompt, real in list(zip(records.keys, records.prompts, records.real, strict=True))[: params.grid_prompts]:
+    for key, prompt, real in list(zip(records.keys, records.prompts, records.real, strict=True))[:most]:
         rows.append((prompt, [_opened(samples / "base" / f"{key}.png"), _opened(samples / "model" / f"{key}.png"), real]))
     return rows
 
@@ -96,9 +107,11 @@ class Training(NamedTuple):
     rows: list[Row]
 
 
-def _training(family: Family, left: Left, device: str) -> Training:
-    prompts = read_manifest(left.inputs.embeds)["made_by"]["params"]["validation_prompts"]
+def _training(family: Family, left: Left, most: int, device: str) -> Training:
+    prompts = json.loads((left.validation_prompts / "prompts.json").read_text(encoding="utf-8"))
     files = sorted(left.validation.glob("step-*.safetensors")) if prompts else []
+    if len(files) > most:
+        files = [files[round(n * (len(files) - 1) / (most - 1))] for n in range(most)]
     decoded = [_decoded(family, load_file(file)["latents"], device) for file in files]
     rows = zip(prompts, zip(*decoded, strict=True), strict=True)
     return Training([int(file.stem.removeprefix("step-")) for file in files], list(rows))
@@ -107,10 +120,11 @@ def _training(family: Family, left: Left, device: str) -> Training:
 def _moments(family: Family, inputs: Inputs, seed: int, device: str) -> list[Row]:
     """Keys of some held-out records with their image and what their cached moments decode to."""
     records = CachedRecords(inputs.latents, inputs.embeds, "heldout")
-    sources = some_images(inputs, "heldout", _SHOWN, seed)
-    stored = torch.stack([records.moments(records.keys.index(key))[0] for key, _ in sources])
+    keys = some_keys(inputs, "heldout", _SHOWN, seed)
+    stored = torch.stack([records.moments(records.keys.index(key))[0] for key in keys])
     decoded = _decoded(family, sample_latents(stored, None, family.scaling_factor, family.shift_factor), device)
-    return [(key, [source, image]) for (key, source), image in zip(sources, decoded, strict=True)]
+    sources = images_of(inputs, "heldout", keys)
+    return [(key, [source, image]) for key, source, image in zip(keys, sources, decoded, strict=True)]
 
 
 def _decoded(family: Family, latents: torch.Tensor, device: str) -> list[Image.Image]:

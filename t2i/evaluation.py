@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from t2i.clip import Clip
 from t2i.denoising import denoising_errors, fixed_records, timestep_grid
 from t2i.family import Family
 from t2i.images import to_pixels
-from t2i.metrics import Nearest, clip_score, cmmd, copied, found, interval, kid, nearest
+from t2i.metrics import Nearest, clip_score, cmmd, copied, found, interval, kid
 from t2i.records import SPLITS, Split
-from t2i.sampling import Drawing, Evaluate, HeldOut, Inputs, draw, heldout, some_images
+from t2i.sampling import Drawing, Evaluate, HeldOut, Inputs, draw, heldout, images_of, some_keys
 from t2i.work import fresh, to_csv, write_json, write_text
 
 Statistic = Callable[[Int[Tensor, " n"]], float]
@@ -49,18 +48,14 @@ class Evaluation:
 class Evaluator:
     """Measures models of one dataset: what of the data every model is held against is loaded once."""
 
-    def __init__(self, params: Evaluate, inputs: Inputs, *, batch_size: int, device: str) -> None:
+    def __init__(self, params: Evaluate, inputs: Inputs, clip: Path, *, batch_size: int, device: str) -> None:
         self.params, self.inputs, self.batch_size, self.device = params, inputs, batch_size, device
-        self.clip = Clip(inputs.clip, device, batch_size)
+        self.clip = Clip(clip, device, batch_size)
         self.records: HeldOut = heldout(params, inputs)
         self.real = self.clip.image_features(self.records.real)
         self.prompts = self.clip.text_features(self.records.prompts)
-        self.train = some_images(inputs, "train", params.train_images, params.seed)
-
-    @cached_property
-    def train_features(self) -> Float[Tensor, "m d"]:
-        """CLIP features of the training images."""
-        return self.clip.image_features([image for _, image in self.train])
+        self.train_keys = some_keys(inputs, "train", params.train_images, params.seed)
+        self.train = self.clip.image_features(images_of(inputs, "train", self.train_keys))
 
     def draw(self, family: Family, prompts: Sequence[str], keys: Sequence[str], guidance_scale: float) -> list[Image.Image]:
         """Returns an image a prompt, from noise that its key decides."""
@@ -75,9 +70,9 @@ class Evaluator:
         _save(drawn, self.records.keys, kept, samples)
 
         images = self.clip.image_features(drawn)
-        near = self._nearest(images, drawn)
-        copies = copied(near, self._nearest(self.real, self.records.real))
-        errors = {split: self._errors(family, split) for split in SPLITS}
+        place, near = self._nearest(images, drawn)
+        copies = copied(near, self._nearest(self.real, self.records.real)[1])
+        errors = self._errors(family)
         heldout_errors, train_errors = (errors[split].mean(dim=1) for split in ("heldout", "train"))
         statistics: dict[str, tuple[int, Statistic]] = {
             "cmmd": (len(drawn), lambda rows: cmmd(self.real[rows], images[rows])),
@@ -87,14 +82,14 @@ class Evaluator:
             "copy_rate": (len(drawn), _mean(copies)),
             "heldout_loss": (len(heldout_errors), _mean(heldout_errors)),
             "train_loss": (len(train_errors), _mean(train_errors)),
-            "overfit_gap": (len(heldout_errors), _difference(heldout_errors, train_errors)),
+            "overfit_gap": (len(heldout_errors), _mean(heldout_errors - train_errors)),
         }
         if retention:
             right = found(self.clip.image_features(kept), self.clip.text_features(retention))
             statistics["retention_retrieval"] = (len(kept), _mean(right))
         metrics, intervals = self.figures(statistics)
         return Evaluation(
-            {"prompts": len(drawn)} | metrics, intervals, self._by_timestep(family, errors), self._pairs(near, copies)
+            {"prompts": len(drawn)} | metrics, intervals, self._by_timestep(family, errors), self._pairs(place, near, copies)
         )
 
     def figures(self, statistics: dict[str, tuple[int, Statistic]]) -> tuple[dict[str, float | int], dict[str, list[float]]]:
@@ -103,31 +98,43 @@ class Evaluator:
         intervals = {}
         for name, (count, statistic) in statistics.items():
             metrics[name] = rounded(statistic(torch.arange(count)))
-            low, high = interval(statistic, count, self.params.resamples, self.params.seed)
+            centred = name in ("cmmd", "kid")
+            low, high = interval(statistic, count, self.params.resamples, self.params.seed, centred=centred)
             intervals[name] = [rounded(low), rounded(high)]
         return metrics, intervals
 
-    def _nearest(self, features: Tensor, images: Sequence[Image.Image]) -> Nearest:
-        return nearest(features, _flat(images), self.train_features, _flat([image for _, image in self.train]))
+    def _nearest(self, features: Tensor, images: Sequence[Image.Image]) -> tuple[list[int], Nearest]:
+        """The places of the nearest training images, and how near they are."""
+        cosine, place = (features @ self.train.T).max(dim=1)
+        theirs = images_of(self.inputs, "train", [self.train_keys[at] for at in place.tolist()])
+        pairs = zip(images, theirs, strict=True)
+        rmse = [(to_pixels(one) - to_pixels(other)).square().mean().sqrt() for one, other in pairs]
+        return place.tolist(), Nearest(1 - cosine, torch.stack(rmse))
 
-    def _errors(self, family: Family, split: Split) -> Float[Tensor, "records timesteps"]:
-        records = CachedRecords(self.inputs.latents, self.inputs.embeds, split)
-        return denoising_errors(
-            family.load_unet(random=False).eval().to(self.device),
-            family,
-            records,
-            fixed_records(records, self.params.prompts, self.params.seed),
-            self.params.timesteps_per_record,
-            self.params.seed,
-            self.batch_size,
-            self.device,
-        )
+    def _errors(self, family: Family) -> dict[Split, Float[Tensor, "records timesteps"]]:
+        """The denoising errors of as many records of each split."""
+        unet = family.load_unet(random=False).eval().to(self.device)
+        records = {split: CachedRecords(self.inputs.latents, self.inputs.embeds, split) for split in SPLITS}
+        count = min(self.params.prompts, *map(len, records.values()))
+        return {
+            split: denoising_errors(
+                unet,
+                family,
+                its,
+                fixed_records(its, count, self.params.seed),
+                self.params.timesteps_per_record,
+                self.params.seed,
+                self.batch_size,
+                self.device,
+            )
+            for split, its in records.items()
+        }
 
-    def _pairs(self, near: Nearest, copies: Tensor) -> list[dict[str, Any]]:
+    def _pairs(self, place: list[int], near: Nearest, copies: Tensor) -> list[dict[str, Any]]:
         return [
             {
                 "key": self.records.keys[at],
-                "train_key": self.train[int(near.place[at])][0],
+                "train_key": self.train_keys[place[at]],
                 "distance": rounded(near.distance[at].item()),
                 "rmse": rounded(near.rmse[at].item()),
                 "copied": bool(copies[at]),
@@ -152,10 +159,6 @@ def _mean(values: Tensor) -> Statistic:
     return lambda rows: values[rows].double().mean().item()
 
 
-def _difference(heldout: Tensor, train: Tensor) -> Statistic:
-    return lambda rows: (heldout[rows].mean() - train[rows % len(train)].mean()).item()
-
-
 def _save(drawn: Sequence[Image.Image], keys: Sequence[str], kept: Sequence[Image.Image], samples: Path) -> None:
     with fresh(samples) as folder:
         (folder / "retention").mkdir()
@@ -163,7 +166,3 @@ def _save(drawn: Sequence[Image.Image], keys: Sequence[str], kept: Sequence[Imag
             image.save(folder / f"{key}.png")
         for number, image in enumerate(kept):
             image.save(folder / "retention" / f"{number:03d}.png")
-
-
-def _flat(images: Sequence[Image.Image]) -> Float[Tensor, "n p"]:
-    return torch.stack([to_pixels(image).flatten() for image in images])

@@ -105,11 +105,15 @@ class Family(Protocol):
         conditioning: Conditioning,
         unconditional: Conditioning,
         noise: Float[Tensor, "b c h w"],
+        generators: Sequence[torch.Generator],
         *,
         num_inference_steps: int,
         guidance_scale: float,
     ) -> Float[Tensor, "b c h w"]:
-        """Returns scaled latents sampled from cached conditioning: no VAE and no text encoder is loaded."""
+        """Returns scaled latents sampled from noise and cached conditioning: no VAE and no text encoder is loaded.
+
+        `generators`, one an image, are for schedulers that draw noise at every step.
+        """
         ...
 
 

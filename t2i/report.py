@@ -43,13 +43,12 @@ def render(
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup, escape
 
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["code"] = lambda text: Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text))))
     metrics = reports["evaluate/metrics.json"]
     write_text(
         page,
-        environment.from_string(template).render(
+        environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8")).render(
             summary=summary(metrics),
             warnings=warnings,
             figures=figures(metrics, reports["evaluate/intervals.json"]),
@@ -121,7 +120,7 @@ def curves(reports: Path) -> list[dict[str, str]]:
         for title, svg, says in (
             ("Training loss", loss, "Weighted is what is lowered; unweighted compares between weightings."),
             ("Held-out and training records", progress, "Apart from each other, the EMA's two mean overfitting."),
-            ("By timestep", by_timestep, "Early timesteps are detail, late ones composition."),
+            ("By timestep", by_timestep, "Small timesteps have little noise and decide detail; large ones decide composition."),
             ("Guidance scale", guidance, "Up and left is better; `evaluate.guidance_scale` chooses."),
         )
     ]
@@ -132,7 +131,7 @@ def provenance(model: Path, raw: Path, reports: Reports) -> dict[str, str]:
     described = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
     origin = json.loads((model / "source.json").read_text(encoding="utf-8")) if (model / "source.json").is_file() else {}
     try:
-        git = ["git", "rev-parse", "--short=12", "HEAD"]
+        git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "no git checkout"
@@ -143,7 +142,7 @@ def provenance(model: Path, raw: Path, reports: Reports) -> dict[str, str]:
         "records": f"{images['records']}, with {captions['captions']} captions",
         "training": f"{train['steps']} steps",
         "model": f"sha256 of its UNet {sha256_of(model / 'unet' / 'diffusion_pytorch_model.safetensors')[:16]}",
-        "commit": commit,
+        "commit of this page": commit,
         "versions": ", ".join(
             f"{name} {version(name)}" for name in ("t2i", "torch", "diffusers", "transformers", "accelerate")
         ),

@@ -46,7 +46,7 @@ class Runtime(Params):
     log_every_steps: int = Field(ge=1)
     """Optimizer steps a row of the loss history stands for (it holds their means)."""
     encode_batch_size: int = Field(ge=1)
-    """Images or captions that go through the VAE, the text encoder or the sampler at once."""
+    """Images or captions that go through the VAE, the text encoder or the sampler at once, in validation too."""
     validation: Validation
     """What is measured and drawn while training runs."""
 

@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 from t2i.family import Family
 from t2i.pictures import draw_grid
 from t2i.sampling import Drawing, draw
-from t2i.work import sha256_of
+from t2i.work import fingerprint, sha256_of
 
 
 def sample(
@@ -61,4 +61,6 @@ def _made_by(how: Drawing, prompt: str, seed: int, folder: Path, model: str) -> 
 
 
 def _slug(prompt: str) -> str:
-    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "empty"
+    """A prompt as part of a file's name; one that is changed by it bears a hash, so that no two prompts share a name."""
+    slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60]
+    return slug if slug.replace("-", " ") == prompt else f"{slug}-{fingerprint(prompt)[:6]}"

@@ -1,7 +1,7 @@
 """Sampling: which prompts are drawn, from which noise, and what held-out records really look like."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,20 +27,14 @@ class Evaluate(Params):
     """Steps of the checkpoint's own scheduler."""
     guidance_scale: float = Field(ge=1)
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); 1 is none."""
-    guidance_sweep: list[float]
-    """Guidance scales that the fine-tuned model is sampled at besides, for the curve of content against look."""
-    sweep_prompts: int = Field(ge=2)
-    """Held-out prompts drawn at each of them."""
     retention_prompts: list[str]
     """Prompts of what the base can draw and the dataset has not: what a fine-tune may forget."""
-    train_images: int = Field(ge=1)
+    train_images: int = Field(ge=2)
     """Training images, at most, that copies are looked for among."""
     timesteps_per_record: int = Field(ge=1)
     """Timesteps at which the denoising error of each record is taken."""
     resamples: int = Field(ge=100)
     """Bootstrap resamples for the 95 % intervals."""
-    grid_prompts: int = Field(ge=1)
-    """Prompts in the picture that shows base, fine-tuned and real side by side."""
     seed: int
     """Decides the noise that samples start from, and which records are taken."""
 
@@ -49,7 +43,6 @@ class Evaluate(Params):
 class Inputs:
     """What measuring reads."""
 
-    clip: Path
     raw: Path
     latents: Path
     embeds: Path
@@ -67,10 +60,9 @@ class HeldOut:
 
 def heldout(params: Evaluate, inputs: Inputs) -> HeldOut:
     """Returns the held-out records that are measured, with their first captions."""
-    said = captions(inputs)
-    images = some_images(inputs, "heldout", params.prompts, params.seed)
-    keys = [key for key, _ in images]
-    return HeldOut(keys, [said[key][0] for key in keys], [image for _, image in images], images[0][1].width)
+    said, keys = captions(inputs), some_keys(inputs, "heldout", params.prompts, params.seed)
+    real = list(images_of(inputs, "heldout", keys))
+    return HeldOut(keys, [said[key][0] for key in keys], real, real[0].width)
 
 
 def captions(inputs: Inputs) -> dict[str, list[str]]:
@@ -79,22 +71,25 @@ def captions(inputs: Inputs) -> dict[str, list[str]]:
     return {row["key"]: row["captions"] for row in rows}
 
 
-def some_images(inputs: Inputs, split: Split, most: int, seed: int) -> list[tuple[str, Image.Image]]:
-    """Returns keys and centred views of some records of a split, drawn by seed, as `encode images` saw them."""
+def some_keys(inputs: Inputs, split: Split, most: int, seed: int) -> list[str]:
+    """Returns at most `most` records of a split, by key, in an order that the seed decides.
+
+    Raises:
+        ValueError: where there are fewer than two, of which nothing can be measured.
+    """
     keys = [member.key for member in index(inputs.raw / "images", split)]
-    keys = sorted(keys, key=lambda key: hash_fraction(f"{seed}:{key}"))[:most]
-    return list(zip(keys, images_of(inputs, split, keys), strict=True))
+    if len(keys) < 2:
+        raise ValueError(f"{inputs.raw}: {len(keys)} {split} record, wanted 2 or more: see `fetch.heldout_fraction`")
+    return sorted(keys, key=lambda key: hash_fraction(f"{seed}:{key}"))[:most]
 
 
-def images_of(inputs: Inputs, split: Split, keys: Sequence[str]) -> list[Image.Image]:
-    """Returns the centred views of some records of a split, as `encode images` saw them."""
+def images_of(inputs: Inputs, split: Split, keys: Sequence[str]) -> Iterator[Image.Image]:
+    """Yields the centred views of some records of a split, resized as `encode images` does it."""
     made = read_manifest(inputs.latents)["made_by"]["params"]
     members, reader = {member.key: member for member in index(inputs.raw / "images", split)}, Reader()
-    images = []
     for key in keys:
         image = decode(bytes(reader.content(members[key])), made["background"])
-        images.append(to_image(view(image, made["resolution_px"], made["interpolation"], (0.5, 0.5), False).pixels))
-    return images
+        yield to_image(view(image, made["resolution_px"], made["interpolation"], (0.5, 0.5), False).pixels)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ What lies on disk, a line a set (any webdataset user can read all of it):
                                                   flipped [views] uint8
     data/embeds/{train,heldout}-00000.tar         KEY.safetensors: each conditioning tensor [captions, ...] float16
     data/embeds/empty.safetensors                 each conditioning tensor [1, ...]: what a dropped prompt becomes
+    data/validation-prompts/embeds.safetensors    each conditioning tensor [prompts, ...]; the prompts in prompts.json
 
 Beside each set stands manifest.json: for each shard its count, bytes and sha256, and what made the set.
 """

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,6 +92,7 @@ class Inputs:
     base: Path
     latents: Path
     embeds: Path
+    validation_prompts: Path
     dataset: Path
     """dataset.json, for the model card."""
 
@@ -117,9 +119,7 @@ def train(
         if accelerator.is_main_process:
             checkpoint.make_room(work, restart=os.environ.get("T2I_RESUME") == "never")
         accelerator.wait_for_everyone()
-        validator = Validator(
-            runtime.validation, family, inputs.latents, inputs.embeds, runtime.encode_batch_size, work / "validation"
-        )
+        validator = Validator(runtime, family, inputs.latents, inputs.embeds, inputs.validation_prompts, work)
         ema, history = _optimize(params, runtime, family, inputs, work, accelerator, validator)
         if not accelerator.is_main_process:
             return {}
@@ -179,8 +179,6 @@ def _optimize(
             progress.update()
             if state.step % runtime.log_every_steps == 0:
                 progress.set_postfix_str(_shown(state.history, runtime.log_every_steps, progress, params.batch_size))
-            if accelerator.is_main_process:
-                validator.run(state.step, steps, bare, ema)
             if stopping or state.step == steps or time.monotonic() - saved_at > runtime.checkpoint_every_seconds:
                 if accelerator.is_main_process:
                     state.save(work, runtime.keep_checkpoints)
@@ -190,17 +188,21 @@ def _optimize(
             if stopping and state.step < steps:
                 print(f"stopped after step {state.step} of {steps}; the same command goes on from there", file=sys.stderr)
                 raise SystemExit(128 + (interrupt.signal or 15))
+            if accelerator.is_main_process:
+                validator.run(state.step, steps, bare, ema)
     return ema, state.history
 
 
 def _accelerator(params: Train, runtime: Runtime) -> Any:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     cpu = runtime.torch_device() == "cpu"
     if params.precision == "fp16" and cpu:
         raise ValueError("`train.precision` fp16 needs a GPU: on the CPU set bf16 or fp32")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = runtime.tf32
-    return Accelerator(mixed_precision={"fp32": "no"}.get(params.precision, params.precision), cpu=cpu)
+    patience = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=1))  # the others wait while one validates
+    precision = {"fp32": "no"}.get(params.precision, params.precision)
+    return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patience])
 
 
 def _prepared_unet(family: Family, params: Train, runtime: Runtime) -> Any:

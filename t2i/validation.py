@@ -1,7 +1,9 @@
 """Validation: how training goes, measured and drawn at some of its steps, from the caches alone.
 
-<work>/validation/step-00000100.safetensors    latents [prompts, c, h, w]: sampled from the validation prompts, EMA weights
-                                               {raw,ema}_{heldout,train} [timesteps]: denoising errors
+<work>/validation-HASH/step-00000100.safetensors    latents [prompts, c, h, w]: sampled with the EMA's weights
+                                                    {raw,ema}_{heldout,train} [timesteps]: denoising errors
+
+HASH is that of the parameters and of the prompts: what was validated otherwise stands in no row beside it.
 """
 
 from dataclasses import dataclass
@@ -17,19 +19,27 @@ from t2i.denoising import denoising_errors, fixed_records
 from t2i.ema import Ema
 from t2i.family import Family
 from t2i.records import SPLITS, Split
-from t2i.runtime import Validation
+from t2i.runtime import Runtime
+from t2i.work import digest_of, fingerprint
 
 
 @dataclass(frozen=True)
 class Validator:
-    """Measures and draws; its files in a run's work folder are the same whenever, and however often, a step is validated."""
+    """Measures and draws; what it writes of a step is the same whenever, and however often, the step is validated."""
 
-    params: Validation
+    runtime: Runtime
     family: Family
     latents: Path
     embeds: Path
-    batch_size: int
-    folder: Path
+    prompts: Path
+    """Folder with embeds.safetensors, from `encode captions`."""
+    work: Path
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its files are."""
+        decided_by = self.runtime.validation.model_dump(exclude={"every_steps"})
+        return self.work / f"validation-{fingerprint(decided_by, digest_of(self.prompts))}"
 
     def run(self, step: int, steps: int, unet: nn.Module, ema: Ema) -> None:
         """Validates the UNet after a step that is due (0: before the first), with its own weights and with the EMA's.
@@ -37,15 +47,15 @@ class Validator:
         What is on disk from before a restart stands.
         """
         path = self.folder / f"step-{step:08d}.safetensors"
-        if (step % self.params.every_steps and step != steps) or path.exists():
+        if (step % self.runtime.validation.every_steps and step != steps) or path.exists():
             return
         device = next(unet.parameters()).device
         unet.eval()
         found = {f"raw_{split}": errors for split, errors in self._errors(unet, device).items()}
         with ema.applied(dict(unet.named_parameters())):
             found |= {f"ema_{split}": errors for split, errors in self._errors(unet, device).items()}
-            if self._prompts is not None:
-                found["latents"] = self._draw(unet, self._prompts, device)
+            if (self.prompts / "embeds.safetensors").exists():
+                found["latents"] = self._draw(unet, device)
         unet.train()
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -54,53 +64,47 @@ class Validator:
 
     def rows(self) -> list[dict[str, float | int]]:
         """Returns a row a validated step: denoising errors by weights and split, and `overfit_gap`, held-out less training."""
-        rows = []
+        rows: list[dict[str, float | int]] = []
         for path in sorted(self.folder.glob("step-*.safetensors")):
             errors = {name: t.mean().item() for name, t in sorted(load_file(path).items()) if name != "latents"}
-            rows.append(
-                {
-                    "step": int(path.stem.removeprefix("step-")),
-                    **errors,
-                    "overfit_gap": errors["ema_heldout"] - errors["ema_train"],
-                }
-            )
+            gap = errors["ema_heldout"] - errors["ema_train"]
+            rows.append({"step": int(path.stem.removeprefix("step-")), **errors, "overfit_gap": gap})
         return rows
 
     @cached_property
     def _records(self) -> dict[Split, CachedRecords]:
         return {split: CachedRecords(self.latents, self.embeds, split) for split in SPLITS}
 
-    @cached_property
-    def _prompts(self) -> dict[str, Tensor] | None:
-        path = self.embeds / "validation.safetensors"
-        return {name: t.float() for name, t in load_file(path).items()} if path.exists() else None
-
     def _errors(self, unet: nn.Module, device: torch.device) -> dict[Split, Tensor]:
-        p, errors = self.params, {}
+        p, errors = self.runtime.validation, {}
+        count = min(p.records, *map(len, self._records.values()))
         for split, records in self._records.items():
-            places = fixed_records(records, p.records, p.seed)
+            places = fixed_records(records, count, p.seed)
             of_each = denoising_errors(
-                unet, self.family, records, places, p.timesteps_per_record, p.seed, self.batch_size, device
+                unet, self.family, records, places, p.timesteps_per_record, p.seed, self.runtime.encode_batch_size, device
             )
             errors[split] = of_each.mean(dim=0)
         return errors
 
-    def _draw(self, unet: nn.Module, prompts: dict[str, Tensor], device: torch.device) -> Tensor:
-        empty = {name: t.float().to(device) for name, t in load_file(self.embeds / "empty.safetensors").items()}
-        _, moments, height, width = self._records["train"].moments(0).shape
+    def _draw(self, unet: nn.Module, device: torch.device) -> Tensor:
+        p, most = self.runtime.validation, self.runtime.encode_batch_size
+        prompts = {name: t.float().to(device) for name, t in load_file(self.prompts / "embeds.safetensors").items()}
+        empty = {name: t.float().to(device) for name, t in self._records["train"].empty.items()}
         count = len(next(iter(prompts.values())))
-        generators = [torch.Generator().manual_seed(derived_seed(self.params.seed, "validation", n)) for n in range(count)]
+        _, moments, height, width = self._records["train"].moments(0).shape
+        generators = [torch.Generator().manual_seed(derived_seed(p.seed, "validation", number)) for number in range(count)]
         noise = torch.stack([torch.randn(moments // 2, height, width, generator=generator) for generator in generators])
         return torch.cat(
             [
                 self.family.sample_latents(
                     unet,
-                    {name: t[at : at + self.batch_size].to(device) for name, t in prompts.items()},
+                    {name: t[at : at + most] for name, t in prompts.items()},
                     empty,
-                    noise[at : at + self.batch_size].to(device),
-                    num_inference_steps=self.params.num_inference_steps,
-                    guidance_scale=self.params.guidance_scale,
+                    noise[at : at + most].to(device),
+                    generators[at : at + most],
+                    num_inference_steps=p.num_inference_steps,
+                    guidance_scale=p.guidance_scale,
                 )
-                for at in range(0, count, self.batch_size)
+                for at in range(0, count, most)
             ]
         )

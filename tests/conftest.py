@@ -46,8 +46,10 @@ class Project:
         self.params["encode"]["captions"]["records_per_shard"] = 8
         self.params["train"] |= {"steps": 6, "batch_size": 4, "warmup_steps": 2, "precision": "fp32", "learning_rate": 1e-3}
         self.params["encode"]["captions"]["validation_prompts"] = ["square 1", "square 2"]
-        self.params["evaluate"] |= {"prompts": 6, "num_inference_steps": 2, "timesteps_per_record": 2, "grid_prompts": 3}
-        self.params["evaluate"] |= {"guidance_sweep": [1.0], "retention_prompts": ["circle 1", "circle 2"], "resamples": 100}
+        self.params["evaluate"] |= {"prompts": 6, "num_inference_steps": 2, "timesteps_per_record": 2}
+        self.params["evaluate"] |= {"retention_prompts": ["circle 1", "circle 2"], "resamples": 100}
+        self.params["sweep"] = {"guidance_scales": [1.0], "prompts": 4}
+        self.params["report"] = {"grid_prompts": 3, "most_steps": 2}
         self.params["runtime"] |= {"device": "cpu", "log_every_steps": 2, "encode_batch_size": 5}
         self.params["runtime"]["validation"] |= {"every_steps": 4, "records": 3, "timesteps_per_record": 2}
         self.params["runtime"]["validation"]["num_inference_steps"] = 2

@@ -8,6 +8,8 @@ from ruamel.yaml import YAML
 
 from t2i.encode_captions import EncodeCaptions
 from t2i.encode_images import EncodeImages
+from t2i.evaluate_model import Sweep
+from t2i.evaluate_report import Report
 from t2i.family import Base
 from t2i.fetch_dataset import Fetch
 from t2i.params import ParamsError, load
@@ -23,6 +25,8 @@ SECTIONS = {
     "encode.captions": EncodeCaptions,
     "train": Train,
     "evaluate": Evaluate,
+    "sweep": Sweep,
+    "report": Report,
     "runtime": Runtime,
 }
 

@@ -87,7 +87,18 @@ def test_two_runs_give_the_same_bytes(project, monkeypatch) -> None:
         project.fetch_and_encode()
         project.train()
         project.evaluate()
-        made = ("raw", "latents", "embeds", "base", "model", "samples", "validation", "pictures", "reports")
+        made = (
+            "raw",
+            "latents",
+            "embeds",
+            "base",
+            "model",
+            "samples",
+            "validation",
+            "validation-prompts",
+            "pictures",
+            "reports",
+        )
         kept.append({name: files(project.folder / "data" / name) for name in made})
     for name in kept[0]:
         assert kept[0][name] == kept[1][name], name
@@ -201,8 +212,9 @@ def test_validation_changes_nothing_and_is_the_same_after_an_interruption(projec
     project.train()
     trained, validated = weights(project), files(project.folder / "data/validation")
     assert sorted(validated) == [f"step-{step:08d}.safetensors" for step in (0, 4, 6)]
-    shutil.rmtree(next((project.folder / "data/work").glob("train-*")) / "step-00000006")
-    shutil.rmtree(next((project.folder / "data/work").glob("train-*")) / "validation")
+    (work,) = (project.folder / "data/work").glob("train-*")
+    shutil.rmtree(work / "step-00000006")
+    shutil.rmtree(next(work.glob("validation-*")))
     project.train()  # from the start, since no checkpoint is left
     assert files(project.folder / "data/validation") == validated
     (project.folder / "data/work").rename(project.folder / "before")
@@ -211,6 +223,22 @@ def test_validation_changes_nothing_and_is_the_same_after_an_interruption(projec
     assert same(weights(project), trained)
     rows = (project.folder / "data/reports/train/validation.csv").read_text().splitlines()
     assert len(rows) == 1 + 7
+
+
+def test_another_validation_prompt_trains_nothing_again(project, capsys) -> None:
+    project.fetch_and_encode()
+    project.train()
+    trained, measured = weights(project), files(project.folder / "data/embeds")
+    project.params["encode"]["captions"]["validation_prompts"] = ["square 5"]
+    project.write()
+    encode.captions()
+    assert files(project.folder / "data/embeds") == measured
+    capsys.readouterr()
+    project.train()
+    assert "resuming after step 6" in capsys.readouterr().err
+    assert same(weights(project), trained)
+    drawn = load_file(project.folder / "data/validation/step-00000006.safetensors")["latents"]
+    assert len(drawn) == 1
 
 
 def test_what_is_drawn_in_training_is_what_the_pipeline_draws(project) -> None:

@@ -18,7 +18,8 @@ def test_a_run_on_twenty_records_is_called_overfitting_and_copying(tmp_path, mon
     params["base"] |= {"local": str(ROOT / "base/openmoji"), "clip": str(ROOT / "base/openmoji/clip")}
     params["fetch"] |= {"max_train_records": 20, "max_heldout_records": 48}
     params["train"] |= {"steps": 240, "batch_size": 16}
-    params["evaluate"] |= {"prompts": 48, "guidance_sweep": [], "retention_prompts": [], "num_inference_steps": 10}
+    params["evaluate"] |= {"prompts": 48, "retention_prompts": [], "num_inference_steps": 10}
+    params["sweep"] |= {"guidance_scales": []}
     params["runtime"]["validation"] |= {"every_steps": 1000, "records": 8}
     with (tmp_path / "params.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(params, file)

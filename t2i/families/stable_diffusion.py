@@ -150,6 +150,7 @@ class Family:
         conditioning: dict[str, Tensor],
         unconditional: dict[str, Tensor],
         noise: Float[Tensor, "b c h w"],
+        generators: Sequence[torch.Generator],
         *,
         num_inference_steps: int,
         guidance_scale: float,
@@ -164,6 +165,7 @@ class Family:
             prompt_embeds=conditioning["encoder_hidden_states"],
             negative_prompt_embeds=unconditional["encoder_hidden_states"].expand_as(conditioning["encoder_hidden_states"]),
             latents=noise,
+            generator=list(generators),
             height=8 * noise.shape[2],  # what a pipeline without a VAE takes a latent for
             width=8 * noise.shape[3],
             num_inference_steps=num_inference_steps,
