@@ -114,3 +114,8 @@ def test_ceilings_of_size_are_kept() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < (60 if node.name == "_optimize" else 40), f"{path}: {node.name}"
+
+
+if __name__ == "__main__":
+    for stage, content in STAGES.items():
+        print(f"{stage}:", *(f"  - {file}" for file in sorted(closure(content["cmd"]))), sep="\n")
