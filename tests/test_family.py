@@ -65,7 +65,7 @@ def test_an_image_depends_on_its_own_noise_and_prompt_alone(tiny_base) -> None:
 
     def drawn(*seeds: int) -> list[bytes]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        options = {"num_inference_steps": 2, "guidance_scale": 2.0, "size_px": 32, "device": "cpu"}
+        options = {"num_inference_steps": 2, "guidance_scale": 2.0, "negative_prompt": "", "size_px": 32, "device": "cpu"}
         return [image.tobytes() for image in family.sample([f"square {seed}" for seed in seeds], generators, **options)]
 
     together, alone = drawn(1, 2, 3), drawn(2)
