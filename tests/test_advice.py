@@ -32,7 +32,7 @@ def test_a_good_run_is_warned_of_nothing() -> None:
 @pytest.mark.parametrize(
     ("part", "change", "said"),
     [
-        ("intervals", {"overfit_gap": [0.04, 0.08]}, "Overfitting"),
+        ("intervals", {"overfit_gap": [0.06, 0.1]}, "Overfitting"),
         ("intervals", {"copy_rate": [0.2, 0.4]}, "Copying"),
         ("intervals", {"retention_retrieval": [0.1, 0.3]}, "Forgetting"),
         ("evaluation", {"heldout_loss": 0.95}, "No gain"),
