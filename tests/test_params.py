@@ -52,6 +52,11 @@ def test_params_yaml_has_the_sections_and_no_others(params) -> None:
     assert set(params["encode"]) == {"images", "captions"}
 
 
+@pytest.mark.parametrize("section", ["base", "fetch", "encode.images", "encode.captions", "train", "runtime"])
+def test_the_recipe_of_the_base_has_what_the_stages_ask_for(section) -> None:
+    load(ROOT / "base/recipe/params.yaml", section, SECTIONS[section])
+
+
 def test_every_parameter_is_documented() -> None:
     for model in SECTIONS.values():
         for name, field in model.model_fields.items():
