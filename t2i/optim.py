@@ -1,14 +1,26 @@
 """Optimisation: AdamW, and a learning rate that is a pure function of the step."""
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import AfterValidator, Field
+from torch import Tensor, nn
 
 from t2i.params import Params
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    return pattern
+
+
+Regex = Annotated[str, AfterValidator(_compiles)]
 
 
 class AdamWParams(Params):
@@ -43,6 +55,21 @@ class Cosine(Params):
 
 
 Schedule = Annotated[Constant | Cosine, Field(discriminator="name")]
+
+
+def trainable(unet: nn.Module, pattern: str) -> list[nn.Parameter]:
+    """Freezes all parameters but those in whose name the regular expression is found, and returns these.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    for name, weight in unet.named_parameters():
+        weight.requires_grad_(re.search(pattern, name) is not None)
+    weights = [weight for weight in unet.parameters() if weight.requires_grad]
+    if not weights:
+        starts = ", ".join(dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in unet.named_parameters()))
+        raise ValueError(f"`train.trainable` is {pattern!r}, which no parameter's name has in it; they begin with {starts}")
+    return weights
 
 
 def make_optimizer(weights: Iterable[Tensor], params: AdamWParams) -> torch.optim.AdamW:

@@ -35,8 +35,9 @@ class Runtime(Params):
     """Images a process holds at once; null: its whole share of train.batch_size. Accumulation follows from it."""
     gradient_checkpointing: bool
     """Recomputes activations in the backward pass: less memory, 25 to 45 % slower."""
-    attention: Literal["sdpa", "xformers"]
-    """`sdpa`: PyTorch's own. `xformers`: needs the extra and a GPU."""
+    attention: Literal["auto", "eager", "sdpa", "xformers"]
+    """`eager`: plain matrix products; on a CPU in bf16 a third faster to train with, but their memory grows with the square of
+    the latents' number. `sdpa`: PyTorch's fused kernels. `xformers`: the extra, on a GPU. `auto`: eager on a CPU, else sdpa."""
     tf32: bool
     """Lets fp32 matrix products on recent GPUs round their operands to TF32."""
     checkpoint_every_seconds: float = Field(gt=0)

@@ -22,7 +22,7 @@ from t2i.family import Family
 from t2i.history import History
 from t2i.interrupts import Interrupt, die_with_parent
 from t2i.objective import accumulate_gradients
-from t2i.optim import AdamWParams, Schedule, learning_rate, make_optimizer
+from t2i.optim import AdamWParams, Regex, Schedule, learning_rate, make_optimizer, trainable
 from t2i.params import Params
 from t2i.runtime import Runtime
 from t2i.training_state import TrainingState
@@ -47,6 +47,8 @@ class Train(Params):
 
     init: Literal["base", "random"]
     """`base`: fine-tune the base's weights. `random`: train the same configuration from scratch."""
+    trainable: Regex
+    """Regular expression: parameters of the UNet in whose name it is found are trained, the others stay as they are."""
     steps: int | None = Field(ge=1)
     """Optimizer steps; or null, with `epochs`."""
     epochs: int | None = Field(ge=1)
@@ -148,7 +150,7 @@ def _optimize(
     torch.manual_seed(params.seed)
     bare = _prepared_unet(family, params, runtime).to(accelerator.device)
     weights = dict(bare.named_parameters())
-    ema, adamw = Ema(weights, params.ema), make_optimizer(bare.parameters(), params.optimizer)
+    ema, adamw = Ema(weights, params.ema), make_optimizer(trainable(bare, params.trainable), params.optimizer)
     state = TrainingState(bare, ema, adamw, accelerator.scaler, History(finite_gradients=accelerator.scaler is None))
     state.restore(work, discard_damaged=accelerator.is_main_process)
     unet, optimizer = accelerator.prepare(bare, adamw)
@@ -209,11 +211,15 @@ def _prepared_unet(family: Family, params: Train, runtime: Runtime) -> Any:
     unet: Any = family.load_unet(random=params.init == "random").train()
     if runtime.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    if runtime.attention == "eager" or (runtime.attention == "auto" and runtime.torch_device() == "cpu"):
+        from diffusers.models.attention_processor import AttnProcessor
+
+        unet.set_attn_processor(AttnProcessor())
     if runtime.attention == "xformers":
         try:
             unet.enable_xformers_memory_efficient_attention()
         except (ImportError, ValueError) as error:
-            advice = "install the extra `xformers` on a machine with a GPU, or set `runtime.attention` to sdpa"
+            advice = "install the extra `xformers` on a machine with a GPU, or set `runtime.attention` to auto"
             raise ValueError(f"`runtime.attention` is xformers, which does not work here ({error}): {advice}") from None
     return unet
 

@@ -272,15 +272,16 @@ def test_accumulation_changes_rounding_only(project) -> None:
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
-def test_gradient_checkpointing_changes_rounding_only(project) -> None:
+@pytest.mark.parametrize(("name", "value"), [("gradient_checkpointing", True), ("attention", "sdpa")])  # `auto`: eager here
+def test_how_it_is_computed_changes_rounding_only(project, name, value) -> None:
     project.fetch_and_encode()
     project.train()
     plain = weights(project)
     (project.folder / "data/work").rename(project.folder / "before")
-    project.params["runtime"]["gradient_checkpointing"] = True
+    project.params["runtime"][name] = value
     project.train()
-    for name, weight in weights(project).items():
-        torch.testing.assert_close(weight, plain[name], rtol=1e-4, atol=1e-5)
+    for key, weight in weights(project).items():
+        torch.testing.assert_close(weight, plain[key], rtol=1e-4, atol=1e-5)
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(project, monkeypatch) -> None:
@@ -349,6 +350,18 @@ def test_bf16_trains_and_fp16_on_the_cpu_is_refused(project) -> None:
     assert {weight.dtype for weight in weights(project).values()} == {torch.float32}
     project.params["train"]["precision"] = "fp16"
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        project.train()
+
+
+def test_only_the_trainable_parameters_change(project) -> None:
+    project.fetch_and_encode()
+    project.params["train"]["trainable"] = r"^conv_out\.|\.attn2\."
+    project.train()
+    before, after = weights(project, "data/base"), weights(project)
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert changed == {name for name in after if name.startswith("conv_out.") or ".attn2." in name}
+    project.params["train"]["trainable"] = "lora"
+    with pytest.raises(ValueError, match=r"`train.trainable` is 'lora'.* begin with conv_in"):
         project.train()
 
 
