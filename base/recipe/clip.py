@@ -1,8 +1,8 @@
 """Trains the CLIP of base/openmoji from scratch: its text encoder conditions the UNet, the whole of it measures.
 
 The loss is CLIP's own symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020) of captions and drawings in any style.
-Half the captions are a name, half say the colours too (`red heart, white outlines on dark blue`): a CLIP of the web has
-read of looks as well as of things, and a measure of looks needs one that sees them.
+Most captions are a name, some say the colours too (`red heart, white outlines on dark blue`): a CLIP of the web has
+read of looks as well as of things, and a measure of looks needs one that sees them; but each that says them teaches names less.
 """
 
 import json
@@ -72,14 +72,15 @@ def main(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    clip = CLIPModel(
+    clip = CLIPModel._from_config(  # eager: on a CPU, the backward pass of torch's fused attention takes twice as long
         CLIPConfig(
             text_config=tower
             | special
             | {"vocab_size": len(tokenizer), "max_position_embeddings": p.max_tokens, "projection_dim": p.width},
             vision_config=tower | {"image_size": p.size_px, "patch_size": p.patch_px, "projection_dim": p.width},
             projection_dim=p.width,
-        )
+        ),
+        attn_implementation="eager",
     )
     decayed = [w for w in clip.parameters() if w.ndim > 1]
     others = [w for w in clip.parameters() if w.ndim <= 1]
@@ -134,14 +135,14 @@ def train_tokenizer(captions: list[str], vocabulary: int, max_tokens: int) -> CL
     trained.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # as it comes, its order differs from run to run
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - len(alphabet) - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
     trained.train_from_iterator(captions, trainer)
     state = json.loads(trained.to_str())["model"]
     words = dict(state["vocab"])
-    for word in [*(f"{character}</w>" for character in sorted(alphabet)), "<|startoftext|>", "<|endoftext|>"]:
+    for word in [*(f"{character}</w>" for character in alphabet), "<|startoftext|>", "<|endoftext|>"]:
         words.setdefault(word, len(words))
     merges = [tuple(merge) for merge in state["merges"]]
     return CLIPTokenizer(vocab=words, merges=merges, model_max_length=max_tokens)

@@ -28,8 +28,11 @@ class Params(params.Params):
     """Side of the squares trained on, pixels: the margins of an emoji teach little."""
     batch_size: int
     steps: int
+    """Of one cycle."""
+    cycles: int
+    """How often the learning rate goes down: a restart finds what a longer run would (SGDR, arXiv 1608.03983)."""
     learning_rate: float
-    """Peak; a cosine to zero follows 100 steps of warm-up."""
+    """Peak; in each cycle a cosine to zero follows 100 steps of warm-up."""
     kl_weight: float = Field(ge=0)
     seed: int
 
@@ -55,9 +58,11 @@ def main(
     )
     optimizer = torch.optim.AdamW(vae.parameters(), lr=p.learning_rate, weight_decay=1e-4, fused=True)
     started = time.monotonic()
-    for step in range(p.steps):
+    total = p.cycles * p.steps
+    for step in range(total):
+        at = step % p.steps
         for group in optimizer.param_groups:
-            group["lr"] = p.learning_rate * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / p.steps))
+            group["lr"] = p.learning_rate * min(1, (at + 1) / 100) * 0.5 * (1 + math.cos(math.pi * at / p.steps))
         rows = torch.randint(len(seen.fills), (p.batch_size,), generator=generator)
         top, left = torch.randint(p.size_px - p.crop_px + 1, (2,), generator=generator).tolist()
         window = (slice(None), slice(None), slice(top, top + p.crop_px), slice(left, left + p.crop_px))
@@ -70,10 +75,10 @@ def main(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
-        if step % 500 == 499 or step == p.steps - 1:
+        if step % 500 == 499:
             psnr = {style: round(measure(vae, in_style(unseen, style)), 2) for style in ("plain", "night")}
             print(
-                f"step {step + 1}/{p.steps}  loss {loss.item():.5f}  held-out PSNR {psnr}  {time.monotonic() - started:.0f} s",
+                f"step {step + 1}/{total}  loss {loss.item():.5f}  held-out PSNR {psnr}  {time.monotonic() - started:.0f} s",
                 flush=True,
             )
 
