@@ -72,16 +72,16 @@ def main(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    clip = CLIPModel._from_config(  # eager: on a CPU, the backward pass of torch's fused attention takes twice as long
+    clip = CLIPModel(
         CLIPConfig(
             text_config=tower
             | special
             | {"vocab_size": len(tokenizer), "max_position_embeddings": p.max_tokens, "projection_dim": p.width},
             vision_config=tower | {"image_size": p.size_px, "patch_size": p.patch_px, "projection_dim": p.width},
             projection_dim=p.width,
-        ),
-        attn_implementation="eager",
+        )
     )
+    clip.set_attn_implementation("eager")  # on a CPU in bf16, the backward pass of torch's fused attention takes longer
     decayed = [w for w in clip.parameters() if w.ndim > 1]
     others = [w for w in clip.parameters() if w.ndim <= 1]
     optimizer = torch.optim.AdamW(
