@@ -47,11 +47,11 @@ def sample(
     from t2i.sampling import Drawing, Evaluate
 
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
-    size_px = load(params, "encode.images", EncodeImages).resolution_px
     how = Drawing(
         num_inference_steps=steps or section.num_inference_steps,
         guidance_scale=guidance_scale or section.guidance_scale,
-        size_px=size_px,
+        size_px=load(params, "encode.images", EncodeImages).resolution_px,
+        precision=section.precision,
         batch_size=runtime.encode_batch_size,
         device=runtime.torch_device(),
         negative_prompt=negative_prompt,

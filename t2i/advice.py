@@ -53,10 +53,10 @@ def copying(f: Figures) -> Warning | None:
 
 
 def forgetting(f: Figures) -> Warning | None:
-    """Warns where fewer prompts outside the dataset are drawn right than by the base, whatever the prompts' chance."""
+    """Warns where more than a quarter of what the base drew right, of what the dataset has not, is lost, beyond chance."""
     if "retention_retrieval" not in f.evaluation:
         return None
-    if f.intervals["retention_retrieval"][1] >= f.intervals["retention_retrieval_base"][0]:
+    if f.intervals["retention_retrieval"][1] >= 0.75 * f.evaluation["retention_retrieval_base"]:
         return None
     now, before = f.evaluation["retention_retrieval"], f.evaluation["retention_retrieval_base"]
     return Warning(

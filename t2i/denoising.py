@@ -10,6 +10,7 @@ from t2i.batches import CachedRecords, collate, derived_seed
 from t2i.diffusion import add_noise, prediction_target
 from t2i.family import Family
 from t2i.latents import sample_latents
+from t2i.precision import Precision, computing_in
 from t2i.records import hash_fraction
 
 
@@ -31,6 +32,8 @@ def denoising_errors(
     places: Sequence[int],
     timesteps_per_record: int,
     seed: int,
+    *,
+    precision: Precision,
     batch_size: int,
     device: str | torch.device,
 ) -> Float[Tensor, "records timesteps"]:
@@ -51,9 +54,10 @@ def denoising_errors(
         timesteps = torch.tensor([timestep for _, timestep in chunk])
         a = family.alphas_cumprod[timesteps]
         noisy_latents, target = add_noise(latents, noise, a), prediction_target(latents, noise, a, family.prediction_type)
-        prediction = family.predict(
-            unet, noisy_latents.to(device), timesteps.to(device), {name: t.to(device) for name, t in conditioning.items()}
-        )
+        with computing_in(precision, device):
+            prediction = family.predict(
+                unet, noisy_latents.to(device), timesteps.to(device), {name: t.to(device) for name, t in conditioning.items()}
+            )
         errors.append((prediction.cpu().float() - target).square().mean(dim=(1, 2, 3)))
     return torch.cat(errors).double().view(len(places), len(grid))
 

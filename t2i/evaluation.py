@@ -59,8 +59,11 @@ class Evaluator:
 
     def draw(self, family: Family, prompts: Sequence[str], keys: Sequence[str], guidance_scale: float) -> list[Image.Image]:
         """Returns an image a prompt, from noise that its key decides."""
-        how = Drawing(self.params.num_inference_steps, guidance_scale, self.records.resolution_px, self.batch_size, self.device)
-        return draw(how, family, prompts, [(self.params.seed, key) for key in keys])
+        p = self.params
+        how = Drawing(
+            p.num_inference_steps, guidance_scale, self.records.resolution_px, p.precision, self.batch_size, self.device
+        )
+        return draw(how, family, prompts, [(p.seed, key) for key in keys])
 
     def evaluate(self, family: Family, samples: Path) -> Evaluation:
         """Samples and measures a model; keeps its images as `samples`/KEY.png and `samples`/retention/NUMBER.png."""
@@ -124,8 +127,9 @@ class Evaluator:
                 fixed_records(its, count, self.params.seed),
                 self.params.timesteps_per_record,
                 self.params.seed,
-                self.batch_size,
-                self.device,
+                precision=self.params.precision,
+                batch_size=self.batch_size,
+                device=self.device,
             )
             for split, its in records.items()
         }

@@ -6,21 +6,10 @@ from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from t2i.params import Params
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
-    return pattern
-
-
-Regex = Annotated[str, AfterValidator(_compiles)]
 
 
 class AdamWParams(Params):

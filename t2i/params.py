@@ -1,16 +1,17 @@
 """Parameters: params.yaml read strictly, so that a mistake is one line and never a silent default.
 
 Each section's model stands beside the code that it configures; this module has what they share: the strict base class,
-the reader, and the type of a plug-in (a source, a family) named by its module.
+the type of a regular expression, the reader, and what finds a plug-in (a source, a family) by its module's name.
 """
 
 import difflib
 import importlib
 import pkgutil
+import re
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -27,6 +28,17 @@ class Params(BaseModel):
 
 
 Section = TypeVar("Section", bound=Params)
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    return pattern
+
+
+Regex = Annotated[str, AfterValidator(_compiles)]
 
 
 def load(path: Path, section: str, model: type[Section]) -> Section:

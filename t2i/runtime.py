@@ -58,3 +58,9 @@ class Runtime(Params):
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("`runtime.device` is cuda, but PyTorch sees no GPU here: set it to auto or cpu")
         return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+    def attention_here(self) -> str:
+        """Returns the attention to train with: `eager`, `sdpa` or `xformers`."""
+        if self.attention != "auto":
+            return self.attention
+        return "eager" if self.torch_device() == "cpu" else "sdpa"

@@ -25,7 +25,7 @@ def sample(
     """Draws `num` images of every prompt with every pipeline, and a grid of all.
 
     Args:
-        how: steps, guidance, size.
+        how: steps, guidance, size, precision.
         families: the pipelines by the name that their images bear, each with the folder it lies in.
         prompts: what to draw.
         out: folder for PROMPT-SEED[-NAME].png and grid.png; what stands there under other names stays.
@@ -52,7 +52,7 @@ def sample(
 
 def _made_by(how: Drawing, prompt: str, seed: int, folder: Path, model: str) -> PngInfo:
     facts = {"prompt": prompt, "seed": seed, "model": folder, "model_sha256": model} | {
-        name: getattr(how, name) for name in ("negative_prompt", "num_inference_steps", "guidance_scale")
+        name: getattr(how, name) for name in ("negative_prompt", "num_inference_steps", "guidance_scale", "precision")
     }
     info = PngInfo()
     for name, value in facts.items():

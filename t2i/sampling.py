@@ -14,6 +14,7 @@ from t2i.batches import derived_seed
 from t2i.family import Family
 from t2i.images import decode, to_image, view
 from t2i.params import Params
+from t2i.precision import Precision, computing_in
 from t2i.records import Split, hash_fraction
 from t2i.shards import Reader, index, read_manifest
 
@@ -27,6 +28,8 @@ class Evaluate(Params):
     """Steps of the checkpoint's own scheduler."""
     guidance_scale: float = Field(ge=1)
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); 1 is none."""
+    precision: Precision
+    """What sampling and the denoising errors are computed in."""
     retention_prompts: list[str]
     """Prompts of what the base can draw and the dataset has not: what a fine-tune may forget."""
     train_images: int = Field(ge=2)
@@ -99,6 +102,7 @@ class Drawing:
     num_inference_steps: int
     guidance_scale: float
     size_px: int
+    precision: Precision
     batch_size: int
     device: str
     negative_prompt: str = ""
@@ -110,14 +114,15 @@ def draw(how: Drawing, family: Family, prompts: Sequence[str], seeds: Sequence[t
     with tqdm(total=len(prompts), desc="sampling", unit=" images") as progress:
         for at in range(0, len(prompts), how.batch_size):
             chunk = seeds[at : at + how.batch_size]
-            drawn += family.sample(
-                prompts[at : at + how.batch_size],
-                [torch.Generator().manual_seed(derived_seed(seed, "sample", name)) for seed, name in chunk],
-                num_inference_steps=how.num_inference_steps,
-                guidance_scale=how.guidance_scale,
-                negative_prompt=how.negative_prompt,
-                size_px=how.size_px,
-                device=how.device,
-            )
+            with computing_in(how.precision, how.device):
+                drawn += family.sample(
+                    prompts[at : at + how.batch_size],
+                    [torch.Generator().manual_seed(derived_seed(seed, "sample", name)) for seed, name in chunk],
+                    num_inference_steps=how.num_inference_steps,
+                    guidance_scale=how.guidance_scale,
+                    negative_prompt=how.negative_prompt,
+                    size_px=how.size_px,
+                    device=how.device,
+                )
             progress.update(len(chunk))
     return drawn

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,8 +23,9 @@ from t2i.family import Family
 from t2i.history import History
 from t2i.interrupts import Interrupt, die_with_parent
 from t2i.objective import accumulate_gradients
-from t2i.optim import AdamWParams, Regex, Schedule, learning_rate, make_optimizer, trainable
-from t2i.params import Params
+from t2i.optim import AdamWParams, Schedule, learning_rate, make_optimizer, trainable
+from t2i.params import Params, Regex
+from t2i.precision import Precision
 from t2i.runtime import Runtime
 from t2i.training_state import TrainingState
 from t2i.validation import Validator
@@ -69,7 +71,7 @@ class Train(Params):
     """Weight of each timestep's error: `uniform`, or `min_snr` with `gamma`."""
     prompt_dropout: float = Field(ge=0, le=1)
     """Share of the images trained on with the empty prompt, which classifier-free guidance needs."""
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     """What the UNet computes in; weights, noising and loss stay fp32."""
     ema: EmaParams
     """The running mean of the weights, which is what is exported."""
@@ -121,7 +123,7 @@ def train(
         if accelerator.is_main_process:
             checkpoint.make_room(work, restart=os.environ.get("T2I_RESUME") == "never")
         accelerator.wait_for_everyone()
-        validator = Validator(runtime, family, inputs.latents, inputs.embeds, inputs.validation_prompts, work)
+        validator = Validator(runtime, params.precision, family, inputs.latents, inputs.embeds, inputs.validation_prompts, work)
         ema, history = _optimize(params, runtime, family, inputs, work, accelerator, validator)
         if not accelerator.is_main_process:
             return {}
@@ -149,13 +151,14 @@ def _optimize(
 
     torch.manual_seed(params.seed)
     bare = _prepared_unet(family, params, runtime).to(accelerator.device)
-    weights = dict(bare.named_parameters())
-    ema, adamw = Ema(weights, params.ema), make_optimizer(trainable(bare, params.trainable), params.optimizer)
+    weights, trained = dict(bare.named_parameters()), trainable(bare, params.trainable)
+    ema, adamw = Ema(weights, params.ema), make_optimizer(trained, params.optimizer)
     state = TrainingState(bare, ema, adamw, accelerator.scaler, History(finite_gradients=accelerator.scaler is None))
     state.restore(work, discard_damaged=accelerator.is_main_process)
     unet, optimizer = accelerator.prepare(bare, adamw)
 
-    progress = tqdm(total=steps, initial=state.step, desc="training", unit=" steps", disable=not accelerator.is_main_process)
+    desc = f"training {_millions(trained)} of {_millions(weights.values())} M parameters"
+    progress = tqdm(total=steps, initial=state.step, desc=desc, unit=" steps", disable=not accelerator.is_main_process)
     saved_at = time.monotonic()
     with Interrupt() as interrupt, progress:
         if accelerator.is_main_process:
@@ -211,17 +214,22 @@ def _prepared_unet(family: Family, params: Train, runtime: Runtime) -> Any:
     unet: Any = family.load_unet(random=params.init == "random").train()
     if runtime.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    if runtime.attention == "eager" or (runtime.attention == "auto" and runtime.torch_device() == "cpu"):
-        from diffusers.models.attention_processor import AttnProcessor
+    match runtime.attention_here():
+        case "eager":
+            from diffusers.models.attention_processor import AttnProcessor
 
-        unet.set_attn_processor(AttnProcessor())
-    if runtime.attention == "xformers":
-        try:
-            unet.enable_xformers_memory_efficient_attention()
-        except (ImportError, ValueError) as error:
-            advice = "install the extra `xformers` on a machine with a GPU, or set `runtime.attention` to auto"
-            raise ValueError(f"`runtime.attention` is xformers, which does not work here ({error}): {advice}") from None
+            unet.set_attn_processor(AttnProcessor())
+        case "xformers":
+            try:
+                unet.enable_xformers_memory_efficient_attention()
+            except (ImportError, ValueError) as error:
+                advice = "install the extra `xformers` on a machine with a GPU, or set `runtime.attention` to auto"
+                raise ValueError(f"`runtime.attention` is xformers, which does not work here ({error}): {advice}") from None
     return unet
+
+
+def _millions(weights: Iterable[torch.Tensor]) -> str:
+    return f"{sum(weight.numel() for weight in weights) / 1e6:.2f}"
 
 
 def _shown(history: History, steps: int, progress: Any, batch_size: int) -> str:

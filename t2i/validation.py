@@ -18,6 +18,7 @@ from t2i.batches import CachedRecords, derived_seed
 from t2i.denoising import denoising_errors, fixed_records
 from t2i.ema import Ema
 from t2i.family import Family
+from t2i.precision import Precision
 from t2i.records import SPLITS, Split
 from t2i.runtime import Runtime
 from t2i.work import digest_of, fingerprint
@@ -28,6 +29,8 @@ class Validator:
     """Measures and draws; what it writes of a step is the same whenever, and however often, the step is validated."""
 
     runtime: Runtime
+    precision: Precision
+    """`train.precision`."""
     family: Family
     latents: Path
     embeds: Path
@@ -81,7 +84,15 @@ class Validator:
         for split, records in self._records.items():
             places = fixed_records(records, count, p.seed)
             of_each = denoising_errors(
-                unet, self.family, records, places, p.timesteps_per_record, p.seed, self.runtime.encode_batch_size, device
+                unet,
+                self.family,
+                records,
+                places,
+                p.timesteps_per_record,
+                p.seed,
+                precision=self.precision,
+                batch_size=self.runtime.encode_batch_size,
+                device=device,
             )
             errors[split] = of_each.mean(dim=0)
         return errors

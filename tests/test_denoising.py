@@ -17,12 +17,14 @@ def test_errors_are_those_of_diffusers_and_of_no_batch(project) -> None:
     family, records = Family(base), CachedRecords(project.folder / "data/latents", project.folder / "data/embeds", "heldout")
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
     places = fixed_records(records, 3, seed=0)
-    errors = denoising_errors(unet, family, records, places, 2, 7, batch_size=4, device="cpu")
+    errors = denoising_errors(unet, family, records, places, 2, 7, precision="fp32", batch_size=4, device="cpu")
     assert errors.shape == (3, 2)
-    one_by_one = denoising_errors(unet, family, records, places, 2, 7, batch_size=1, device="cpu")
+    one_by_one = denoising_errors(unet, family, records, places, 2, 7, precision="fp32", batch_size=1, device="cpu")
     torch.testing.assert_close(errors, one_by_one, rtol=1e-4, atol=0)
-    alone = denoising_errors(unet, family, records, places[1:2], 2, 7, batch_size=4, device="cpu")
+    alone = denoising_errors(unet, family, records, places[1:2], 2, 7, precision="fp32", batch_size=4, device="cpu")
     torch.testing.assert_close(errors[1:2], alone, rtol=1e-4, atol=0)
+    rounded = denoising_errors(unet, family, records, places, 2, 7, precision="bf16", batch_size=4, device="cpu")
+    torch.testing.assert_close(errors, rounded, rtol=2e-2, atol=0)
 
     scheduler, kept = DDPMScheduler.from_pretrained(base, subfolder="scheduler"), {}
 
@@ -32,7 +34,7 @@ def test_errors_are_those_of_diffusers_and_of_no_batch(project) -> None:
             kept["prediction"] = unet(noisy_latents, timesteps, **conditioning)[0]
             return (kept["prediction"],)
 
-    spied = denoising_errors(Spy(), family, records, places[:1], 2, 7, batch_size=2, device="cpu")
+    spied = denoising_errors(Spy(), family, records, places[:1], 2, 7, precision="fp32", batch_size=2, device="cpu")
     mean = records.moments(places[0])[0].float().chunk(2)[0] * family.scaling_factor
     a = scheduler.alphas_cumprod[kept["timesteps"]].view(-1, 1, 1, 1)
     noise = (kept["noisy"] - a.sqrt() * mean) / (1 - a).sqrt()

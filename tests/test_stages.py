@@ -254,7 +254,7 @@ def test_what_is_drawn_in_training_is_what_the_pipeline_draws(project) -> None:
     )
     pipeline = StableDiffusionPipeline.from_pretrained(project.folder / "data/model", use_safetensors=True)
     latents = pipeline(
-        prompts, latents=noise, num_inference_steps=2, guidance_scale=2.0, height=32, width=32, output_type="latent"
+        prompts, latents=noise, num_inference_steps=2, guidance_scale=1.5, height=32, width=32, output_type="latent"
     ).images
     drawn = load_file(project.folder / "data/validation/step-00000006.safetensors")["latents"]
     torch.testing.assert_close(drawn, latents, rtol=1e-2, atol=1e-2)  # the cached embeddings are float16

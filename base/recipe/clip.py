@@ -30,6 +30,9 @@ class Params(params.Params):
     patch_px: int
     width: int
     layers: int
+    """Of each tower, at first."""
+    image_layers: int
+    """Of the image tower, in the end."""
     heads: int
     vocabulary: int
     max_tokens: int
@@ -38,8 +41,11 @@ class Params(params.Params):
     """Share of the captions that say the colours of outlines and ground."""
     batch_size: int
     steps: int
+    """Of both towers."""
+    image_steps: int
+    """Then of the image tower alone, deeper, against the text tower as it is (LiT, arXiv 2111.07991)."""
     learning_rate: float
-    """Peak; a cosine to zero follows 200 steps of warm-up."""
+    """Peak of both parts; a cosine to zero follows 200 steps of warm-up."""
     weight_decay: float
     seed: int
 
@@ -54,12 +60,8 @@ def main(
     p = params.load(params_file, "clip", Params)
     torch.manual_seed(p.seed)
     generator = torch.Generator().manual_seed(p.seed)
-    seen, unseen = codes(unseen=False), codes(unseen=True)[:200]
     spoken = [f"{colour} outlines on" for colour in COLOURS] * 20  # often enough to be words of the vocabulary
-    tokenizer = train_tokenizer([*(names()[code] for code in seen), *spoken], p.vocabulary, p.max_tokens)
-    tokenize = partial(tokenizer, padding=True, truncation=True, return_tensors="pt")
-    unseen_tokens = tokenize([names()[code] for code in unseen]).input_ids
-    seen_layers, unseen_layers = draw_layers(seen, p.size_px), draw_layers(unseen, p.size_px)
+    tokenizer = train_tokenizer([*(names()[code] for code in codes(unseen=False)), *spoken], p.vocabulary, p.max_tokens)
     tower = {
         "hidden_size": p.width,
         "intermediate_size": 4 * p.width,
@@ -81,6 +83,28 @@ def main(
             projection_dim=p.width,
         )
     )
+    train(clip, tokenizer, p, p.steps, generator)
+    clip = deepened(clip, p.image_layers)
+    clip.text_model.requires_grad_(False)
+    clip.text_projection.requires_grad_(False)
+    train(clip, tokenizer, p, p.image_steps, generator)
+
+    clip.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    CLIPImageProcessor(
+        size={"shortest_edge": p.size_px},
+        crop_size={"height": p.size_px, "width": p.size_px},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ).save_pretrained(out)
+
+
+def train(clip: CLIPModel, tokenizer: CLIPTokenizer, p: Params, steps: int, generator: torch.Generator) -> None:
+    """Trains what of a CLIP is not frozen, in place, and prints how many held-out captions it finds."""
+    seen, unseen = codes(unseen=False), codes(unseen=True)[:200]
+    seen_layers, unseen_layers = draw_layers(seen, p.size_px), draw_layers(unseen, p.size_px)
+    tokenize = partial(tokenizer, padding=True, truncation=True, return_tensors="pt")
+    unseen_tokens = tokenize([names()[code] for code in unseen]).input_ids
     clip.set_attn_implementation("eager")  # on a CPU in bf16, the backward pass of torch's fused attention takes longer
     decayed = [w for w in clip.parameters() if w.ndim > 1]
     others = [w for w in clip.parameters() if w.ndim <= 1]
@@ -90,9 +114,9 @@ def main(
         fused=True,
     )
     started = time.monotonic()
-    for step in range(p.steps):
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = p.learning_rate * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / p.steps))
+            group["lr"] = p.learning_rate * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
         rows = torch.randperm(len(seen), generator=generator)[: p.batch_size]
         drawn = in_any_style(shifted(Layers(*(layer[rows] for layer in seen_layers)), 4, generator), generator)
         looks = [
@@ -109,23 +133,27 @@ def main(
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
         optimizer.step()
         clip.logit_scale.data.clamp_(max=math.log(100))
-        if step % 250 == 249 or step == p.steps - 1:
+        if step % 250 == 249 or step == steps - 1:
             found = {
                 style: round(measure(clip, unseen_tokens, in_style(unseen_layers, style)), 3) for style in ("plain", "night")
             }
             print(
-                f"step {step + 1}/{p.steps}  loss {loss.item():.3f}  found {found}  {time.monotonic() - started:.0f} s",
+                f"step {step + 1}/{steps}  loss {loss.item():.3f}  found {found}  {time.monotonic() - started:.0f} s",
                 flush=True,
             )
 
-    clip.half().save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    CLIPImageProcessor(
-        size={"shortest_edge": p.size_px},
-        crop_size={"height": p.size_px, "width": p.size_px},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    ).save_pretrained(out)
+
+def deepened(clip: CLIPModel, image_layers: int) -> CLIPModel:
+    """Returns the same function with more layers in its image tower, which add nothing at first."""
+    config = CLIPConfig.from_dict(clip.config.to_dict())
+    config.vision_config.num_hidden_layers = image_layers
+    deeper = CLIPModel(config)
+    deeper.load_state_dict(clip.state_dict(), strict=False)
+    for layer in deeper.vision_model.encoder.layers[clip.config.vision_config.num_hidden_layers :]:
+        for last in (layer.self_attn.out_proj, layer.mlp.fc2):
+            torch.nn.init.zeros_(last.weight)
+            torch.nn.init.zeros_(last.bias)
+    return deeper
 
 
 def train_tokenizer(captions: list[str], vocabulary: int, max_tokens: int) -> CLIPTokenizer:
