@@ -32,9 +32,10 @@ def warnings(figures: Figures) -> list[Warning]:
 
 
 def overfitting(f: Figures) -> Warning | None:
-    """Warns where the gap has grown, from the base's, by more than a quarter of the training loss, beyond chance."""
+    """Warns where the gap is more than a quarter of the training loss, beyond chance and what the base's gap is of its own."""
     heldout, train = f.evaluation["heldout_loss"], f.evaluation["train_loss"]
-    if f.intervals["overfit_gap"][0] - f.evaluation["overfit_gap_base"] <= 0.25 * train:
+    of_base = f.evaluation["overfit_gap_base"] / f.evaluation["train_loss_base"]
+    if f.intervals["overfit_gap"][0] / train - of_base <= 0.25:
         return None
     return Warning(
         f"Overfitting: the denoising loss is {heldout:.3g} on held-out records and {train:.3g} on those trained on.",

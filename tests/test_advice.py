@@ -13,6 +13,7 @@ GOOD = Figures(
         "heldout_loss": 0.21,
         "heldout_loss_base": 0.9,
         "train_loss": 0.2,
+        "train_loss_base": 0.9,
         "overfit_gap_base": 0.005,
         "copy_rate": 0.03,
         "retention_retrieval": 0.7,
