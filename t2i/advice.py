@@ -32,7 +32,7 @@ def warnings(figures: Figures) -> list[Warning]:
 
 
 def overfitting(f: Figures) -> Warning | None:
-    """Warns where the gap is more than a quarter of the training loss, beyond chance and what the base's gap is of its own."""
+    """Warns where the gap, as a share of the training loss, exceeds the base's share by more than a quarter, beyond chance."""
     heldout, train = f.evaluation["heldout_loss"], f.evaluation["train_loss"]
     of_base = f.evaluation["overfit_gap_base"] / f.evaluation["train_loss_base"]
     if f.intervals["overfit_gap"][0] / train - of_base <= 0.25:

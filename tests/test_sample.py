@@ -43,11 +43,11 @@ def test_base_and_fine_tuned_are_compared_on_the_same_noise(project, run) -> Non
 
 def test_precision_changes_rounding_only(project, run) -> None:
     images = {}
-    for project.params["evaluate"]["precision"] in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16"):
+        project.params["evaluate"]["precision"] = precision
         project.write()
-        out = project.params["evaluate"]["precision"]
-        assert run("square 1", "--base", "--num", "1", "--out", out).exit_code == 0
-        images[out] = np.asarray(Image.open(project.folder / out / "square-1-0.png"), dtype=float)
+        assert run("square 1", "--base", "--num", "1", "--out", precision).exit_code == 0
+        images[precision] = np.asarray(Image.open(project.folder / precision / "square-1-0.png"), dtype=float)
     difference = np.abs(images["fp32"] - images["bf16"])
     assert 0 < difference.mean() < 2  # of 255
 
