@@ -61,7 +61,12 @@ class Evaluator:
         """Returns an image a prompt, from noise that its key decides."""
         p = self.params
         how = Drawing(
-            p.num_inference_steps, guidance_scale, self.records.resolution_px, p.precision, self.batch_size, self.device
+            num_inference_steps=p.num_inference_steps,
+            guidance_scale=guidance_scale,
+            size_px=self.records.resolution_px,
+            precision=p.precision,
+            batch_size=self.batch_size,
+            device=self.device,
         )
         return draw(how, family, prompts, [(p.seed, key) for key in keys])
 

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -58,6 +60,17 @@ def test_export_replaces_the_unet_and_nothing_else(tiny_base, tmp_path) -> None:
     for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
         old, new = (load_file(folder / f"{part}.safetensors") for folder in (tiny_base, tmp_path / "out"))
         assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_what_a_float16_checkpoint_becomes_is_loaded_and_sampled_without_saying_a_dtype(tiny_base, tmp_path) -> None:
+    StableDiffusionPipeline.from_pretrained(tiny_base, dtype=torch.float16).save_pretrained(tmp_path / "half")
+    assert json.loads((tmp_path / "half" / "text_encoder" / "config.json").read_text())["dtype"] == "float16"
+    family = StableDiffusion(tmp_path / "half")
+    family.export(family.load_unet(random=False).state_dict(), tmp_path / "out")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "out", use_safetensors=True)
+    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    assert {weight.dtype for part in parts for weight in part.parameters()} == {torch.float32}
+    assert len(pipeline(["a red square"], num_inference_steps=1, height=32, width=32).images) == 1
 
 
 def test_an_image_depends_on_its_own_noise_and_prompt_alone(tiny_base) -> None:

@@ -102,14 +102,25 @@ class Family:
         return prediction
 
     def export(self, weights: Mapping[str, Tensor], out: Path) -> None:
-        """Writes a complete pipeline: this checkpoint with other UNet weights. Neither VAE nor text encoder is loaded."""
-        from safetensors.torch import save_file
+        """Writes a complete pipeline in fp32: this checkpoint with other UNet weights. Neither VAE nor text encoder is built.
+
+        All of it is fp32, as the weights are, so that a pipeline loaded without saying a dtype can sample.
+        """
+        from safetensors.torch import load_file, save_file
+
+        def save(tensors: Mapping[str, Tensor], file: Path) -> None:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file, metadata={"format": "pt"})
 
         shutil.copytree(self.folder, out, dirs_exist_ok=True, ignore=lambda at, names: names if Path(at).name == "unet" else [])
         (out / "unet").mkdir(exist_ok=True)
         shutil.copyfile(self.folder / "unet" / "config.json", out / "unet" / "config.json")
-        contiguous = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-        save_file(contiguous, out / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+        for file in out.rglob("*.safetensors"):
+            save({name: t.float() if t.is_floating_point() else t for name, t in load_file(file).items()}, file)
+        for file in out.rglob("config.json"):
+            config = json.loads(file.read_text(encoding="utf-8"))
+            if stated := {"dtype", "torch_dtype"} & config.keys():
+                file.write_text(json.dumps(config | dict.fromkeys(stated, "float32"), indent=2) + "\n", encoding="utf-8")
+        save(weights, out / "unet" / "diffusion_pytorch_model.safetensors")
 
     @cached_property
     def _pipeline(self) -> Any:
