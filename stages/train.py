@@ -25,6 +25,7 @@ def main(
     report: Annotated[Path, typer.Option(help="Folder for metrics.json, history.csv and validation.csv.")] = Path(
         "data/reports/train"
     ),
+    trackers: Annotated[Path, typer.Option(help="Folder for what `runtime.trackers` write.")] = Path("data/trackers"),
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Fine-tunes the UNet and writes a complete pipeline; interrupted, the same command goes on where it stopped."""
@@ -32,18 +33,18 @@ def main(
     from t2i.launch import in_process_group, relaunch
     from t2i.params import load
     from t2i.runtime import Runtime
-    from t2i.train import Inputs, Train, train
+    from t2i.train import Inputs, Outputs, Train, train
 
     section, runtime = load(params, "train", Train), load(params, "runtime", Runtime)
     if runtime.processes > 1 and not in_process_group():
         paths = {"base": base, "latents": latents, "embeds": embeds, "dataset": dataset, "out": out}
-        paths |= {"validation-prompts": validation_prompts, "validation": validation, "report": report, "params": params}
+        paths |= {"validation-prompts": validation_prompts, "validation": validation, "report": report}
+        paths |= {"trackers": trackers, "params": params}
         arguments = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
         raise SystemExit(relaunch("stages.train", arguments, runtime.processes))
-    family = load_family(load(params, "base", Base).family, base)
-    metrics = train(
-        section, runtime, family, Inputs(base, latents, embeds, validation_prompts, dataset), out, validation, report
-    )
+    family = load_family(load(params, "base", Base).family, base, section.objective.scheduler_changes())
+    inputs, outputs = Inputs(base, latents, embeds, validation_prompts, dataset), Outputs(out, validation, report, trackers)
+    metrics = train(section, runtime, family, inputs, outputs)
     if metrics:
         print(f"{metrics['steps']} steps; loss {metrics['loss']:.4f}, unweighted {metrics['mse']:.4f}; the model is in {out}")
 

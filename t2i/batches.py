@@ -6,8 +6,8 @@ what came before.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +25,9 @@ class Draws:
     """What chance decides for each image of a batch."""
 
     noise: Float[Tensor, "b c h w"]
+    """What the UNet is asked for."""
+    input_noise: Float[Tensor, "b c h w"]
+    """What the latents are noised with: the same, but for input perturbation."""
     epsilon: Float[Tensor, "b c h w"]
     """The VAE's: latents are mean + std * epsilon."""
     timesteps: Int[Tensor, " b"]
@@ -44,10 +47,9 @@ class Batch:
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        draws = Draws(moved(self.draws.noise), moved(self.draws.epsilon), moved(self.draws.timesteps))
-        return replace(
-            self, moments=moved(self.moments), conditioning={k: moved(v) for k, v in self.conditioning.items()}, draws=draws
-        )
+        drawn = {field.name: moved(getattr(self.draws, field.name)) for field in fields(Draws)}
+        conditioning = {name: moved(tensor) for name, tensor in self.conditioning.items()}
+        return Batch(moved(self.moments), conditioning, Draws(**drawn))
 
 
 class CachedRecords:
@@ -87,13 +89,17 @@ class Sampler:
     """Images of an optimizer step, over all processes."""
     prompt_dropout: float
     """Probability that an image's conditioning is that of the empty prompt."""
-    timesteps: int
-    """Timesteps of the schedule, drawn uniformly from 0 to timesteps - 1."""
+    timestep_at: Callable[[float], int]
+    """Gives a timestep for a number of [0, 1)."""
+    noise_offset: float
+    """Standard deviation of what is added to the noise, a number a channel."""
+    input_perturbation: float
+    """Standard deviation of what is added to the noise in the UNet's input alone."""
     seed: int
 
     def batch(self, step: int, places: Sequence[int]) -> Batch:
         """Returns some places, from 0 to batch_size - 1, of a step's batch."""
-        moments, conditionings, noise, epsilon, timesteps = [], [], [], [], []
+        moments, conditionings, noise, input_noise, epsilon, timesteps = [], [], [], [], [], []
         for place in places:
             record = position_to_record(step * self.batch_size + place, len(self.records), self.seed)
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "draws", step, place))
@@ -106,10 +112,14 @@ class Sampler:
                 else {name: t[int(caption * len(t))] for name, t in captions.items()}
             )
             shape = (views.shape[1] // 2, *views.shape[2:])
-            noise.append(torch.randn(shape, generator=generator))
-            epsilon.append(torch.randn(shape, generator=generator))
-            timesteps.append(int(timestep * self.timesteps))
-        draws = Draws(torch.stack(noise), torch.stack(epsilon), torch.tensor(timesteps))
+            plain, of_vae = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+            offset = torch.randn((shape[0], 1, 1), generator=generator)
+            perturbation = torch.randn(shape, generator=generator) if self.input_perturbation else 0.0
+            noise.append(plain + self.noise_offset * offset)
+            input_noise.append(noise[-1] + self.input_perturbation * perturbation)
+            epsilon.append(of_vae)
+            timesteps.append(self.timestep_at(timestep))
+        draws = Draws(torch.stack(noise), torch.stack(input_noise), torch.stack(epsilon), torch.tensor(timesteps))
         return Batch(torch.stack(moments).float(), collate(conditionings), draws)
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,21 +81,6 @@ def make_room(work: Path, *, restart: bool) -> None:
             shutil.rmtree(marker.parent)
     for own in [*work.glob("step-*"), *work.glob("validation-*")] if restart else work.glob("step-*.tmp"):
         shutil.rmtree(own)
-
-
-def prefixed(tensors: Mapping[int, Mapping[str, Tensor]], names: list[str]) -> dict[str, Tensor]:
-    """Returns an optimizer's state as flat tensors, `WEIGHT/exp_avg`, the weights named in the optimizer's order."""
-    return {f"{names[at]}/{key}": value for at, entry in tensors.items() for key, value in entry.items()}
-
-
-def unprefixed(flat: Mapping[str, Tensor], names: list[str]) -> dict[int, dict[str, Tensor]]:
-    """Returns the inverse of prefixed."""
-    tensors: dict[int, dict[str, Tensor]] = {}
-    place = {name: at for at, name in enumerate(names)}
-    for key, value in flat.items():
-        name, _, part = key.rpartition("/")
-        tensors.setdefault(place[name], {})[part] = value
-    return tensors
 
 
 def _damage(folder: Path) -> str | None:

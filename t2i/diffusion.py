@@ -36,6 +36,22 @@ def prediction_target(
     raise ValueError(f"prediction_type {prediction_type!r}: it takes {', '.join(get_args(PredictionType))}")
 
 
+def rectified(
+    noisy_latents: Float[Tensor, "b c h w"],
+    noise: Float[Tensor, "b c h w"],
+    predicted: Float[Tensor, "b c h w"],
+    a: Float[Tensor, " b"],
+    detail_preservation: float,
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+    """Returns noisy latents and target moved toward what sampling would meet (DREAM, Zhou et al. 2023, arXiv 2312.00210).
+
+    Both by the error of a first prediction of the noise, times `sqrt(1 - a) ** detail_preservation`.
+    """
+    sigma = (1 - a).sqrt().view(-1, 1, 1, 1)
+    missed = sigma**detail_preservation * (noise - predicted)
+    return noisy_latents + sigma * missed, noise + missed
+
+
 def snr(a: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """Returns the signal-to-noise ratio `a / (1 - a)`."""
     return a / (1 - a)

@@ -17,6 +17,8 @@ class EmaParams(Params):
     """Largest decay. Without warmup update n has min(decay, (1 + n) / (10 + n)): 3,000 updates end at 0.997."""
     warmup: bool
     """Whether the decay grows as 1 - (1 + n / inv_gamma) ** -power instead."""
+    start_step: int = Field(ge=0)
+    """Optimizer steps before the mean begins; until then the shadow is what the weights are."""
     inv_gamma: float = Field(gt=0)
     power: float = Field(gt=0)
     every_steps: int = Field(ge=1)
@@ -26,15 +28,15 @@ class EmaParams(Params):
 class Ema:
     """Shadow weights in fp32, with the decays of diffusers' EMAModel."""
 
-    def __init__(self, weights: Mapping[str, Tensor], params: EmaParams) -> None:
-        self.params = params
+    def __init__(self, weights: Mapping[str, Tensor], params: EmaParams, device: torch.device | str) -> None:
+        self.params, self.device = params, device
         self.updates = 0
-        self.shadow = {name: weight.detach().float().clone() for name, weight in weights.items()}
+        self.shadow = {name: weight.detach().to(device, torch.float32, copy=True) for name, weight in weights.items()}
 
     def decay(self, updates: int) -> float:
         """Returns the decay of an update, `updates` having gone before; the first copies the weights."""
         p = self.params
-        n = max(0, updates * p.every_steps)
+        n = max(0, updates * p.every_steps - p.start_step)
         if n == 0:
             return 0.0
         ramp = 1 - (1 + n / p.inv_gamma) ** -p.power if p.warmup else (1 + n) / (10 + n)
@@ -46,13 +48,13 @@ class Ema:
         if step % self.params.every_steps:
             return
         decay = self.decay(self.updates)
-        now = [weights[name].detach().float() for name in self.shadow]
+        now = [weights[name].detach().to(self.device, torch.float32) for name in self.shadow]
         torch._foreach_lerp_(list(self.shadow.values()), now, 1 - decay)
         self.updates += 1
 
     @contextmanager
     def applied(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Puts the shadow in the place of the weights for a while, without a copy of either."""
+        """Puts the shadow in the place of the weights for a while, without a copy of either where both are on one device."""
         self._exchange(weights)
         try:
             yield
@@ -61,4 +63,4 @@ class Ema:
 
     def _exchange(self, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items():
-            weight.data, self.shadow[name] = self.shadow[name], weight.data
+            weight.data, self.shadow[name] = self.shadow[name].to(weight.device), weight.data.to(self.device)

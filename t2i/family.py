@@ -6,6 +6,7 @@ named tensors, they are stored as they are, and given back to `predict`.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -75,6 +76,10 @@ class Family(Protocol):
         """Returns the UNet in fp32: the base's weights, or random ones for the same configuration."""
         ...
 
+    def check_fit(self, unet: nn.Module, moments: Float[Tensor, "_ m h w"], conditioning: Conditioning) -> None:
+        """Raises a ValueError where a record of the caches is none that the UNet takes."""
+        ...
+
     def predict(
         self, unet: nn.Module, noisy_latents: Float[Tensor, "b c h w"], timesteps: Int[Tensor, " b"], conditioning: Conditioning
     ) -> Float[Tensor, "b c h w"]:
@@ -117,7 +122,13 @@ class Family(Protocol):
         ...
 
 
-def load_family(name: str, folder: Path) -> Family:
-    """Returns the family `name` (a module of t2i/families) on the checkpoint in a folder."""
-    family: Family = resolve_plugin("t2i.families", name).Family(folder)
+def load_family(name: str, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({})) -> Family:
+    """Returns the family `name` (a module of t2i/families) on the checkpoint in a folder.
+
+    Args:
+        name: the module.
+        folder: the checkpoint, in diffusers' layout.
+        scheduler_changes: what its scheduler's configuration is overruled by, in diffusers' names.
+    """
+    family: Family = resolve_plugin("t2i.families", name).Family(folder, scheduler_changes)
     return family

@@ -42,10 +42,16 @@ class Runtime(Params):
     """Lets fp32 matrix products on recent GPUs round their operands to TF32."""
     checkpoint_every_seconds: float = Field(gt=0)
     """Longest stretch of training that a crash can cost."""
+    ema_device: Literal["cpu"] | None
+    """Where the EMA's weights are kept: `cpu` spares a GPU their memory; null: beside the UNet's."""
     keep_checkpoints: int = Field(ge=1)
     """How many of the newest checkpoints stay on disk."""
     log_every_steps: int = Field(ge=1)
     """Optimizer steps a row of the loss history stands for (it holds their means)."""
+    trackers: list[Literal["tensorboard", "wandb", "dvclive"]]
+    """Where figures and validation pictures go besides history.csv; the extra `trackers`. WANDB_MODE=online sends."""
+    tracker_project: str
+    """The project's name there."""
     encode_batch_size: int = Field(ge=1)
     """Images or captions that go through the VAE, the text encoder or the sampler at once, in validation too."""
     validation: Validation

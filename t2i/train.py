@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,20 +15,21 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from t2i import checkpoint
-from t2i.batches import CachedRecords, Sampler, micro_batches
+from t2i.batches import CachedRecords, micro_batches
 from t2i.card import write_card
 from t2i.ema import Ema, EmaParams
+from t2i.execution import make_accelerator, prepared_unet
 from t2i.family import Family
-from t2i.history import History
+from t2i.history import COLUMNS, History
 from t2i.interrupts import Interrupt, die_with_parent
-from t2i.objective import accumulate_gradients
+from t2i.objective import Objective, ObjectiveParams, accumulate_gradients
 from t2i.optim import AdamWParams, Schedule, learning_rate, make_optimizer, trainable
 from t2i.params import Params, Regex
 from t2i.precision import Precision
 from t2i.runtime import Runtime
+from t2i.trackers import Trackers, check_installed
 from t2i.training_state import TrainingState
 from t2i.validation import Validator
-from t2i.weighting import Weighting
 from t2i.work import (
     digest_of,
     fingerprint,
@@ -61,14 +61,16 @@ class Train(Params):
     """Peak learning rate."""
     warmup_steps: int = Field(ge=0)
     """Steps of linear warm-up from 0."""
+    scale_learning_rate: bool
+    """Whether the peak is `learning_rate` times `batch_size`: the images of a step, over all processes."""
     schedule: Schedule
-    """What the learning rate does after warm-up: `constant` or `cosine`."""
+    """After warm-up: constant, linear, cosine, cosine_with_restarts (`cycles`), polynomial (`power`, `end_factor`)."""
     optimizer: AdamWParams
     """The optimizer by `name`, with its parameters."""
     max_grad_norm: float = Field(gt=0)
     """Norm that the gradients are clipped to."""
-    weighting: Weighting
-    """Weight of each timestep's error: `uniform`, or `min_snr` with `gamma`."""
+    objective: ObjectiveParams
+    """What is predicted, from which noise, and how the errors are weighted."""
     prompt_dropout: float = Field(ge=0, le=1)
     """Share of the images trained on with the empty prompt, which classifier-free guidance needs."""
     precision: Precision
@@ -83,6 +85,11 @@ class Train(Params):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("set one of `steps` and `epochs`, and null for the other")
         return self
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate at the end of warm-up."""
+        return self.learning_rate * (self.batch_size if self.scale_learning_rate else 1)
 
     def total_steps(self, records: int) -> int:
         """Returns the number of optimizer steps; that of `epochs` is rounded up."""
@@ -101,40 +108,54 @@ class Inputs:
     """dataset.json, for the model card."""
 
 
-def train(
-    params: Train, runtime: Runtime, family: Family, inputs: Inputs, out: Path, validation: Path, report: Path
-) -> dict[str, Any]:
-    """Trains, or goes on from the newest checkpoint, and writes a complete pipeline with the EMA weights to `out`.
+@dataclass(frozen=True)
+class Outputs:
+    """What training writes."""
 
-    What was validated on the way goes to the folder `validation`, the figures to `report`.
+    model: Path
+    """A complete pipeline, with the EMA's weights."""
+    validation: Path
+    """What was measured and drawn on the way."""
+    report: Path
+    """Folder for the figures."""
+    trackers: Path
+    """Folder for what `runtime.trackers` write."""
+
+
+def train(params: Train, runtime: Runtime, family: Family, inputs: Inputs, outputs: Outputs) -> dict[str, Any]:
+    """Trains, or goes on from the newest checkpoint, and writes a complete pipeline with the EMA weights.
 
     Returns:
         Metrics: steps, and the mean losses of the last tenth of them.
 
     Raises:
         SystemExit: 130 or 143 when interrupted, once a checkpoint is on disk.
-        ValueError: where the caches do not fit each other or the run does not converge.
+        ValueError: where the caches do not fit each other or the UNet, or the run does not converge.
     """
     die_with_parent()
-    accelerator = _accelerator(params, runtime)
+    check_installed(runtime.trackers)
+    accelerator = make_accelerator(params.precision, runtime, outputs.trackers)
     made_by = _made_by(params, inputs)
     work = work_folder("train", fingerprint(made_by, source_digest()))
     with locked(work) if accelerator.is_main_process else contextlib.nullcontext():
         if accelerator.is_main_process:
             checkpoint.make_room(work, restart=os.environ.get("T2I_RESUME") == "never")
         accelerator.wait_for_everyone()
-        validator = Validator(runtime, params.precision, family, inputs.latents, inputs.embeds, inputs.validation_prompts, work)
+        trackers = Trackers(accelerator, family, runtime.tracker_project, outputs.trackers, params.model_dump())
+        caches = (inputs.latents, inputs.embeds, inputs.validation_prompts)
+        validator = Validator(runtime, params.precision, family, *caches, work, trackers)
         ema, history = _optimize(params, runtime, family, inputs, work, accelerator, validator)
+        trackers.finish()
         if not accelerator.is_main_process:
             return {}
-        with fresh(out) as folder:
+        with fresh(outputs.model) as folder:
             family.export(ema.shadow, folder)
             write_card(folder, inputs.dataset, made_by)
-        with fresh(validation) as folder:
+        with fresh(outputs.validation) as folder:
             shutil.copytree(validator.folder, folder, dirs_exist_ok=True)
-        write_text(report / "history.csv", history.csv(runtime.log_every_steps))
-        write_text(report / "validation.csv", to_csv(validator.rows()))
-        write_json(report / "metrics.json", metrics := history.last_tenth())
+        write_text(outputs.report / "history.csv", history.csv(runtime.log_every_steps))
+        write_text(outputs.report / "validation.csv", to_csv(validator.rows()))
+        write_json(outputs.report / "metrics.json", metrics := history.last_tenth())
         checkpoint.finish(work)
     return metrics
 
@@ -144,15 +165,17 @@ def _optimize(
 ) -> tuple[Ema, History]:
     """The training loop, from the newest checkpoint on."""
     records = CachedRecords(inputs.latents, inputs.embeds, "train")
-    alphas_cumprod = family.alphas_cumprod.to(accelerator.device)
-    sampler = Sampler(records, params.batch_size, params.prompt_dropout, len(alphas_cumprod), params.seed)
+    objective = Objective(params.objective, family, accelerator.device)
+    sampler = objective.sampler(records, params.batch_size, params.prompt_dropout, params.seed)
     shares = micro_batches(params.batch_size, accelerator.process_index, accelerator.num_processes, runtime.micro_batch_size)
     steps = params.total_steps(len(records))
 
     torch.manual_seed(params.seed)
-    bare = _prepared_unet(family, params, runtime).to(accelerator.device)
+    bare = prepared_unet(family, runtime, random=params.init == "random").to(accelerator.device)
+    family.check_fit(bare, records.moments(0), records.conditioning(0))
     weights, trained = dict(bare.named_parameters()), trainable(bare, params.trainable)
-    ema, adamw = Ema(weights, params.ema), make_optimizer(trained, params.optimizer)
+    ema = Ema(weights, params.ema, runtime.ema_device or accelerator.device)
+    adamw = make_optimizer(trained, params.optimizer)
     state = TrainingState(bare, ema, adamw, accelerator.scaler, History(finite_gradients=accelerator.scaler is None))
     state.restore(work, discard_damaged=accelerator.is_main_process)
     unet, optimizer = accelerator.prepare(bare, adamw)
@@ -164,12 +187,10 @@ def _optimize(
         if accelerator.is_main_process:
             validator.run(state.step, steps, bare, ema)
         while state.step < steps:
-            rate = learning_rate(state.step, params.learning_rate, params.warmup_steps, steps, params.schedule)
+            rate = learning_rate(state.step, params.peak_learning_rate, params.warmup_steps, steps, params.schedule)
             for group in adamw.param_groups:
                 group["lr"] = rate
-            loss, mse = accumulate_gradients(
-                accelerator, unet, family, sampler, state.step, shares, alphas_cumprod, params.weighting
-            )
+            loss, mse = accumulate_gradients(accelerator, unet, objective, sampler, state.step, shares)
             grad_norm = accelerator.clip_grad_norm_(unet.parameters(), params.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
@@ -183,7 +204,9 @@ def _optimize(
             state.history.append((loss, mse, grad_norm, rate))
             progress.update()
             if state.step % runtime.log_every_steps == 0:
-                progress.set_postfix_str(_shown(state.history, runtime.log_every_steps, progress, params.batch_size))
+                recent = state.history.rows()[-runtime.log_every_steps :]
+                progress.set_postfix_str(_shown(recent, progress, params.batch_size))
+                validator.trackers.steps(state.step, recent, COLUMNS)
             if stopping or state.step == steps or time.monotonic() - saved_at > runtime.checkpoint_every_seconds:
                 if accelerator.is_main_process:
                     state.save(work, runtime.keep_checkpoints)
@@ -198,42 +221,12 @@ def _optimize(
     return ema, state.history
 
 
-def _accelerator(params: Train, runtime: Runtime) -> Any:
-    from accelerate import Accelerator, InitProcessGroupKwargs
-
-    cpu = runtime.torch_device() == "cpu"
-    if params.precision == "fp16" and cpu:
-        raise ValueError("`train.precision` fp16 needs a GPU: on the CPU set bf16 or fp32")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = runtime.tf32
-    patience = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=1))  # the others wait while one validates
-    precision = {"fp32": "no"}.get(params.precision, params.precision)
-    return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patience])
-
-
-def _prepared_unet(family: Family, params: Train, runtime: Runtime) -> Any:
-    unet: Any = family.load_unet(random=params.init == "random").train()
-    if runtime.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    match runtime.attention_here():
-        case "eager":
-            from diffusers.models.attention_processor import AttnProcessor
-
-            unet.set_attn_processor(AttnProcessor())
-        case "xformers":
-            try:
-                unet.enable_xformers_memory_efficient_attention()
-            except (ImportError, ValueError) as error:
-                advice = "install the extra `xformers` on a machine with a GPU, or set `runtime.attention` to auto"
-                raise ValueError(f"`runtime.attention` is xformers, which does not work here ({error}): {advice}") from None
-    return unet
-
-
 def _millions(weights: Iterable[torch.Tensor]) -> str:
     return f"{sum(weight.numel() for weight in weights) / 1e6:.2f}"
 
 
-def _shown(history: History, steps: int, progress: Any, batch_size: int) -> str:
-    loss = sum(row[0] for row in history.rows()[-steps:]) / steps
+def _shown(recent: list[list[float]], progress: Any, batch_size: int) -> str:
+    loss = sum(row[0] for row in recent) / len(recent)
     return f"loss {loss:.4f}, {batch_size * (progress.format_dict['rate'] or 0):.0f} samples/s"
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from t2i import checkpoint
 from t2i.ema import Ema
 from t2i.history import History
+from t2i.optim import optimizer_tensors, restore_optimizer
 
 
 @dataclass
@@ -32,7 +33,7 @@ class TrainingState:
         tensors: dict[str, dict[str, Tensor]] = {
             "unet": weights,
             "ema": self.ema.shadow,
-            "optimizer": checkpoint.prefixed(self.optimizer.state_dict()["state"], list(weights)),
+            "optimizer": optimizer_tensors(self.optimizer, weights),
             "history": {"rows": self.history.tensor()},
         }
         state = {
@@ -48,12 +49,9 @@ class TrainingState:
         if found is None:
             return
         self.unet.load_state_dict(found.tensors["unet"])
-        device = next(self.unet.parameters()).device
-        self.ema.shadow = {name: tensor.to(device) for name, tensor in found.tensors["ema"].items()}
+        self.ema.shadow = {name: tensor.to(self.ema.device) for name, tensor in found.tensors["ema"].items()}
         self.ema.updates = found.state["ema_updates"]
-        names = [name for name, _ in self.unet.named_parameters()]
-        state = checkpoint.unprefixed(found.tensors["optimizer"], names)
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        restore_optimizer(self.optimizer, dict(self.unet.named_parameters()), found.tensors["optimizer"])
         if self.scaler is not None:
             self.scaler.load_state_dict(found.state["scaler"])
         self.history = History(found.tensors["history"]["rows"], finite_gradients=self.scaler is None)

@@ -21,6 +21,7 @@ from t2i.family import Family
 from t2i.precision import Precision
 from t2i.records import SPLITS, Split
 from t2i.runtime import Runtime
+from t2i.trackers import Trackers
 from t2i.work import digest_of, fingerprint
 
 
@@ -37,6 +38,7 @@ class Validator:
     prompts: Path
     """Folder with embeds.safetensors, from `encode captions`."""
     work: Path
+    trackers: Trackers
 
     @cached_property
     def folder(self) -> Path:
@@ -62,7 +64,9 @@ class Validator:
         unet.train()
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        save_file({name: tensor.float().cpu().contiguous() for name, tensor in found.items()}, partial)
+        found = {name: tensor.float().cpu().contiguous() for name, tensor in found.items()}
+        save_file(found, partial)
+        self.trackers.validation(step, found)
         partial.rename(path)
 
     def rows(self) -> list[dict[str, float | int]]:

@@ -24,7 +24,19 @@ def write_caches(folder: Path, embedded: int = RECORDS) -> tuple[Path, Path]:
 
 @pytest.fixture
 def sampler(tmp_path) -> Sampler:
-    return Sampler(CachedRecords(*write_caches(tmp_path), "train"), batch_size=4, prompt_dropout=0.25, timesteps=1000, seed=3)
+    return make_sampler(tmp_path)
+
+
+def make_sampler(folder: Path, *, noise_offset: float = 0.0, input_perturbation: float = 0.0) -> Sampler:
+    return Sampler(
+        CachedRecords(*write_caches(folder), "train"),
+        batch_size=4,
+        prompt_dropout=0.25,
+        timestep_at=lambda uniform: int(uniform * 1000),
+        noise_offset=noise_offset,
+        input_perturbation=input_perturbation,
+        seed=3,
+    )
 
 
 def test_an_epoch_visits_each_record_once_and_epochs_differ() -> None:
@@ -43,7 +55,7 @@ def test_what_is_drawn_does_not_depend_on_micro_batches(sampler) -> None:
     whole = sampler.batch(5, range(4))
     parts = [sampler.batch(5, [place]) for place in range(4)]
     torch.testing.assert_close(whole.moments, torch.cat([part.moments for part in parts]), rtol=0, atol=0)
-    for name in ("noise", "epsilon", "timesteps"):
+    for name in ("noise", "input_noise", "epsilon", "timesteps"):
         assert torch.equal(getattr(whole.draws, name), torch.cat([getattr(part.draws, name) for part in parts]))
     assert torch.equal(whole.conditioning["hidden"], torch.cat([part.conditioning["hidden"] for part in parts]))
 
@@ -90,3 +102,22 @@ def test_a_batch_that_processes_cannot_share_is_refused() -> None:
 def test_caches_of_different_datasets_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"record k9 is in .*latents but not in .*embeds"):
         CachedRecords(*write_caches(tmp_path, embedded=9), "train")
+
+
+def test_noise_offset_is_a_number_a_channel_in_input_and_target(tmp_path, sampler) -> None:
+    (tmp_path / "offset").mkdir()
+    plain, offset = sampler.batch(1, range(4)), make_sampler(tmp_path / "offset", noise_offset=0.5).batch(1, range(4))
+    added = offset.draws.noise - plain.draws.noise
+    torch.testing.assert_close(added, added[..., :1, :1].expand_as(added))
+    assert added.std() > 0.1
+    assert torch.equal(offset.draws.noise, offset.draws.input_noise)
+    assert torch.equal(offset.draws.timesteps, plain.draws.timesteps)
+
+
+def test_input_perturbation_leaves_the_target_alone(tmp_path, sampler) -> None:
+    (tmp_path / "perturbed").mkdir()
+    perturbed = make_sampler(tmp_path / "perturbed", input_perturbation=0.1)
+    assert torch.equal(perturbed.batch(0, range(4)).draws.noise, sampler.batch(0, range(4)).draws.noise)
+    added = torch.cat([(d := perturbed.batch(step, range(4)).draws).input_noise - d.noise for step in range(100)])
+    assert added.std() == pytest.approx(0.1, rel=0.1)
+    assert torch.equal(sampler.batch(0, range(4)).draws.noise, sampler.batch(0, range(4)).draws.input_noise)

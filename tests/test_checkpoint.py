@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2i.checkpoint import Checkpoint, finish, load_newest, make_room, prefixed, save, unprefixed
+from t2i.checkpoint import Checkpoint, finish, load_newest, make_room, save
 
 
 def saved(work: Path, *steps: int, keep: int = 9) -> None:
@@ -53,17 +53,6 @@ def test_what_was_never_finished_is_not_adopted(tmp_path) -> None:
     assert load_newest(tmp_path) is None
     saved(tmp_path, 7)
     assert load_newest(tmp_path) is not None
-
-
-def test_optimizer_state_survives_the_way_to_flat_tensors() -> None:
-    weights = [torch.randn(3, requires_grad=True), torch.randn(2, 2, requires_grad=True)]
-    optimizer = torch.optim.AdamW(weights)
-    sum(weight.square().sum() for weight in weights).backward()
-    optimizer.step()
-    names = ["layer.weight", "layer.other/part"]
-    state = optimizer.state_dict()["state"]
-    back = unprefixed(prefixed(state, names), names)
-    assert all(torch.equal(back[at][key], value) for at, entry in state.items() for key, value in entry.items())
 
 
 def test_only_finished_runs_make_room_for_another(tmp_path) -> None:

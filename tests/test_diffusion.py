@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_dream_and_update_latents
 
-from t2i.diffusion import add_noise, prediction_target, snr
+from t2i.diffusion import add_noise, prediction_target, rectified, snr
 
 
 @pytest.fixture
@@ -33,3 +36,15 @@ def test_velocity_and_noisy_latents_give_back_latents_and_noise(drawn) -> None:
 
 def test_snr_is_the_ratio_of_the_variances() -> None:
     torch.testing.assert_close(snr(torch.tensor([0.5, 0.8])), torch.tensor([1.0, 4.0]))
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 10.0])
+def test_dream_is_that_of_diffusers(drawn, power) -> None:
+    latents, noise, timesteps = drawn
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    noisy, guess = scheduler.add_noise(latents, noise, timesteps), torch.randn_like(noise)
+    theirs = compute_dream_and_update_latents(
+        lambda *_: SimpleNamespace(sample=guess), scheduler, timesteps, noise, noisy, noise, torch.zeros(1), power
+    )
+    ours = rectified(noisy, noise, guess, scheduler.alphas_cumprod[timesteps], power)
+    torch.testing.assert_close(ours, theirs)

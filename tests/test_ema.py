@@ -6,15 +6,19 @@ from t2i.ema import Ema, EmaParams
 
 
 def params(**changes) -> EmaParams:
-    return EmaParams(**({"decay": 0.9, "warmup": False, "inv_gamma": 1.0, "power": 0.75, "every_steps": 1} | changes))
+    return EmaParams(
+        **({"decay": 0.9, "warmup": False, "start_step": 0, "inv_gamma": 1.0, "power": 0.75, "every_steps": 1} | changes)
+    )
 
 
 @pytest.mark.parametrize("warmup", [False, True])
-@pytest.mark.parametrize("decay", [0.9, 0.9999])
-def test_shadow_follows_diffusers_ema_model(warmup, decay) -> None:
+@pytest.mark.parametrize(("decay", "start_step"), [(0.9, 0), (0.9999, 0), (0.9999, 6)])
+def test_shadow_follows_diffusers_ema_model(warmup, decay, start_step) -> None:
     layer = torch.nn.Linear(3, 3)
-    theirs = EMAModel(layer.parameters(), decay=decay, use_ema_warmup=warmup, inv_gamma=1.0, power=0.75)
-    ours = Ema(dict(layer.named_parameters()), params(decay=decay, warmup=warmup))
+    theirs = EMAModel(
+        layer.parameters(), decay=decay, use_ema_warmup=warmup, inv_gamma=1.0, power=0.75, update_after_step=start_step
+    )
+    ours = Ema(dict(layer.named_parameters()), params(decay=decay, warmup=warmup, start_step=start_step), "cpu")
     for step in range(1, 40):
         with torch.no_grad():
             for weight in layer.parameters():
@@ -26,13 +30,13 @@ def test_shadow_follows_diffusers_ema_model(warmup, decay) -> None:
 
 
 def test_first_update_copies() -> None:
-    ema = Ema({"w": torch.zeros(2)}, params())
+    ema = Ema({"w": torch.zeros(2)}, params(), "cpu")
     ema.update({"w": torch.ones(2)}, 1)
     assert (ema.shadow["w"] == 1).all()
 
 
 def test_every_n_steps_uses_the_power_of_the_decay() -> None:
-    ema = Ema({"w": torch.zeros(1)}, params(decay=0.5, every_steps=4))
+    ema = Ema({"w": torch.zeros(1)}, params(decay=0.5, every_steps=4), "cpu")
     for step in range(1, 401):
         ema.update({"w": torch.zeros(1)}, step)
     assert ema.updates == 100
@@ -40,7 +44,7 @@ def test_every_n_steps_uses_the_power_of_the_decay() -> None:
 
 
 def test_weights_are_matched_by_name_not_by_order() -> None:
-    ema = Ema({"a": torch.zeros(2), "b": torch.zeros(3)}, params())
+    ema = Ema({"a": torch.zeros(2), "b": torch.zeros(3)}, params(), "cpu")
     ema.shadow = dict(reversed(ema.shadow.items()))  # as a file sorted otherwise gives them
     ema.update({"a": torch.full((2,), 1.0), "b": torch.full((3,), 2.0)}, 1)
     assert (ema.shadow["a"] == 1).all()
@@ -49,7 +53,7 @@ def test_weights_are_matched_by_name_not_by_order() -> None:
 
 def test_the_shadow_is_lent_and_given_back() -> None:
     weights = {"w": torch.nn.Parameter(torch.ones(3))}
-    ema = Ema(weights, params())
+    ema = Ema(weights, params(), "cpu")
     ema.shadow["w"].fill_(7.0)
     with ema.applied(weights):
         assert weights["w"].tolist() == [7.0] * 3

@@ -1,5 +1,6 @@
 import json
 
+import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -71,6 +72,31 @@ def test_what_a_float16_checkpoint_becomes_is_loaded_and_sampled_without_saying_
     parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     assert {weight.dtype for part in parts for weight in part.parameters()} == {torch.float32}
     assert len(pipeline(["a red square"], num_inference_steps=1, height=32, width=32).images) == 1
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "PNDMScheduler"])
+def test_an_export_samples_by_the_schedule_it_was_trained_on(tmp_path, scheduler) -> None:
+    base = tiny.make_base(tmp_path / "base")
+    pipeline = StableDiffusionPipeline.from_pretrained(base, use_safetensors=True)
+    pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(base)
+    changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    family = StableDiffusion(base, changes)
+    assert (family.prediction_type, family.alphas_cumprod[-1].item()) == ("v_prediction", 0)
+    family.export(family.load_unet(random=False).state_dict(), tmp_path / "out")
+    exported = StableDiffusionPipeline.from_pretrained(tmp_path / "out", use_safetensors=True)
+    assert isinstance(exported.scheduler, diffusers.DDIMScheduler)  # PNDM knows no zero terminal SNR
+    assert changes.items() <= dict(exported.scheduler.config).items()
+    assert exported.scheduler.alphas_cumprod[-1] == 0
+    assert StableDiffusion(tmp_path / "out").prediction_type == "v_prediction"
+    assert len(exported(["a red square"], num_inference_steps=2, height=32, width=32).images) == 1
+
+
+def test_caches_of_another_base_are_refused(tiny_base) -> None:
+    family = StableDiffusion(tiny_base)
+    unet, text = family.load_unet(random=False), {"encoder_hidden_states": torch.zeros(1, 16, 24)}
+    with pytest.raises(ValueError, match=r"latents of 8 channels and text 24 wide, but the UNet of .* takes 4 and 16"):
+        family.check_fit(unet, torch.zeros(1, 16, 4, 4), text)
 
 
 def test_an_image_depends_on_its_own_noise_and_prompt_alone(tiny_base) -> None:

@@ -68,7 +68,7 @@ def test_every_parameter_is_documented() -> None:
     ("section", "path", "key", "near"),
     [
         ("train", ["train"], "learning_rat", "learning_rate"),
-        ("train", ["train", "weighting"], "gama", "gamma"),
+        ("train", ["train", "objective", "weighting"], "gama", "gamma"),
         ("train", ["train", "ema"], "dekay", "decay"),
         ("fetch", ["fetch", "source"], "stile", "style"),
         ("encode.images", ["encode", "images", "crop"], "view", "views"),
@@ -95,7 +95,7 @@ def test_an_unknown_key_is_answered_with_its_path_and_the_nearest_name(tmp_path,
         ("batch_size", 2.5, "`train.batch_size`: input should be a valid integer, got 2.5 (float)"),
         ("batch_size", True, "got True (bool)"),
         ("precision", "fp8", "'fp32', 'bf16' or 'fp16', got 'fp8'"),
-        ("weighting", {"name": "min_snt", "gamma": 5.0}, "`train.weighting`"),
+        ("schedule", {"name": "cosin"}, "`train.schedule`"),
         ("trainable", "attn[", "'attn[' is no regular expression"),
         ("epochs", 3, "set one of `steps` and `epochs`"),
     ],
@@ -135,7 +135,7 @@ def test_a_file_that_is_no_parameter_file_is_refused(tmp_path, content, said) ->
 
 def test_dvc_style_exponents_are_numbers(tmp_path) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    (tmp_path / "params.yaml").write_text(re.sub(r"learning_rate: \S+", "learning_rate: 1e-05", text))
+    (tmp_path / "params.yaml").write_text(re.sub(r"  learning_rate: \S+", "  learning_rate: 1e-05", text))
     assert load(tmp_path / "params.yaml", "train", Train).learning_rate == 1e-5
 
 

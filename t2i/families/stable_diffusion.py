@@ -3,11 +3,13 @@
 What differs between them (widths, lengths, prediction type, scaling) is read from the checkpoint's own configurations.
 """
 
+import inspect
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,24 +26,35 @@ class Text(NamedTuple):
 
 
 class Family:
-    """A checkpoint in a folder; each part is loaded when it is asked for."""
+    """A checkpoint in a folder; each part is loaded when it is asked for.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: the checkpoint, in diffusers' layout.
+        scheduler_changes: what its scheduler's configuration is overruled by, in diffusers' names.
+
+    Raises:
+        ValueError: on a prediction type that is not trained here, or epsilon at zero terminal SNR, where it is 0 / 0.
+    """
+
+    def __init__(self, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({})) -> None:
         from diffusers import DDPMScheduler
 
-        self.folder = folder
+        self.folder, self._scheduler_changes = folder, dict(scheduler_changes)
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         self.scaling_factor: float = vae.get("scaling_factor", 0.18215)
         self.shift_factor: float = vae.get("shift_factor") or 0.0
         self.vae_factor: int = 2 ** (len(vae["block_out_channels"]) - 1)
-        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **self._scheduler_changes)
         self.alphas_cumprod: Float[Tensor, " timesteps"] = scheduler.alphas_cumprod.float()
         if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
                 f"{folder}: prediction type {scheduler.config.prediction_type!r}: epsilon and v_prediction are trained here"
             )
         if scheduler.config.prediction_type == "epsilon" and self.alphas_cumprod[-1] == 0:
-            raise ValueError(f"{folder}: epsilon cannot be predicted at zero terminal SNR: the base must predict v")
+            raise ValueError(
+                f"{folder}: epsilon cannot be told from the noise itself at zero terminal SNR: "
+                "set `train.objective.prediction_type` to v_prediction, or `zero_terminal_snr` to false"
+            )
         self.prediction_type: Literal["epsilon", "v_prediction"] = scheduler.config.prediction_type
 
     def load_vae(self, device: str) -> nn.Module:
@@ -90,6 +103,16 @@ class Family:
         pretrained: nn.Module = UNet2DConditionModel.from_pretrained(self.folder, subfolder="unet", **_STRICT)
         return pretrained
 
+    def check_fit(self, unet: Any, moments: Float[Tensor, "_ m h w"], conditioning: dict[str, Tensor]) -> None:
+        """Raises a ValueError where a record of the caches is none that the UNet takes."""
+        cached = (moments.shape[1] // 2, conditioning["encoder_hidden_states"].shape[-1])
+        wanted = (unet.config.in_channels, unet.config.cross_attention_dim)
+        if cached != wanted:
+            raise ValueError(
+                f"the caches hold latents of {cached[0]} channels and text {cached[1]} wide, but the UNet of {self.folder} "
+                f"takes {wanted[0]} and {wanted[1]}: they were made from another base; run `dvc repro`"
+            )
+
     def predict(
         self,
         unet: nn.Module,
@@ -121,6 +144,22 @@ class Family:
             if stated := {"dtype", "torch_dtype"} & config.keys():
                 file.write_text(json.dumps(config | dict.fromkeys(stated, "float32"), indent=2) + "\n", encoding="utf-8")
         save(weights, out / "unet" / "diffusion_pytorch_model.safetensors")
+        if self._scheduler_changes:
+            scheduler = self._sampling_scheduler()
+            scheduler.save_pretrained(out / "scheduler")
+            index = json.loads((out / "model_index.json").read_text(encoding="utf-8"))
+            index["scheduler"] = ["diffusers", type(scheduler).__name__]
+            (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _sampling_scheduler(self) -> Any:
+        """The checkpoint's own, changed as asked; DDIM where it can do no zero terminal SNR."""
+        import diffusers
+
+        index = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
+        kind = getattr(diffusers, index["scheduler"][1])
+        if self._scheduler_changes.keys() - inspect.signature(kind.__init__).parameters.keys():
+            kind = diffusers.DDIMScheduler
+        return kind.from_pretrained(self.folder, subfolder="scheduler", **self._scheduler_changes)
 
     @cached_property
     def _pipeline(self) -> Any:
@@ -170,7 +209,9 @@ class Family:
         from diffusers import StableDiffusionPipeline
 
         absent = {"vae": None, "text_encoder": None, "tokenizer": None, "safety_checker": None, "feature_extractor": None}
-        pipeline = StableDiffusionPipeline.from_pretrained(self.folder, unet=unet, requires_safety_checker=False, **absent)
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            self.folder, unet=unet, scheduler=self._sampling_scheduler(), requires_safety_checker=False, **absent
+        )
         pipeline.set_progress_bar_config(disable=True)
         sampled: Tensor = pipeline(
             prompt_embeds=conditioning["encoder_hidden_states"],

@@ -1,0 +1,57 @@
+"""Execution: how this machine runs a step of training: device, precision, processes, attention."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t2i.family import Family
+from t2i.precision import Precision
+from t2i.runtime import Runtime
+
+
+def make_accelerator(precision: Precision, runtime: Runtime, trackers: Path) -> Any:
+    """Returns Accelerate's Accelerator.
+
+    Args:
+        precision: what the UNet computes in.
+        runtime: device, TF32, trackers.
+        trackers: folder that they write to.
+
+    Raises:
+        ValueError: where the machine cannot do what is asked for.
+    """
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    cpu = runtime.torch_device() == "cpu"
+    if precision == "fp16" and cpu:
+        raise ValueError("`train.precision` fp16 needs a GPU: on the CPU set bf16 or fp32")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = runtime.tf32
+    patience = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=1))  # the others wait while one validates
+    return Accelerator(
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        cpu=cpu,
+        kwargs_handlers=[patience],
+        log_with=list(runtime.trackers),
+        project_dir=str(trackers),
+    )
+
+
+def prepared_unet(family: Family, runtime: Runtime, *, random: bool) -> Any:
+    """Returns the UNet in training mode, with the attention and the gradient checkpointing that are asked for."""
+    unet: Any = family.load_unet(random=random).train()
+    if runtime.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    match runtime.attention_here():
+        case "eager":
+            from diffusers.models.attention_processor import AttnProcessor
+
+            unet.set_attn_processor(AttnProcessor())
+        case "xformers":
+            try:
+                unet.enable_xformers_memory_efficient_attention()
+            except (ImportError, ModuleNotFoundError, ValueError, NotImplementedError) as error:
+                advice = "install the extra `xformers` on a machine with a GPU, or set `runtime.attention` to auto"
+                raise ValueError(f"`runtime.attention` is xformers, which does not work here ({error}): {advice}") from None
+    return unet
