@@ -61,6 +61,25 @@ def sample(
     print(f"{len(files) - 1} images in {out}, all of them in {files[-1]}")
 
 
+@app.command()
+def preset(
+    name: Annotated[str | None, typer.Argument(help="Which.")] = None,
+    list_them: Annotated[bool, typer.Option("--list", help="Say which there are, and what for.")] = False,
+    presets: Annotated[Path, typer.Option(help="Folder of the presets.")] = Path("presets"),
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Writes a preset into params.yaml, whole; `git checkout params.yaml` takes it back."""
+    import t2i.preset
+
+    if (name is None) != list_them:
+        raise typer.BadParameter("name a preset, or --list them")
+    if name is None:
+        lines = [f"{known}: {use}" for known, use in t2i.preset.presets(presets).items()]
+    else:
+        lines = t2i.preset.write_preset(name, presets, params)
+    print("\n".join(lines))
+
+
 def _families(params: Path, folders: dict[str, Path]) -> "dict[str, tuple[Family, Path]]":
     from t2i.family import Base, load_family
     from t2i.params import load

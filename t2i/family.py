@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
 from t2i.params import Params, resolve_plugin
@@ -33,6 +34,10 @@ class Base(Params):
     """Branch, tag or commit on the Hub; resolved to a commit, which the run records. null: the default branch."""
     variant: str | None
     """Variant of the weights on the Hub, such as fp16; null: the plain ones."""
+    vae: str | None
+    """Another AutoencoderKL than the base's: a folder, or a Hub id such as stabilityai/sd-vae-ft-mse; null: the base's."""
+    clip_skip: int = Field(ge=0)
+    """How many of the text encoder's last layers are left out, as diffusers counts `clip_skip`; for good, in the copy."""
     clip: str
     """The CLIPModel that measures: a folder, or a Hub id such as openai/clip-vit-large-patch14."""
 

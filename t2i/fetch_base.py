@@ -26,8 +26,15 @@ def fetch_base(params: Base, out: Path, clip_out: Path) -> str:
     source, origin = _pipeline(params)
     with fresh(out) as folder:
         _copy_pipeline(source, folder, params.variant)
+        if params.vae is not None:
+            vae, its_origin = _model(params, "vae", params.vae)
+            _replace_vae(vae, folder)
+            origin |= {f"vae_{name}": value for name, value in its_origin.items()}
+        if params.clip_skip:
+            _leave_out_layers(folder / "text_encoder", params.clip_skip)
+            origin |= {"clip_skip": str(params.clip_skip)}
         (folder / "source.json").write_text(json.dumps(origin, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    clip_source, clip_origin = _clip(params)
+    clip_source, clip_origin = _model(params, "clip", params.clip)
     with fresh(clip_out) as folder:
         _copy_model(clip_source, folder, None)
         (folder / "source.json").write_text(json.dumps(clip_origin, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -46,14 +53,14 @@ def _pipeline(params: Base) -> tuple[Path, dict[str, str | None]]:
     return snapshot, {"source": params.hub, "commit": snapshot.name}
 
 
-def _clip(params: Base) -> tuple[Path, dict[str, str | None]]:
-    """The folder of the CLIP that measures, local or downloaded, and where it came from."""
-    if Path(params.clip).is_dir():
-        if not Path(params.clip).resolve().is_relative_to(Path(params.local).resolve()):
-            raise ValueError(f"`base.clip` {params.clip!r} must lie inside `base.local` {params.local!r}, which DVC watches")
-        return Path(params.clip), {"source": _named(params.clip), "commit": None}
-    snapshot = _download(params.clip, None, ["*.json", "*.txt", *_WEIGHTS])
-    return snapshot, {"source": params.clip, "commit": snapshot.name}
+def _model(params: Base, key: str, named: str) -> tuple[Path, dict[str, str | None]]:
+    """The folder of a single model, local or downloaded, and where it came from."""
+    if Path(named).is_dir():
+        if not Path(named).resolve().is_relative_to(Path(params.local).resolve()):
+            raise ValueError(f"`base.{key}` {named!r} must lie inside `base.local` {params.local!r}, which DVC watches")
+        return Path(named), {"source": _named(named), "commit": None}
+    snapshot = _download(named, None, ["*.json", "*.txt", *_WEIGHTS])
+    return snapshot, {"source": named, "commit": snapshot.name}
 
 
 def _named(folder: str) -> str:
@@ -115,3 +122,35 @@ def _copy_model(source: Path, out: Path, variant: str | None) -> None:
         shutil.copyfile(file, out / file.name)
     for file in weights:
         shutil.copyfile(file, out / file.name.replace(f"{infix}.safetensors", ".safetensors"))
+
+
+def _replace_vae(source: Path, pipeline: Path) -> None:
+    """Puts a VAE in the place of the pipeline's, whose UNet must take its latents."""
+    shutil.rmtree(pipeline / "vae")
+    _copy_model(source, pipeline / "vae", None)
+    channels = _config(pipeline / "vae").get("latent_channels")
+    wanted = _config(pipeline / "unet")["in_channels"]
+    if channels != wanted:
+        raise ValueError(f"`base.vae` {source.name}: its latents have {channels} channels, but the base's UNet takes {wanted}")
+
+
+def _leave_out_layers(text_encoder: Path, count: int) -> None:
+    """Takes the last layers out of a CLIPTextModel: its output is then what `clip_skip` takes, after the final layer norm."""
+    from safetensors.torch import load_file, save_file
+
+    config = _config(text_encoder)
+    kept = config["num_hidden_layers"] - count
+    if kept < 1:
+        raise ValueError(f"`base.clip_skip` is {count}, but the text encoder has {config['num_hidden_layers']} layers")
+    gone = tuple(f"encoder.layers.{layer}." for layer in range(kept, config["num_hidden_layers"]))
+    for file in text_encoder.glob("*.safetensors"):
+        tensors = {name: t for name, t in load_file(file).items() if not name.removeprefix("text_model.").startswith(gone)}
+        save_file(tensors, file, metadata={"format": "pt"})
+    (text_encoder / "config.json").write_text(
+        json.dumps(config | {"num_hidden_layers": kept}, indent=2) + "\n", encoding="utf-8"
+    )
+
+
+def _config(model: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return config

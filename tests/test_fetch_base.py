@@ -3,16 +3,20 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
 
 from t2i.family import Base
 from t2i.fetch_base import fetch_base
+from tests import tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def params(**changes) -> Base:
-    unset = {"hub": None, "revision": None, "variant": None}
+    unset = {"hub": None, "revision": None, "variant": None, "vae": None, "clip_skip": 0}
     return Base(**({"family": "stable_diffusion", "local": "x", "clip": "someone/clip"} | unset | changes))
 
 
@@ -75,3 +79,31 @@ def test_a_clip_that_dvc_does_not_watch_is_refused(tiny_base, tmp_path) -> None:
     clip = shutil.copytree(tiny_base / "clip", tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"must lie inside `base.local`"):
         fetch_base(params(local=str(tiny_base), clip=str(clip)), tmp_path / "base", tmp_path / "clip")
+
+
+def test_clip_skip_is_what_diffusers_computes_and_needs_no_word_when_sampling(tmp_path) -> None:
+    base = tiny.make_base(tmp_path / "deep", text_layers=3)
+    fetch_base(params(local=str(base), clip=str(base / "clip"), clip_skip=1), tmp_path / "base", tmp_path / "clip")
+    deep, shallow = (CLIPTextModel.from_pretrained(folder / "text_encoder") for folder in (base, tmp_path / "base"))
+    tokens = torch.randint(0, 20, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs = deep.final_layer_norm(deep(tokens, output_hidden_states=True).hidden_states[-2])  # clip_skip=1
+        torch.testing.assert_close(shallow(tokens).last_hidden_state, theirs)
+        assert not torch.allclose(deep(tokens).last_hidden_state, theirs)
+    assert not any("layers.2" in name for name in load_file(tmp_path / "base/text_encoder/model.safetensors"))
+    with pytest.raises(ValueError, match=r"`base.clip_skip` is 3, but the text encoder has 3 layers"):
+        fetch_base(params(local=str(base), clip=str(base / "clip"), clip_skip=3), tmp_path / "none", tmp_path / "clip")
+
+
+def test_another_vae_takes_the_place_of_the_bases(tmp_path) -> None:
+    base = tiny.make_base(tmp_path / "base")
+    other = shutil.copytree(tiny.make_base(tmp_path / "other", seed=1) / "vae", base / "other-vae")
+    wanted = load_file(other / "diffusion_pytorch_model.safetensors")
+    fetch_base(params(local=str(base), clip=str(base / "clip"), vae=str(other)), tmp_path / "out", tmp_path / "clip")
+    got = load_file(tmp_path / "out/vae/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(got[name], tensor) for name, tensor in wanted.items())
+    assert json.loads((tmp_path / "out/source.json").read_text())["vae_source"] == "other-vae"
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"latent_channels": 16}))
+    with pytest.raises(ValueError, match="its latents have 16 channels, but the base's UNet takes 4"):
+        fetch_base(params(local=str(base), clip=str(base / "clip"), vae=str(other)), tmp_path / "out", tmp_path / "clip")

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 
-def make_base(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+def make_base(
+    folder: Path, *, prediction_type: str = "epsilon", text_layers: int = 1, text_width: int = 16, seed: int = 0
+) -> Path:
     """Writes a Stable Diffusion with some ten thousand random weights, and a CLIP beside it in `clip`."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
@@ -18,7 +20,12 @@ def make_base(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) 
     tokenizer = CLIPTokenizer(vocab={word: at for at, word in enumerate(words)}, merges=[], model_max_length=16)
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     special = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
-    text = tower | special | {"vocab_size": len(words), "max_position_embeddings": 16, "projection_dim": 8}
+    text = (
+        tower
+        | {"hidden_size": text_width, "num_hidden_layers": text_layers}
+        | special
+        | {"vocab_size": len(words), "max_position_embeddings": 16, "projection_dim": 8}
+    )
     vision = tower | {"image_size": 32, "patch_size": 8, "projection_dim": 8}
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
     encoder = CLIPTextModel(clip.config.text_config)
@@ -37,7 +44,7 @@ def make_base(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) 
         block_out_channels=[8, 16],
         layers_per_block=1,
         norm_num_groups=4,
-        cross_attention_dim=16,
+        cross_attention_dim=text_width,
         attention_head_dim=2,
     )
     scheduler = DDIMScheduler(
