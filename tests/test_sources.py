@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from t2i.params import check
 from t2i.records import hash_fraction
 from t2i.source import Dataset, Record
-from t2i.sources import folder, openmoji
+from t2i.sources import folder, hub, openmoji, parquet
 from tests import tiny
 
 OPENMOJI = {
@@ -24,6 +26,10 @@ OPENMOJI = {
     "flags": True,
     "kept": "seen",
 }
+
+
+IMAGES = [bytes([n]) * 50 for n in range(40)]
+"""Stand-ins: what is inside an image is no business of a source."""
 
 
 def taken(dataset: Dataset) -> list[tuple[bytes, tuple[Any, ...]]]:
@@ -197,3 +203,193 @@ def test_folder_lets_bytes_that_are_no_text_through_to_be_judged(tmp_path) -> No
     images = tiny.make_images(tmp_path / "images", 1)
     (images / "metadata.jsonl").write_bytes(b'{"file_name": "0000.png", "text": "caf\xe9"}\n')
     assert taken(folder.load(FOLDER, images))[0][1] == ("caf\udce9",)
+
+
+PARQUET = {"name": "parquet", "files": "*.parquet", "image_column": "image", "caption_column": "text"}
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows, schema=schema), path, row_group_size=10, write_page_checksum=True
+    )
+
+
+def from_parquet(local: Path, **changes) -> Dataset:
+    return parquet.load(check(parquet.Params, PARQUET | changes, "fetch.source"), local)
+
+
+def test_parquet_takes_images_as_bytes_structs_and_paths(tmp_path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.jpg").write_bytes(IMAGES[0])
+    cells: dict[str, list[Any]] = {
+        "bytes": IMAGES[:3],
+        "struct": [
+            {"bytes": IMAGES[0], "path": "elsewhere.png"},
+            {"bytes": None, "path": "in/0.jpg"},
+            {"bytes": IMAGES[2], "path": None},
+        ],
+        "path": ["in/0.jpg"] * 3,
+    }
+    wanted = {"bytes": IMAGES[:3], "struct": [IMAGES[0], IMAGES[0], IMAGES[2]], "path": [IMAGES[0]] * 3}
+    for kind, images in cells.items():
+        write_parquet(tmp_path / f"{kind}.parquet", [{"image": image, "text": f"c {n}"} for n, image in enumerate(images)])
+        found = taken(from_parquet(tmp_path, files=f"{kind}.parquet"))
+        assert found == [(image, (f"c {n}",)) for n, image in enumerate(wanted[kind])]
+
+
+def test_parquet_reads_every_file_that_fits_in_the_order_of_names_and_names_columns_as_told(tmp_path) -> None:
+    for name, some in (("b", IMAGES[25:]), ("a", IMAGES[:25]), ("other", IMAGES)):
+        rows = [{"n": 1, "jpg": image, "said": [f"{name} {n}", "too"]} for n, image in enumerate(some)]
+        write_parquet(tmp_path / "data" / f"{name}.parquet", rows)
+    found = taken(from_parquet(tmp_path, files="data/?.parquet", image_column="jpg", caption_column="said"))
+    assert [image for image, _ in found] == IMAGES
+    assert found[0][1] == ("a 0", "too")
+    assert found[25][1] == ("b 0", "too")
+
+
+def test_parquet_written_by_datasets_is_read(tmp_path, monkeypatch) -> None:
+    import datasets
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    images = tiny.make_images(tmp_path / "images", 3)
+    files = [str(images / f"000{n}.png") for n in range(3)]
+    table = datasets.Dataset.from_dict({"image": files, "text": ["a", "b", "c"]}).cast_column("image", datasets.Image())
+    embedded = table.with_format("arrow").map(datasets.table.embed_table_storage, batched=True)  # as a push to the Hub does
+    embedded.to_parquet(tmp_path / "hub.parquet")
+    assert taken(from_parquet(tmp_path)) == [
+        (Path(file).read_bytes(), (text,)) for file, text in zip(files, "abc", strict=True)
+    ]
+
+
+def test_parquet_leaves_cells_that_are_null_to_the_policy(tmp_path) -> None:
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    cells = [None, {"bytes": None, "path": None}, {"bytes": None, "path": "gone.png"}, {"bytes": b"", "path": "gone.png"}]
+    schema = pyarrow.schema([("image", kind), ("text", pyarrow.string())])
+    write_parquet(tmp_path / "a.parquet", [{"image": cell, "text": None} for cell in cells], schema)
+    null = "missing image: null"
+    found = problems(from_parquet(tmp_path))
+    assert found == {
+        "a.parquet, row 0": null,
+        "a.parquet, row 1": null,
+        "a.parquet, row 2": f"missing image: no such file 'gone.png' in {tmp_path}",
+    }
+    *_, last = from_parquet(tmp_path).records
+    assert (last.read(), last.captions) == (b"", (None,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"files": "*.pq"}, r"`fetch.source.files` '\*.pq' fits no file"),
+        ({"image_column": "img"}, r"a.parquet: no column 'img' \(`fetch.source.image_column`\); it has image, text, n"),
+        ({"caption_column": "said"}, r"no column 'said' \(`fetch.source.caption_column`\)"),
+        ({"image_column": "n"}, r"column 'n' \(`fetch.source.image_column`\) is of type int64; wanted bytes"),
+    ],
+)
+def test_parquet_says_which_parameter_does_not_fit(tmp_path, changes, said) -> None:
+    write_parquet(tmp_path / "a.parquet", [{"image": IMAGES[0], "text": "x", "n": 1}])
+    with pytest.raises(ValueError, match=said):
+        list(from_parquet(tmp_path, **changes).records)
+
+
+def test_parquet_that_is_damaged_is_named(tmp_path) -> None:
+    write_parquet(tmp_path / "a.parquet", [{"image": os.urandom(5000), "text": "x"} for _ in range(40)])
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for content in (b"", b"<html>", whole[:-100], whole[:500] + bytes(4000) + whole[4500:]):
+        (tmp_path / "a.parquet").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a.parquet: not to be read as Parquet after row \d+: .*; fetch the file again"):
+            list(from_parquet(tmp_path).records)
+
+
+@pytest.mark.parametrize("written", [{"row_group_size": 16}, {"write_batch_size": 8}], ids=["row groups", "pages"])
+def test_parquet_is_never_in_memory_whole(tmp_path, written) -> None:
+    """64 MB in row groups of 4 MB, and in one row group of small pages."""
+    table = pyarrow.table({"image": [os.urandom(1 << 18) for _ in range(256)], "text": ["x"] * 256})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", compression="none", **written)
+    del table
+    before, count, most = pyarrow.total_allocated_bytes(), 0, 0
+    for _ in from_parquet(tmp_path).records:
+        count += 1
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+    assert count == 256
+    assert 0 < most < 16 << 20
+
+
+HUB = {
+    "name": "hub",
+    "id": None,
+    "config": None,
+    "split": "train",
+    "revision": None,
+    "image_column": "image",
+    "caption_column": "text",
+    "streaming": False,
+    "max_rows": None,
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path
+
+
+def from_hub(local: Path, **changes) -> Dataset:
+    return hub.load(check(hub.Params, HUB | changes, "fetch.source"), local)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_reads_a_local_dataset_with_the_images_untouched(home, streaming) -> None:
+    images = tiny.make_images(home / "images", 4)
+    dataset = from_hub(images, streaming=streaming)
+    assert dataset.description == {"source": "folder images", "split": "train", "commit": None}
+    found = {captions[0]: image for image, captions in taken(dataset)}
+    assert found == {f"square {n}": (images / f"000{n}.png").read_bytes() for n in range(4)}
+    assert bool(list((home / "cache").rglob("*.arrow"))) is not streaming
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_reads_parquet_with_lists_of_captions_and_leaves_nulls_to_the_policy(home, streaming) -> None:
+    rows = [{"image": {"bytes": image, "path": None}, "text": ["a", "b"]} for image in IMAGES]
+    write_parquet(home / "set" / "train-0.parquet", [*rows, {"image": None, "text": ["c"]}])
+    records = [(record.place, record.problem) for record in from_hub(home / "set", streaming=streaming).records]
+    assert records == [*((f"train, row {n}", None) for n in range(40)), ("train, row 40", "missing image: null")]
+    limited = from_hub(home / "set", streaming=streaming, max_rows=40)
+    assert taken(limited) == [(image, ("a", "b")) for image in IMAGES]
+
+
+def test_hub_stream_reads_no_more_than_it_is_asked_for(home) -> None:
+    """Of two files, the second is no Parquet: it is met only once the rows of the first are through."""
+    rows = [{"image": {"bytes": image, "path": None}, "text": "x"} for image in IMAGES]
+    write_parquet(home / "set" / "train-0.parquet", rows)
+    write_parquet(home / "set" / "train-1.parquet", rows)
+    records = from_hub(home / "set", streaming=True).records
+    (home / "set" / "train-1.parquet").write_bytes(b"no Parquet")
+    assert [next(records).read() for _ in range(40)] == IMAGES
+    with pytest.raises(ValueError, match=r"`fetch.source`: .*set, near row 39 of train: "):
+        next(records)
+
+
+def test_hub_names_the_columns_and_the_splits_there_are(home) -> None:
+    images = tiny.make_images(home / "images", 2)
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match="no column 'title'; it has image, text"):
+            from_hub(images, caption_column="title", streaming=streaming)
+        with pytest.raises(ValueError, match=r"`fetch.source`: folder images: .*validation"):
+            from_hub(images, split="validation", streaming=streaming)
+
+
+def test_hub_takes_a_folder_only_where_dvc_watches_it(home) -> None:
+    images = tiny.make_images(home / "images", 2)
+    assert len(taken(from_hub(home, id=str(images)))) == 2
+    (home / "local").mkdir()
+    with pytest.raises(ValueError, match=r"outside of `fetch.local` .*: set `fetch.local` to it, and `fetch.source.id: null`"):
+        from_hub(home / "local", id=str(images))
+
+
+def test_hub_that_is_out_of_reach_is_said_to_be(home, monkeypatch) -> None:
+    with pytest.raises(ValueError, match=r"`fetch.source`: nobody/nothing: "):
+        from_hub(home, id="nobody/nothing")
