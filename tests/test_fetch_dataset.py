@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -207,3 +208,54 @@ def test_nothing_skipped_leaves_a_header_and_images_of_every_format_are_encoded(
         with tarfile.open(shard) as tar:
             extensions |= {name.partition(".")[2] for name in tar.getnames()}
     assert extensions == {"png", "jpg", "webp", "gif", "tif", "bmp"}
+
+
+def test_every_source_of_the_same_images_leaves_the_same_bytes(project) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    from stages import fetch
+
+    images = project.folder / "images"
+    rows = [json.loads(line) for line in (images / "metadata.jsonl").read_text().splitlines()]
+    others = project.folder / "others"
+    others.mkdir()
+    cells = [{"image": (images / row["file_name"]).read_bytes(), "text": row["text"]} for row in rows]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(cells), others / "a.parquet")
+    with tarfile.open(others / "a.tar", "w") as tar:
+        for n, cell in enumerate(cells):
+            for extension, content in (("png", cell["image"]), ("json", json.dumps({"said": [cell["text"]]}).encode())):
+                info = tarfile.TarInfo(f"{n}.{extension}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    hub = {"name": "hub", "id": None, "config": None, "split": "train", "revision": None, "max_rows": None}
+    hub |= {"image_column": "image", "caption_column": "text"}
+    sources = [
+        (images, {"name": "folder", "caption_column": "text"}),
+        (others, {"name": "parquet", "files": "*.parquet", "image_column": "image", "caption_column": "text"}),
+        (
+            others,
+            {
+                "name": "webdataset",
+                "files": "*.tar",
+                "image_extensions": ["png"],
+                "caption": {"name": "json", "key": "said"},
+            },
+        ),
+        (images, hub | {"streaming": True}),
+    ]
+    left = []
+    for number, (local, source) in enumerate(sources):
+        project.params["fetch"] |= {"source": source, "local": str(local), "max_train_records": 9}
+        project.write()
+        fetch.dataset(out=project.folder / f"raw{number}")
+        raw = project.folder / f"raw{number}"
+        left.append(
+            {
+                str(file.relative_to(raw)): file.read_bytes()
+                for file in raw.rglob("*")
+                if file.name != "dataset.json" and file.is_file()
+            }
+        )
+    assert len(left[0]["captions.jsonl"].splitlines()) > 9
+    assert all(files == left[0] for files in left)

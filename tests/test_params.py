@@ -114,7 +114,9 @@ def test_a_missing_key_or_section_is_named(tmp_path, params) -> None:
 
 def test_an_unknown_source_lists_the_sources(tmp_path, params) -> None:
     params["fetch"]["source"] = {"name": "folderr"}
-    assert "it has `folder`, `hub`, `openmoji`, `parquet`; did you mean `folder`?" in complaint(tmp_path, params, "fetch")
+    assert "it has `folder`, `hub`, `openmoji`, `parquet`, `webdataset`; did you mean `folder`?" in complaint(
+        tmp_path, params, "fetch"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Each source gives records; the plug-ins are found by their names alone."""
 
+import gzip
 import io
 import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from t2i.params import check
+from t2i.params import ParamsError, check
 from t2i.records import hash_fraction
 from t2i.source import Dataset, Record
-from t2i.sources import folder, hub, openmoji, parquet
+from t2i.sources import folder, hub, openmoji, parquet, webdataset
 from tests import tiny
 
 OPENMOJI = {
@@ -314,6 +316,140 @@ def test_parquet_is_never_in_memory_whole(tmp_path, written) -> None:
         most = max(most, pyarrow.total_allocated_bytes() - before)
     assert count == 256
     assert 0 < most < 16 << 20
+
+
+WEBDATASET = {"name": "webdataset", "files": "*.tar", "image_extensions": ["jpg", "png"], "caption": {"name": "txt"}}
+JSON = {"caption": {"name": "json", "key": "caption"}}
+
+
+def from_tars(local: Path, **changes) -> Dataset:
+    return webdataset.load(check(webdataset.Params, WEBDATASET | changes, "fetch.source"), local)
+
+
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def img2dataset(count: int, start: int = 0) -> dict[str, bytes]:
+    """The members of a shard as img2dataset writes it."""
+    members = {}
+    for n in range(start, start + count):
+        said = {"caption": f"json {n}", "url": "https://example.org", "several": [f"one {n}", f"two {n}"], "status": "success"}
+        members |= {
+            f"{n:09d}.jpg": IMAGES[n],
+            f"{n:09d}.json": json.dumps(said).encode(),
+            f"{n:09d}.txt": f" txt {n}\n".encode(),
+        }
+    return members
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_webdataset_reads_what_img2dataset_writes(tmp_path, mode) -> None:
+    write_tar(tmp_path / "00001.tar", img2dataset(3, 5), mode)
+    write_tar(tmp_path / "00000.tar", img2dataset(5), mode)
+    assert taken(from_tars(tmp_path)) == [(IMAGES[n], (f"txt {n}",)) for n in range(8)]
+    assert [captions for _, captions in taken(from_tars(tmp_path, **JSON))] == [(f"json {n}",) for n in range(8)]
+
+
+def test_webdataset_takes_several_captions_from_a_list_in_json(tmp_path) -> None:
+    write_tar(tmp_path / "0.tar", img2dataset(2))
+    found = taken(from_tars(tmp_path, caption={"name": "json", "key": "several"}))
+    assert [captions for _, captions in found] == [("one 0", "two 0"), ("one 1", "two 1")]
+
+
+def test_webdataset_written_by_the_package_is_read(tmp_path) -> None:
+    from webdataset import TarWriter
+
+    with (tmp_path / "0.tar").open("wb") as file, TarWriter(file) as writer:
+        for n in range(3):
+            writer.write({"__key__": f"in/{n}", "png": IMAGES[n], "txt": f"c {n}", "cls": n})
+    assert taken(from_tars(tmp_path)) == [(IMAGES[n], (f"c {n}",)) for n in range(3)]
+
+
+def test_webdataset_takes_the_first_of_the_extensions_and_leaves_what_is_of_another(tmp_path) -> None:
+    write_tar(
+        tmp_path / "0.tar",
+        {
+            "a.b/1.PNG": IMAGES[1],
+            "a.b/1.jpg": IMAGES[2],
+            "a.b/1.seg.png": IMAGES[3],
+            "a.b/1.pickle": b"cos\nsystem\n(S'false'\ntR.",
+            "a.b/1.txt": b"x",
+        },
+    )
+    (record,) = from_tars(tmp_path).records
+    assert record.place == "0.tar, a.b/1"
+    assert record.read() == IMAGES[2]
+    assert taken(from_tars(tmp_path, image_extensions=["png", "jpg"]))[0][0] == IMAGES[1]
+    assert taken(from_tars(tmp_path, image_extensions=["seg.png"]))[0][0] == IMAGES[3]
+
+
+def test_webdataset_leaves_what_lacks_a_part_to_the_policy(tmp_path) -> None:
+    members = {"0.jpg": IMAGES[0], "1.txt": b"x", "2.jpg": IMAGES[2], "2.txt": b"caf\xe9", "3.jpg": b"", "3.txt": b"x"}
+    write_tar(tmp_path / "0.tar", members)
+    assert problems(from_tars(tmp_path)) == {
+        "0.tar, 0": "no caption: no txt (`fetch.source.caption`) beside its image",
+        "0.tar, 1": "missing image: none of jpg, png (`fetch.source.image_extensions`) beside its caption",
+    }
+    good = [record for record in from_tars(tmp_path).records if not record.problem]
+    assert [(record.read(), record.captions) for record in good] == [(IMAGES[2], ("caf\udce9",)), (b"", ("x",))]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'{"text": "x"}', "no caption: no 'caption' (`fetch.source.caption.key`) in its json"),
+        (b"{", "no caption: its json is no object, got '{'"),
+        (b"[1]", "no caption: its json is no object, got '[1]'"),
+    ],
+)
+def test_webdataset_leaves_a_json_without_the_key_to_the_policy(tmp_path, content, problem) -> None:
+    write_tar(tmp_path / "0.tar", {"k.json": content, "k.jpg": IMAGES[0]})
+    assert problems(from_tars(tmp_path, **JSON)) == {"0.tar, k": problem}
+
+
+def test_webdataset_that_is_cut_short_or_damaged_anywhere_is_named(tmp_path) -> None:
+    path = write_tar(tmp_path / "0.tar", img2dataset(4))
+    whole = path.read_bytes()
+    end = 4 * 3 * 1024
+    damaged = [whole[:at] for at in (0, 100, 512, 530, 1024, 3 * 1024, end - 512, end)]
+    damaged += [whole[:at] + b"\xff" + whole[at + 1 :] for at in (0, 3 * 1024, 3 * 1024 + 130, end)]
+    zipped = gzip.compress(whole)
+    damaged += [zipped[: len(zipped) // 2], zipped[:-12] + bytes(12)]
+    for number, content in enumerate(damaged):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"0.tar: damaged or cut short \(.*\); fetch it again"):
+            print(number, len(list(from_tars(tmp_path).records)), "records and no error")
+
+
+def test_webdataset_with_a_name_twice_is_named(tmp_path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in ("a.jpg", "a.jpg", "a.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(ValueError, match=r"0.tar, a.jpg: there twice"):
+        list(from_tars(tmp_path).records)
+
+
+def test_webdataset_follows_no_links(tmp_path) -> None:
+    (tmp_path / "secret").write_text("x")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, kind in (("a.jpg", tarfile.SYMTYPE), ("a.txt", tarfile.LNKTYPE), ("b.jpg", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, str(tmp_path / "secret")
+            tar.addfile(info)
+    assert list(from_tars(tmp_path).records) == []
+
+
+def test_webdataset_wants_its_caption_to_be_one_of_two(tmp_path) -> None:
+    for caption in ({"name": "cls"}, {"name": "json"}, {"name": "txt", "key": "x"}):
+        with pytest.raises(ParamsError, match=r"`fetch.source.caption"):
+            from_tars(tmp_path, caption=caption)
 
 
 HUB = {
