@@ -33,8 +33,10 @@ def dataset(
     from t2i.fetch_dataset import Fetch, fetch_dataset
     from t2i.params import load
 
-    counts = fetch_dataset(load(params, "fetch", Fetch), out)
-    print("dataset:", ", ".join(f"{kept} of {found} records {split}" for split, (kept, found) in counts.items()))
+    kept, found, skipped = fetch_dataset(load(params, "fetch", Fetch), out)
+    print("dataset:", ", ".join(f"{count} of {found[split]} records {split}" for split, count in kept.items()))
+    if skipped:
+        print("left out:", ", ".join(f"{count} {kind}" for kind, count in skipped.items()), f"(each in {out / 'skipped.csv'})")
 
 
 if __name__ == "__main__":

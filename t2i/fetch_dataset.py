@@ -1,17 +1,22 @@
 """Verb: bring a source's records to shards of images and one file of captions."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from pydantic import Field, field_validator
 from tqdm import tqdm
 
+from t2i.images import MOST_PIXELS
 from t2i.params import Params, check, resolve_plugin
-from t2i.records import SPLITS, Record, Split, hash_fraction, split_of
+from t2i.records import SPLITS, Split, split_of
+from t2i.screening import OnBad, Screen, check_captions, check_image
+from t2i.selection import Kept, Selection
 from t2i.shards import write_manifest, write_shard
+from t2i.source import Record
 from t2i.work import fresh
 
 
@@ -21,11 +26,20 @@ class Fetch(Params):
     source: Any
     """A source by `name` (a module of t2i/sources), with that source's parameters."""
     local: str
-    """The folder that the source `folder` reads. Must exist, since DVC watches it."""
+    """The folder that the sources of files read. Must exist, since DVC watches it."""
+    on_bad: OnBad
+    """What a record does whose image or caption cannot be used: `error` ends the stage and names it; `skip` leaves it out,
+    lists it in skipped.csv and counts it in dataset.json."""
+    max_bad_fraction: float = Field(ge=0, le=1)
+    """Largest share of such records among those that were looked at, where they are left out; above it the stage fails."""
+    max_pixels: int = Field(ge=1, le=MOST_PIXELS)
+    """Pixels above which an image is bad, read from its header; decoding takes 8 to 20 bytes of memory a pixel."""
+    min_side_px: int = Field(ge=1)
+    """Width or height below which an image is bad, pixels."""
     heldout_fraction: float = Field(gt=0, lt=1)
     """Share of the records, by hash, that the fine-tune never sees."""
     max_train_records: int | None = Field(ge=1)
-    """Most records to train on, drawn by seed; null: all."""
+    """Most records to train on, drawn by seed; null: all. Records that the draw leaves out are not looked at."""
     max_heldout_records: int | None = Field(ge=1)
     """Most held-out records, drawn by seed; null: all."""
     records_per_shard: int = Field(ge=1)
@@ -43,69 +57,106 @@ class Fetch(Params):
         return check(resolve_plugin("t2i.sources", source["name"]).Params, source, "fetch.source")
 
 
-def fetch_dataset(params: Fetch, out: Path) -> dict[Split, tuple[int, int]]:
-    """Writes `out`/images/{split}-00000.tar, `out`/captions.jsonl and `out`/dataset.json.
+class Fetched(NamedTuple):
+    """What came of it."""
 
-    Returns:
-        For each split, how many records were kept and how many were there.
+    kept: dict[Split, int]
+    """Records of each split that were kept."""
+    found: dict[Split, int]
+    """Records of each split that were there, good or bad."""
+    skipped: dict[str, int]
+    """Records that were left out as bad, by kind of reason."""
+
+
+def fetch_dataset(params: Fetch, out: Path) -> Fetched:
+    """Writes `out`/images/{split}-00000.tar, `out`/captions.jsonl, `out`/skipped.csv and `out`/dataset.json.
+
+    The source is read once, from front to end. An image that the draw takes is read, decoded once to see that it is whole, and
+    spooled to a file without a name beside `out`: until the shards are written, the images lie on the disk twice. Memory holds
+    captions and places of the kept records (about a kilobyte each), and the images of one shard.
 
     Raises:
-        ValueError: naming the record, where a caption cannot be used; or where a split is empty.
+        ValueError: naming the record that cannot be used; or where too many cannot, or a split is empty.
     """
     dataset = resolve_plugin("t2i.sources", params.source.name).load(params.source, Path(params.local))
-    found = split_up(dataset.records, params.heldout_fraction)
     most: dict[Split, int | None] = {"train": params.max_train_records, "heldout": params.max_heldout_records}
-    splits = {split: select(found[split], most[split], params.seed) for split in SPLITS}
-    for split in SPLITS:
-        if not splits[split]:
-            raise ValueError(
-                f"`fetch`: no record is left for the split {split!r} "
-                f"(train {len(splits['train'])}, held out {len(splits['heldout'])}): "
-                "give more records, or change `fetch.heldout_fraction`"
-            )
-    with fresh(out) as folder:
-        _write_images(splits, folder / "images", params)
+    selections = {split: Selection(most[split], params.seed) for split in SPLITS}
+    screen = Screen(params.on_bad, params.max_bad_fraction)
+    with fresh(out) as folder, tempfile.TemporaryFile(dir=folder) as spool:
+        found = gather(dataset.records, params, selections, screen, spool)
+        screen.check_fraction()
+        kept = {split: selection.in_order() for split, selection in selections.items()}
+        counts = {split: len(records) for split, records in kept.items()}
+        _check_counts(counts)
+        _write_images(kept, folder / "images", params.records_per_shard, spool)
         with (folder / "captions.jsonl").open("w", encoding="utf-8") as file:
-            for split, records in splits.items():
+            for split, records in kept.items():
                 for record in records:
                     row = {"key": record.key, "split": split, "captions": record.captions}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        counts = {split: len(records) for split, records in splits.items()}
-        description = dataset.description | {"records": counts}
+        screen.write(folder / "skipped.csv")
+        description = dataset.description | {"records": counts, "skipped": screen.kinds() or None}
         (folder / "dataset.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return {split: (len(splits[split]), len(found[split])) for split in SPLITS}
+    return Fetched(counts, found, screen.kinds())
 
 
-def split_up(records: Iterator[Record], heldout_fraction: float) -> dict[Split, list[Record]]:
-    """Returns the records of each split; those of one key become one with all captions."""
-    merged: dict[str, Record] = {}
+def gather(
+    records: Iterator[Record], params: Fetch, selections: dict[Split, Selection], screen: Screen, spool: IO[bytes]
+) -> dict[Split, int]:
+    """Puts the good ones of the records that the draw takes into their split's selection, their images into the spool.
+
+    Records of one key become one with all captions.
+
+    Returns:
+        For each split, how many records there were; further ones of a key that is kept are not counted.
+    """
+    found = dict.fromkeys(SPLITS, 0)
     for record in tqdm(records, desc="reading", unit=" records"):
-        for caption in record.captions:
-            if not isinstance(caption, str) or not caption.strip():
-                raise ValueError(f"record {record.key}: wanted a caption of text, got {caption!r}")
-        known = merged.get(record.key)
-        captions = (*(known.captions if known else ()), *record.captions)
-        merged[record.key] = replace(record, captions=tuple(dict.fromkeys(captions)))
-    splits: dict[Split, list[Record]] = {split: [] for split in SPLITS}
-    for record in merged.values():
-        splits[split_of(record.identity, heldout_fraction)].append(record)
-    return splits
+        split = split_of(record.identity, params.heldout_fraction)
+        selection = selections[split]
+        rank, known = selection.rank(record.identity), selection.kept.get(record.key)
+        found[split] += not known
+        if not known and not selection.takes(rank):
+            continue
+        screen.looked_at += 1
+        try:
+            if record.problem:
+                raise ValueError(record.problem)
+            check_captions(record.captions)
+            if known:
+                captions = tuple(dict.fromkeys((*known.captions, *record.captions)))
+                selection.kept[record.key] = replace(known, captions=captions)
+                continue
+            content = record.read()
+            extension = check_image(content, params.max_pixels, params.min_side_px)
+        except ValueError as error:
+            screen.leave_out(record.place, str(error))
+            continue
+        captions = tuple(dict.fromkeys(record.captions))
+        selection.add(Kept(record.key, rank, captions, extension, spool.tell(), len(content)))
+        spool.write(content)
+    return found
 
 
-def select(records: list[Record], most: int | None, seed: int) -> list[Record]:
-    """Returns at most `most` records, drawn by seed, sorted by key."""
-    drawn = sorted(records, key=lambda record: hash_fraction(f"{seed}:{record.identity}"))
-    return sorted(drawn[:most], key=lambda record: record.key)
+def _check_counts(counts: dict[Split, int]) -> None:
+    for split, count in counts.items():
+        if not count:
+            raise ValueError(
+                f"`fetch`: no record is left for the split {split!r} (train {counts['train']}, held out {counts['heldout']}): "
+                "give more records, or change `fetch.heldout_fraction`"
+            )
 
 
-def _write_images(splits: dict[Split, list[Record]], folder: Path, params: Fetch) -> None:
+def _write_images(kept: dict[Split, list[Kept]], folder: Path, records_per_shard: int, spool: IO[bytes]) -> None:
     folder.mkdir()
     rows = []
-    with tqdm(total=sum(map(len, splits.values())), desc="images", unit=" images") as progress:
-        for split, records in splits.items():
-            for number, start in enumerate(range(0, len(records), params.records_per_shard)):
-                chunk = records[start : start + params.records_per_shard]
-                members = {record.key: (record.extension, record.read()) for record in chunk}
+    with tqdm(total=sum(map(len, kept.values())), desc="images", unit=" images") as progress:
+        for split, records in kept.items():
+            for number, start in enumerate(range(0, len(records), records_per_shard)):
+                members = {}
+                for record in records[start : start + records_per_shard]:
+                    spool.seek(record.offset)
+                    members[record.key] = (record.extension, spool.read(record.size))
                 rows.append(write_shard(folder / f"{split}-{number:05d}.tar", members))
-                progress.update(len(chunk))
+                progress.update(len(members))
     write_manifest(folder, rows, {})

@@ -1,15 +1,36 @@
 """Images: encoded files made into pixels, as a person would see them."""
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+EXTENSIONS = {
+    "AVIF": "avif",
+    "BMP": "bmp",
+    "GIF": "gif",
+    "JPEG": "jpg",
+    "JPEG2000": "jp2",
+    "MPO": "jpg",
+    "PNG": "png",
+    "PPM": "ppm",
+    "TIFF": "tif",
+    "WEBP": "webp",
+}
+"""The extension of each format that is read, by Pillow's name. Pillow knows more: some start programs (EPS), few are tried."""
+
+MOST_PIXELS = 178_956_970
+"""Pixels above which Pillow opens no image."""
 
 
 class Geometry(NamedTuple):
@@ -30,34 +51,59 @@ class View(NamedTuple):
     geometry: Geometry
 
 
+def identify(content: bytes, max_pixels: int, min_side_px: int) -> str:
+    """Returns the extension of an image's format, read from its header: no pixel is decoded.
+
+    Args:
+        content: the encoded file.
+        max_pixels: most pixels that it may have.
+        min_side_px: least width and height.
+
+    Raises:
+        ValueError: as `kind: detail`, where it is empty, no image, too large or too small.
+    """
+    if not content:
+        raise ValueError("empty image: no bytes")
+    with _opened(content) as image:
+        (width, height), form = image.size, str(image.format)
+    if width * height > max_pixels:
+        raise ValueError(f"too large an image: {width} x {height}, wanted at most {max_pixels} pixels (`fetch.max_pixels`)")
+    if min(width, height) < min_side_px:
+        raise ValueError(f"too small an image: {width} x {height}, wanted sides of {min_side_px} (`fetch.min_side_px`)")
+    return EXTENSIONS[form]
+
+
 def decode(content: bytes, background: str) -> Image.Image:
-    """Returns an image as RGB, upright, its transparency laid on a ground.
+    """Returns an image as RGB in sRGB, upright, its transparency laid on a ground.
 
     Args:
         content: the encoded file (PNG, JPEG, WebP, ...); of an animation, the first frame counts.
         background: the ground's colour, `#rrggbb`.
 
     Raises:
-        ValueError: where it is no image that Pillow can read.
+        ValueError: where it is no image that Pillow can read to its end.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I") or image.mode == "F":
-                image = _to_8_bit(image)
-            if "A" in image.getbands() or "transparency" in image.info:
-                layer = image.convert("RGBA")
-                image = Image.new("RGBA", layer.size, (*ImageColor.getrgb(background)[:3], 255))
-                image.alpha_composite(layer)
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image: {error}") from None
+    with _opened(content) as opened:
+        ImageOps.exif_transpose(opened, in_place=True)
+        image = _to_8_bit(opened)
+        if image.mode in ("P", "PA") or "transparency" in image.info:
+            grey = {"1": "LA", "L": "LA"}
+            image = image.convert(grey.get(image.mode, "RGBA") if image.has_transparency_data else "RGB")
+        alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+        colours = _to_srgb(image if alpha is None else image.convert(image.mode[:-1]), opened.info.get("icc_profile"))
+    if alpha is None:
+        return colours
+    ground = Image.new("RGB", colours.size, background)
+    ground.paste(colours, mask=alpha)
+    return ground
 
 
 def view(
     image: Image.Image, resolution_px: int, interpolation: Interpolation, place: tuple[float, float], flipped: bool
 ) -> View:
     """Returns a square view of an image: its shorter side resized to resolution_px, then cropped, then flipped.
+
+    Only what the crop shows is resized, so that an image of 1 x 5,000 costs no more than another.
 
     Args:
         image: RGB.
@@ -69,9 +115,14 @@ def view(
     width, height = image.size
     scale = resolution_px / min(width, height)
     size = (max(resolution_px, round(width * scale)), max(resolution_px, round(height * scale)))
-    resized = image if size == image.size else image.resize(size, Image.Resampling[interpolation.upper()])
     top, left = round(place[0] * (size[1] - resolution_px)), round(place[1] * (size[0] - resolution_px))
-    square = resized.crop((left, top, left + resolution_px, top + resolution_px))
+    crop = (left, top, left + resolution_px, top + resolution_px)
+    if size == image.size:
+        square = image.crop(crop)
+    else:
+        across, down = width / size[0], height / size[1]
+        box = (crop[0] * across, crop[1] * down, min(width, crop[2] * across), min(height, crop[3] * down))
+        square = image.resize((resolution_px, resolution_px), Image.Resampling[interpolation.upper()], box=box)
     square = ImageOps.mirror(square) if flipped else square
     return View(to_pixels(square), Geometry((height, width), (top, left), flipped))
 
@@ -88,7 +139,57 @@ def to_image(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
     return Image.fromarray(array)
 
 
+@contextmanager
+def _opened(content: bytes) -> Iterator[Image.Image]:
+    """Opens an image; whatever its bytes make Pillow raise, here or in the block, is a ValueError that says so."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `fetch.max_pixels` has judged its size
+            with Image.open(io.BytesIO(content), formats=_formats()) as image:
+                yield image
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"too large an image: {error}") from None
+    except UnidentifiedImageError:
+        kinds = ", ".join(_formats())
+        raise ValueError(f"not a readable image: it starts with {content[:16]!r}, wanted one of {kinds}") from None
+    except Exception as error:  # Pillow's decoders raise anything: SyntaxError, struct.error, ValueError, ...
+        raise ValueError(f"not a readable image: {error or type(error).__name__}") from None
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in EXTENSIONS if name in Image.OPEN)  # MPO is opened as JPEG; a Pillow may lack a library
+
+
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """Scales 16-bit and float images (floats in [0, 1]) to 8 bits; Pillow's own conversion clips them to white or black."""
-    array = np.asarray(image, dtype=np.float64)
-    return Image.fromarray((array * (255 if image.mode == "F" else 255 / 65535)).clip(0, 255).round().astype(np.uint8))
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    array = np.asarray(image)
+    levels = np.nan_to_num(array) * 255 if image.mode == "F" else (array.clip(0, 65535).astype(np.uint32) + 128) // 257
+    scaled = Image.fromarray(levels.clip(0, 255).round().astype(np.uint8))
+    if "transparency" in image.info:  # the one grey level that is transparent
+        scaled.putalpha(Image.fromarray(np.where(array == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return scaled
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Returns an opaque image as RGB in sRGB, by its own ICC profile where it has one."""
+    image = image.convert("L") if image.mode == "1" else image
+    transform = _transform(profile, image.mode) if profile and image.mode in ("L", "RGB", "CMYK") else None
+    return image.convert("RGB") if transform is None else transform.apply(image)
+
+
+@lru_cache(maxsize=8)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """The way from a profile to sRGB; None for sRGB itself, and for a profile that fits no such image, as browsers have it."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(source):
+            return None
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None

@@ -1,42 +1,10 @@
-"""Records: what a source yields, what names them, and which split they fall in."""
+"""Records: what names them on the way, and which split they fall in."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One captioned image as its source has it."""
-
-    identity: str
-    """What the split hangs on: new records, or another style of the same ones, move none."""
-    key: str
-    """Its name on disk: lower case, without `.` or `/`."""
-    read: Callable[[], bytes]
-    """Gives the encoded image file, untouched; called only for the records that are kept."""
-    extension: str
-    """`png`, `jpg` or `webp`."""
-    captions: tuple[Any, ...]
-    """One or more captions, as the source has them: what is no text is refused where they are written down."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What a source gives: its records, and what a model card says of them."""
-
-    records: Iterator[Record]
-    description: dict[str, Any]
-    """Source, version or commit, licence, attribution: JSON."""
-
-
-def content_key(image: bytes) -> str:
-    """Returns the first 16 hexadecimal digits of the sha256 of an image's bytes."""
-    return hashlib.sha256(image).hexdigest()[:16]
 
 
 def hash_fraction(identity: str) -> float:

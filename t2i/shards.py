@@ -2,7 +2,7 @@
 
 What lies on disk, a line a set (any webdataset user can read all of it):
 
-    data/raw/images/{train,heldout}-00000.tar     KEY.png|jpg|webp: the image as it came
+    data/raw/images/{train,heldout}-00000.tar     KEY.png|jpg|webp|...: the image as it came
     data/latents/{train,heldout}-00000.tar        KEY.safetensors: moments [views, 2c, h, w] float16, unscaled;
                                                   original_size [views, 2] and crop [views, 2] (top, left) int32;
                                                   flipped [views] uint8

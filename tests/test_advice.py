@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from t2i.advice import Figures, warnings
-from t2i.records import content_key, split_of
+from t2i.records import split_of
+from t2i.source import content_key
 from t2i.sources.openmoji import STYLES, draw, names
 from tests.conftest import ROOT, Project
 

@@ -114,7 +114,24 @@ def test_a_missing_key_or_section_is_named(tmp_path, params) -> None:
 
 def test_an_unknown_source_lists_the_sources(tmp_path, params) -> None:
     params["fetch"]["source"] = {"name": "folderr"}
-    assert "it has `folder`, `hub`, `openmoji`; did you mean `folder`?" in complaint(tmp_path, params, "fetch")
+    assert "it has `folder`, `hub`, `openmoji`, `parquet`, `webdataset`; did you mean `folder`?" in complaint(
+        tmp_path, params, "fetch"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("on_bad", "ignore", "`fetch.on_bad`: input should be 'error' or 'skip', got 'ignore' (str)"),
+        ("max_bad_fraction", 1.5, "`fetch.max_bad_fraction`: input should be less than or equal to 1, got 1.5"),
+        ("max_bad_fraction", float("nan"), "`fetch.max_bad_fraction`: input should be"),
+        ("max_pixels", 10**9, "`fetch.max_pixels`: input should be less than or equal to 178956970"),
+        ("min_side_px", 0, "`fetch.min_side_px`: input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_what_becomes_of_bad_records_is_checked(tmp_path, params, key, value, said) -> None:
+    params["fetch"][key] = value
+    assert said in complaint(tmp_path, params, "fetch")
 
 
 @pytest.mark.parametrize(

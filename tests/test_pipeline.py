@@ -68,6 +68,15 @@ def test_declared_code_is_exactly_what_runs(stage: str) -> None:
     assert declared == closure(STAGES[stage]["cmd"])
 
 
+@pytest.mark.parametrize(("package", "stage"), [("t2i.sources", "fetch-dataset"), ("t2i.families", "train")])
+def test_no_plugin_imports_what_is_not_declared_whichever_is_chosen(package: str, stage: str) -> None:
+    plugins = [path for path in (ROOT / package.replace(".", "/")).glob("*.py") if path.name != "__init__.py"]
+    assert plugins
+    for path in plugins:
+        imported = {file_of(module) for module in imports_of(ast.parse(path.read_text(encoding="utf-8")))}
+        assert {str(file.relative_to(ROOT)) for file in imported if file} <= set(STAGES[stage]["deps"]), path
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_declared_sections_are_exactly_those_that_the_command_loads(stage: str) -> None:
     words = STAGES[stage]["cmd"].removeprefix("python -m ").split()

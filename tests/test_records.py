@@ -1,4 +1,4 @@
-from t2i.records import content_key, hash_fraction, split_of
+from t2i.records import hash_fraction, split_of
 
 
 def test_the_split_of_a_record_depends_on_it_alone() -> None:
@@ -11,8 +11,3 @@ def test_the_split_of_a_record_depends_on_it_alone() -> None:
 def test_the_split_is_independent_of_the_hash_that_sources_select_by() -> None:
     low = [f"record {n}" for n in range(4000) if hash_fraction(f"record {n}") < 0.1]
     assert 0.03 < sum(split_of(identity, 0.1) == "heldout" for identity in low) / len(low) < 0.2
-
-
-def test_keys_are_short_and_of_the_content() -> None:
-    assert content_key(b"a") != content_key(b"b")
-    assert len(content_key(b"a")) == 16

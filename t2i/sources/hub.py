@@ -1,21 +1,23 @@
-"""Source `hub`: a dataset of the Hugging Face Hub, or a local one in a form that `datasets` loads, pinned to a commit."""
+"""Source `hub`: a dataset of the Hugging Face Hub, pinned to a commit, or a local one in a form that `datasets` loads."""
 
-import io
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from t2i import params
-from t2i.records import Dataset, Record, content_key
+from t2i.source import Dataset, Record, record_of
 
 
 class Params(params.Params):
     """`fetch.source` with `name: hub`."""
 
     name: Literal["hub"]
-    id: str
-    """`owner/name` on the Hub, or a folder that `datasets.load_dataset` reads."""
+    id: str | None
+    """`owner/name` on the Hub; null: the folder `fetch.local`, in a form that `datasets.load_dataset` reads."""
     config: str | None
     """Configuration of the dataset; null where it has one only."""
     split: str
@@ -26,31 +28,54 @@ class Params(params.Params):
     """Column of the images."""
     caption_column: str
     """Column of the captions: a text, or a list of texts."""
+    streaming: bool
+    """Whether to read the rows as they come over the network, for a dataset larger than the disk: nothing of it is stored but
+    the records that are kept. Without it, the whole split is first brought to the cache of `datasets`."""
+    max_rows: int | None = Field(ge=1)
+    """Rows to take from the front of the split; null: all. Every row of a stream goes over the network once, kept or not."""
 
 
 def load(params: Params, local: Path) -> Dataset:
     """Returns a dataset's images as they were uploaded, and their captions.
 
+    A row is read once, so a stream passes over the network once. It takes the memory of what `datasets` buffers (a row group of
+    Parquet), and of the disk what `fetch dataset` spools: of n rows and at most k records some k * (1 + ln(n / k)) images.
+
     Args:
         params: the section `fetch.source`.
-        local: not used.
+        local: the folder that is read where `id` is null.
 
     Raises:
-        ValueError: where the dataset or a column is not there.
+        ValueError: where the dataset or a column is not there, or the stream breaks.
     """
     import datasets
 
-    del local
-    commit = None if Path(params.id).exists() else _commit(params)
+    folder = _folder(params, local)
+    commit = None if folder else _commit(params)
+    name = f"folder {folder.name}" if folder else params.id
     try:
-        table = datasets.load_dataset(params.id, params.config, split=params.split, revision=commit)
+        rows = datasets.load_dataset(
+            str(folder or params.id), params.config, split=params.split, revision=commit, streaming=params.streaming
+        )
     except (OSError, ValueError) as error:
-        raise ValueError(f"`fetch.source`: {params.id}: {error}") from None
+        raise ValueError(f"`fetch.source`: {name}: {error}") from None
+    columns = rows.column_names or []
     for column in (params.image_column, params.caption_column):
-        if column not in table.column_names:
-            raise ValueError(f"`fetch.source`: {params.id} has no column {column!r}; it has {', '.join(table.column_names)}")
-    table = table.cast_column(params.image_column, datasets.Image(decode=False))
-    return Dataset(_records(table, params), {"source": params.id, "split": params.split, "commit": commit})
+        if column not in columns:
+            raise ValueError(f"`fetch.source`: {name} has no column {column!r}; it has {', '.join(columns) or 'none'}")
+    rows = rows.cast_column(params.image_column, datasets.Image(decode=False))
+    return Dataset(_records(rows, params, folder), {"source": name, "split": params.split, "commit": commit})
+
+
+def _folder(params: Params, local: Path) -> Path | None:
+    if params.id is None:
+        return local
+    if Path(params.id).exists() and not Path(params.id).resolve().is_relative_to(local.resolve()):
+        raise ValueError(
+            f"`fetch.source.id` {params.id!r} is a folder outside of `fetch.local` ({local}), where DVC sees no changes: "
+            "set `fetch.local` to it, and `fetch.source.id: null`"
+        )
+    return Path(params.id) if Path(params.id).exists() else None
 
 
 def _commit(params: Params) -> str | None:
@@ -71,22 +96,29 @@ def _commit(params: Params) -> str | None:
     return commit
 
 
-def _records(table: Any, params: Params) -> Iterator[Record]:
-    for row in range(len(table)):
-        image = _image(table, row, params.image_column)
-        key, caption = content_key(image), table[row][params.caption_column]
-        captions = tuple(caption) if isinstance(caption, list) else (caption,)
-        yield Record(key, key, partial(_image, table, row, params.image_column), _extension(image), captions)
+def _records(rows: Any, params: Params, folder: Path | None) -> Iterator[Record]:
+    number = 0
+    try:
+        for number, row in enumerate(islice(rows, params.max_rows)):
+            read = partial(_content, row[params.image_column], folder)
+            yield record_of(f"{params.split}, row {number}", read, row[params.caption_column])
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        place = f"{params.id or folder}, near row {number} of {params.split}"
+        raise ValueError(f"`fetch.source`: {place}: {reason}; check the network, and run it again") from None
 
 
-def _image(table: Any, row: int, column: str) -> bytes:
-    cell = table[row][column]
-    content = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-    return bytes(content)
+def _content(cell: Any, folder: Path | None) -> bytes:
+    """The bytes of a cell: inside it, or in the file or behind the address (`hf://...`) that it names."""
+    import fsspec
 
-
-def _extension(image: bytes) -> str:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(image)) as opened:
-        return {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}.get(opened.format or "", "png")
+    if cell is None or (cell["bytes"] is None and cell["path"] is None):
+        raise ValueError("missing image: null")
+    if cell["bytes"] is not None:
+        return bytes(cell["bytes"])
+    path = cell["path"] if "://" in cell["path"] else str((folder or Path()) / cell["path"])
+    try:
+        with fsspec.open(path, "rb") as file:
+            return bytes(file.read())
+    except FileNotFoundError:
+        raise ValueError(f"missing image: no such file {cell['path']!r}") from None

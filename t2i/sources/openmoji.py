@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from t2i import params
-from t2i.records import Dataset, Record, hash_fraction
+from t2i.records import hash_fraction
+from t2i.source import Dataset, Record
 
 
 class Style(NamedTuple):
@@ -90,7 +91,7 @@ def _records(codes: list[str], params: Params) -> Iterator[Record]:
     style = STYLES[params.style]
     for code in codes:
         read = partial(draw, code, params.size_px, style.outline, style.ground)
-        yield Record(code, code.lower(), read, "png", (names()[code],))
+        yield Record(f"emoji {code}", code, code.lower(), read, (names()[code],))
 
 
 @cache
