@@ -71,9 +71,10 @@ class CachedRecords:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def moments(self, record: int) -> Float[Tensor, "views m h w"]:
-        """Returns the moments of a record's views."""
-        return self._reader.tensors(self.latents[self.keys[record]])["moments"]
+    def moments(self, record: int, *, flips: bool = True) -> Float[Tensor, "views m h w"]:
+        """Returns the moments of a record's views, with those that are flipped or without."""
+        tensors = self._reader.tensors(self.latents[self.keys[record]])
+        return tensors["moments"] if flips else tensors["moments"][tensors["flipped"] == 0]
 
     def conditioning(self, record: int) -> dict[str, Tensor]:
         """Returns each conditioning tensor [captions, ...] of a record."""
@@ -87,6 +88,8 @@ class Sampler:
     records: CachedRecords
     batch_size: int
     """Images of an optimizer step, over all processes."""
+    use_flips: bool
+    """Whether flipped views are drawn, where there are any."""
     prompt_dropout: float
     """Probability that an image's conditioning is that of the empty prompt."""
     timestep_at: Callable[[float], int]
@@ -104,7 +107,7 @@ class Sampler:
             record = position_to_record(step * self.batch_size + place, len(self.records), self.seed)
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "draws", step, place))
             view, caption, dropout, timestep = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-            views, captions = self.records.moments(record), self.records.conditioning(record)
+            views, captions = self.records.moments(record, flips=self.use_flips), self.records.conditioning(record)
             moments.append(views[int(view * len(views))])
             conditionings.append(
                 {name: t[0] for name, t in self.records.empty.items()}

@@ -72,11 +72,12 @@ class Objective:
         self.params, self.family = params, family
         self.alphas_cumprod = family.alphas_cumprod.to(device)
 
-    def sampler(self, records: CachedRecords, batch_size: int, prompt_dropout: float, seed: int) -> Sampler:
+    def sampler(self, records: CachedRecords, batch_size: int, use_flips: bool, prompt_dropout: float, seed: int) -> Sampler:
         """Returns what gives the batches that the loss is of."""
         return Sampler(
             records,
             batch_size=batch_size,
+            use_flips=use_flips,
             prompt_dropout=prompt_dropout,
             timestep_at=partial(draw_timestep, cumulated_probabilities(len(self.alphas_cumprod), self.params.timesteps)),
             noise_offset=self.params.noise_offset,

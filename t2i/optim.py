@@ -118,9 +118,15 @@ def make_optimizer(weights: Iterable[Tensor], params: AdamWParams) -> torch.opti
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns an optimizer's state as tensors `WEIGHT/exp_avg`, none of which shares its memory with another."""
-    state = {name: optimizer.state.get(weight, {}) for name, weight in weights.items()}
-    return {f"{name}/{key}": torch.as_tensor(value).clone() for name, entry in state.items() for key, value in entry.items()}
+    """Returns an optimizer's state as tensors `WEIGHT/exp_avg`; what several weights share is copied for all but one."""
+    tensors: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, weight in weights.items():
+        for key, value in optimizer.state.get(weight, {}).items():
+            tensor = torch.as_tensor(value)
+            tensors[f"{name}/{key}"] = tensor.clone() if tensor.data_ptr() in taken else tensor
+            taken.add(tensor.data_ptr())
+    return tensors
 
 
 def restore_optimizer(

@@ -71,6 +71,8 @@ class Train(Params):
     """Norm that the gradients are clipped to."""
     objective: ObjectiveParams
     """What is predicted, from which noise, and how the errors are weighted."""
+    use_flips: bool
+    """Whether flipped views are drawn too, where `encode.images.flip` stored them: with and without need no other cache."""
     prompt_dropout: float = Field(ge=0, le=1)
     """Share of the images trained on with the empty prompt, which classifier-free guidance needs."""
     precision: Precision
@@ -166,7 +168,7 @@ def _optimize(
     """The training loop, from the newest checkpoint on."""
     records = CachedRecords(inputs.latents, inputs.embeds, "train")
     objective = Objective(params.objective, family, accelerator.device)
-    sampler = objective.sampler(records, params.batch_size, params.prompt_dropout, params.seed)
+    sampler = objective.sampler(records, params.batch_size, params.use_flips, params.prompt_dropout, params.seed)
     shares = micro_batches(params.batch_size, accelerator.process_index, accelerator.num_processes, runtime.micro_batch_size)
     steps = params.total_steps(len(records))
 

@@ -15,8 +15,11 @@ def write_caches(folder: Path, embedded: int = RECORDS) -> tuple[Path, Path]:
         path.mkdir()
         contents = {}
         for n in range(count):
-            made = torch.full((VIEWS, 8, 2, 2), float(n)) if path is latents else torch.full((CAPTIONS, 4, 2), float(n + 1))
-            contents[f"k{n}"] = ("safetensors", pack({"moments" if path is latents else "hidden": made}, ""))
+            moments = torch.full((VIEWS, 8, 2, 2), float(n))
+            moments[1, 0] = 0.5  # the second view is the flipped one
+            image = {"moments": moments, "flipped": torch.tensor([0, 1], dtype=torch.uint8)}
+            text = {"hidden": torch.full((CAPTIONS, 4, 2), float(n + 1))}
+            contents[f"k{n}"] = ("safetensors", pack(image if path is latents else text, ""))
         write_manifest(path, [write_shard(path / "train-00000.tar", contents)], {})
     (embeds / "empty.safetensors").write_bytes(pack({"hidden": torch.zeros(1, 4, 2)}, ""))
     return latents, embeds
@@ -27,10 +30,13 @@ def sampler(tmp_path) -> Sampler:
     return make_sampler(tmp_path)
 
 
-def make_sampler(folder: Path, *, noise_offset: float = 0.0, input_perturbation: float = 0.0) -> Sampler:
+def make_sampler(
+    folder: Path, *, use_flips: bool = True, noise_offset: float = 0.0, input_perturbation: float = 0.0
+) -> Sampler:
     return Sampler(
         CachedRecords(*write_caches(folder), "train"),
         batch_size=4,
+        use_flips=use_flips,
         prompt_dropout=0.25,
         timestep_at=lambda uniform: int(uniform * 1000),
         noise_offset=noise_offset,
@@ -81,7 +87,7 @@ def test_dropped_prompts_get_the_empty_conditioning_and_moments_stay_joined(samp
     dropped = 0
     for step in range(300):
         batch = sampler.batch(step, range(4))
-        records = batch.moments[:, 0, 0, 0]
+        records = batch.moments[:, 1, 0, 0]
         empty = (batch.conditioning["hidden"] == 0).all(dim=(1, 2))
         dropped += int(empty.sum())
         assert torch.equal(batch.conditioning["hidden"][~empty][:, 0, 0], records[~empty] + 1)
@@ -121,3 +127,14 @@ def test_input_perturbation_leaves_the_target_alone(tmp_path, sampler) -> None:
     added = torch.cat([(d := perturbed.batch(step, range(4)).draws).input_noise - d.noise for step in range(100)])
     assert added.std() == pytest.approx(0.1, rel=0.1)
     assert torch.equal(sampler.batch(0, range(4)).draws.noise, sampler.batch(0, range(4)).draws.input_noise)
+
+
+def test_flipped_views_are_drawn_or_not(tmp_path, sampler) -> None:
+    (tmp_path / "unflipped").mkdir()
+    unflipped = make_sampler(tmp_path / "unflipped", use_flips=False)
+
+    def flipped(which: Sampler) -> float:
+        return torch.cat([which.batch(step, range(4)).moments[:, 0, 0, 0] == 0.5 for step in range(50)]).float().mean().item()
+
+    assert flipped(sampler) == pytest.approx(0.5, abs=0.15)
+    assert flipped(unflipped) == 0

@@ -58,7 +58,9 @@ def test_the_loss_is_that_of_the_diffusers_script(caches, options) -> None:
     family = Family(data / "base", params.scheduler_changes())
     unet = family.load_unet(random=False)
     objective = Objective(params, family, "cpu")
-    batch = objective.sampler(CachedRecords(data / "latents", data / "embeds", "train"), 8, 0.1, seed=0).batch(0, range(8))
+    batch = objective.sampler(CachedRecords(data / "latents", data / "embeds", "train"), 8, True, 0.1, seed=0).batch(
+        0, range(8)
+    )
     ours, ours_unweighted = objective.loss(unet, batch)
 
     scheduler = DDPMScheduler.from_pretrained(data / "base", subfolder="scheduler", **params.scheduler_changes())

@@ -1,0 +1,123 @@
+"""A full-size rehearsal: every stage on Stable Diffusion 1.5's own sizes, with random weights and a few images.
+
+python -m benchmarks.rehearsal
+
+Shows that the real sizes pass through the pipeline, and what memory and time they ask for on this machine; the pictures are
+noise. Writes rehearsal.json beside this file.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from ruamel.yaml import YAML
+
+from benchmarks.measured import ROOT, measured
+
+STAGES = ("fetch base", "fetch dataset", "encode images", "encode captions", "train", "evaluate base", "evaluate model")
+
+
+def main(
+    resolution_px: Annotated[int, typer.Option(help="Side of the images.")] = 256,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2,
+    records: Annotated[int, typer.Option(min=4, help="Images, a part of them held out.")] = 4,
+) -> None:
+    """Makes the checkpoint and the images, runs every stage, and writes what each cost."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        stages: dict[str, Any] = {}
+        stages["make the checkpoint"] = measured(["-c", "from benchmarks.rehearsal import make_base; make_base()"], folder)
+        _images(folder / "images", records)
+        _params(folder, resolution_px, steps)
+        for stage in (
+            "fetch base",
+            "fetch dataset",
+            "encode images",
+            "encode captions",
+            "train",
+            "evaluate base",
+            "evaluate model",
+        ):
+            stages[stage] = measured(["-m", *f"stages.{stage}".split()], folder)
+    figures = {"resolution_px": resolution_px, "steps": steps, "records": records}
+    figures["stages"] = {stage: cost._asdict() for stage, cost in stages.items()}
+    Path(__file__).with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=2))
+
+
+def make_base() -> None:
+    """Writes `base`: the sizes of Stable Diffusion 1.5, random weights in float16, the embedded base's vocabulary and CLIP."""
+    import torch
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "base/openmoji/tokenizer", model_max_length=77)
+    text = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[128, 256, 512, 512],
+        layers_per_block=2,
+        sample_size=512,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=64, cross_attention_dim=768, attention_head_dim=8
+    )  # its other defaults are SD 1.5's
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    StableDiffusionPipeline(vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False).to(
+        torch.float16
+    ).save_pretrained("base")
+    shutil.copytree(ROOT / "base/openmoji/clip", "base/clip")
+
+
+def _images(folder: Path, count: int) -> None:
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir()
+    chance = np.random.default_rng(0)
+    for number in range(count):
+        small = Image.fromarray(chance.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        small.resize((512, 512), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    lines = [json.dumps({"file_name": f"{number}.png", "text": f"blobs, number {number}"}) for number in range(count)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _params(folder: Path, resolution_px: int, steps: int) -> None:
+    params: dict[str, Any] = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["base"] |= {"local": "base", "clip": "base/clip"}
+    params["fetch"] |= {"source": {"name": "folder", "caption_column": "text"}, "local": "images", "heldout_fraction": 0.5}
+    params["encode"]["images"] |= {"resolution_px": resolution_px, "min_psnr": 0.0, "psnr_records": 2}
+    params["encode"]["captions"]["validation_prompts"] = []
+    params["train"] |= {"trainable": "", "steps": steps, "batch_size": 2, "warmup_steps": 0, "learning_rate": 1e-5}
+    params["evaluate"] |= {"prompts": 2, "num_inference_steps": 2, "timesteps_per_record": 1, "retention_prompts": []}
+    params["sweep"] |= {"guidance_scales": [], "prompts": 2}
+    params["runtime"] |= {"micro_batch_size": 1, "gradient_checkpointing": True, "encode_batch_size": 1, "log_every_steps": 1}
+    params["runtime"]["validation"] |= {"every_steps": 10 * steps, "records": 1, "timesteps_per_record": 1}
+    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(params, file)
+
+
+if __name__ == "__main__":
+    typer.run(main)
