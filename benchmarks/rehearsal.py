@@ -32,15 +32,7 @@ def main(
         stages["make the checkpoint"] = measured(["-c", "from benchmarks.rehearsal import make_base; make_base()"], folder)
         _images(folder / "images", records)
         _params(folder, resolution_px, steps)
-        for stage in (
-            "fetch base",
-            "fetch dataset",
-            "encode images",
-            "encode captions",
-            "train",
-            "evaluate base",
-            "evaluate model",
-        ):
+        for stage in STAGES:
             stages[stage] = measured(["-m", *f"stages.{stage}".split()], folder)
     figures = {"resolution_px": resolution_px, "steps": steps, "records": records}
     figures["stages"] = {stage: cost._asdict() for stage, cost in stages.items()}

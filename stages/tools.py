@@ -68,7 +68,7 @@ def preset(
     presets: Annotated[Path, typer.Option(help="Folder of the presets.")] = Path("presets"),
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Writes a preset into params.yaml, whole; `git checkout params.yaml` takes it back."""
+    """Changes params.yaml to what a preset says; `git checkout params.yaml` takes it back."""
     import t2i.preset
 
     if (name is None) != list_them:

@@ -18,11 +18,11 @@ class EmaParams(Params):
     warmup: bool
     """Whether the decay grows as 1 - (1 + n / inv_gamma) ** -power instead."""
     start_step: int = Field(ge=0)
-    """Optimizer steps before the mean begins; until then the shadow is what the weights are."""
+    """Optimizer steps before the mean begins; until then every update copies the weights."""
     inv_gamma: float = Field(gt=0)
     power: float = Field(gt=0)
     every_steps: int = Field(ge=1)
-    """Optimizer steps between updates; each then uses decay ** every_steps."""
+    """Optimizer steps between updates; each then uses decay ** every_steps, and there is one after the last."""
 
 
 class Ema:
@@ -33,21 +33,22 @@ class Ema:
         self.updates = 0
         self.shadow = {name: weight.detach().to(device, torch.float32, copy=True) for name, weight in weights.items()}
 
-    def decay(self, updates: int) -> float:
-        """Returns the decay of an update, `updates` having gone before; the first copies the weights."""
+    def decay(self, updates: int, steps: int) -> float:
+        """Returns the decay of an update over some steps, `updates` having gone before; the first copies the weights."""
         p = self.params
         n = max(0, updates * p.every_steps - p.start_step)
         if n == 0:
             return 0.0
         ramp = 1 - (1 + n / p.inv_gamma) ** -p.power if p.warmup else (1 + n) / (10 + n)
-        return min(ramp, p.decay) ** p.every_steps
+        return min(ramp, p.decay) ** steps
 
     @torch.no_grad()
-    def update(self, weights: Mapping[str, Tensor], step: int) -> None:
-        """Moves the shadow toward the weights after optimizer step `step` (from 1), where every_steps divides it."""
-        if step % self.params.every_steps:
+    def update(self, weights: Mapping[str, Tensor], step: int, *, last: bool) -> None:
+        """Moves the shadow toward the weights after optimizer step `step`, if every_steps divides it or it is the last."""
+        rest = step % self.params.every_steps
+        if rest and not last:
             return
-        decay = self.decay(self.updates)
+        decay = self.decay(self.updates, rest or self.params.every_steps)
         now = [weights[name].detach().to(self.device, torch.float32) for name in self.shadow]
         torch._foreach_lerp_(list(self.shadow.values()), now, 1 - decay)
         self.updates += 1

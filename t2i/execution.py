@@ -10,6 +10,9 @@ from t2i.family import Family
 from t2i.precision import Precision
 from t2i.runtime import Runtime
 
+MOST_OVERFLOWS = 30
+"""fp16's scale, halved each time from 65536, is far below what any healthy run needs."""
+
 
 def make_accelerator(precision: Precision, runtime: Runtime, trackers: Path) -> Any:
     """Returns Accelerate's Accelerator.
@@ -55,3 +58,28 @@ def prepared_unet(family: Family, runtime: Runtime, *, random: bool) -> Any:
                 advice = "install the extra `xformers` on a machine with a GPU, or set `runtime.attention` to auto"
                 raise ValueError(f"`runtime.attention` is xformers, which does not work here ({error}): {advice}") from None
     return unet
+
+
+class Overflows:
+    """What fp16's loss scaler does about gradients that overflow: it leaves the weights as they are and lowers its scale."""
+
+    def __init__(self, scaler: Any) -> None:
+        self._scaler, self._in_a_row = scaler, 0
+
+    def met(self, grad_norm: torch.Tensor) -> bool:
+        """Returns whether a step came to nothing, and is to be taken again; waits for the device, in fp16 alone.
+
+        Raises:
+            ValueError: after MOST_OVERFLOWS in a row.
+        """
+        if self._scaler is None or torch.isfinite(grad_norm):
+            self._in_a_row = 0
+            return False
+        self._in_a_row += 1
+        if self._in_a_row > MOST_OVERFLOWS:
+            scale = f"{self._scaler.get_scale():g}"
+            raise ValueError(
+                f"the gradients overflowed {self._in_a_row} times in a row, in the end at a loss scale of {scale}: "
+                "lower `train.learning_rate`, or set `train.precision` to bf16 or fp32"
+            )
+        return True

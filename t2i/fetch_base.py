@@ -1,6 +1,7 @@
 """Verb: bring the pretrained pipeline, and the CLIP that measures, to where the other stages find them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,11 @@ def _parts(source: Path) -> dict[str, Any]:
     if not index_file.is_file():
         raise ValueError(f"{index_file}: missing: {source} is no pipeline in diffusers' layout")
     index = json.loads(index_file.read_text(encoding="utf-8"))
-    return {name: kind for name, kind in index.items() if isinstance(kind, list) and kind[0] and name not in NOT_TAKEN}
+    parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and kind[0] and name not in NOT_TAKEN}
+    for name in parts:
+        if not re.fullmatch(r"\w+", name):
+            raise ValueError(f"{index_file}: {name!r} is no name of a part: not to be trusted")
+    return parts
 
 
 def _copy_pipeline(source: Path, out: Path, variant: str | None) -> None:
@@ -131,7 +136,7 @@ def _replace_vae(source: Path, pipeline: Path) -> None:
     channels = _config(pipeline / "vae").get("latent_channels")
     wanted = _config(pipeline / "unet")["in_channels"]
     if channels != wanted:
-        raise ValueError(f"`base.vae` {source.name}: its latents have {channels} channels, but the base's UNet takes {wanted}")
+        raise ValueError(f"`base.vae`: its latents have {channels} channels, but the base's UNet takes {wanted}")
 
 
 def _leave_out_layers(text_encoder: Path, count: int) -> None:

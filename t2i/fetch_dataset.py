@@ -17,7 +17,7 @@ from t2i.screening import OnBad, Screen, check_captions, check_image
 from t2i.selection import Kept, Selection
 from t2i.shards import write_manifest, write_shard
 from t2i.source import Record
-from t2i.work import fresh
+from t2i.work import fresh, write_json
 
 
 class Fetch(Params):
@@ -29,7 +29,7 @@ class Fetch(Params):
     """The folder that the sources of files read. Must exist, since DVC watches it."""
     on_bad: OnBad
     """What a record does whose image or caption cannot be used: `error` ends the stage and names it; `skip` leaves it out,
-    lists it in skipped.csv and counts it in dataset.json."""
+    lists it in skipped.csv and counts it by reason in skipped.json."""
     max_bad_fraction: float = Field(ge=0, le=1)
     """Largest share of such records among those that were looked at, where they are left out; above it the stage fails."""
     max_pixels: int = Field(ge=1, le=MOST_PIXELS)
@@ -69,7 +69,7 @@ class Fetched(NamedTuple):
 
 
 def fetch_dataset(params: Fetch, out: Path) -> Fetched:
-    """Writes `out`/images/{split}-00000.tar, `out`/captions.jsonl, `out`/skipped.csv and `out`/dataset.json.
+    """Writes `out`/images/{split}-00000.tar, `out`/captions.jsonl and dataset.json, skipped.csv and skipped.json.
 
     The source is read once, from front to end. An image that the draw takes is read, decoded once to see that it is whole, and
     spooled to a file without a name beside `out`: until the shards are written, the images lie on the disk twice. Memory holds
@@ -95,8 +95,8 @@ def fetch_dataset(params: Fetch, out: Path) -> Fetched:
                     row = {"key": record.key, "split": split, "captions": record.captions}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
         screen.write(folder / "skipped.csv")
-        description = dataset.description | {"records": counts, "skipped": screen.kinds() or None}
-        (folder / "dataset.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(folder / "skipped.json", screen.kinds())
+        write_json(folder / "dataset.json", dataset.description | {"records": counts})
     return Fetched(counts, found, screen.kinds())
 
 

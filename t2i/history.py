@@ -16,8 +16,7 @@ COLUMNS = ("loss", "mse", "grad_norm", "learning_rate")
 class History:
     """One row of COLUMNS a step; rows stay on the device until they are read."""
 
-    def __init__(self, rows: Tensor | None = None, *, finite_gradients: bool = True) -> None:
-        self._finite_gradients = finite_gradients  # fp16's loss scaling meets infinite ones, and skips their steps
+    def __init__(self, rows: Tensor | None = None) -> None:
         self._read: list[list[float]] = [] if rows is None else rows.tolist()
         self._pending: list[Tensor] = []
 
@@ -38,7 +37,7 @@ class History:
             fresh = torch.stack(self._pending).tolist()
             for step, row in enumerate(fresh, start=len(self._read) + 1):
                 loss, grad_norm = row[COLUMNS.index("loss")], row[COLUMNS.index("grad_norm")]
-                if not math.isfinite(loss) or (self._finite_gradients and not math.isfinite(grad_norm)):
+                if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                     advice = "lower `train.learning_rate`, or set `train.precision` to bf16 or fp32"
                     raise ValueError(f"step {step}: the loss is {loss}, the norm of its gradients {grad_norm}: {advice}")
             self._read += fresh

@@ -27,7 +27,8 @@ class Trackers:
     def __init__(self, accelerator: Any, family: Family, project: str, folder: Path, parameters: Mapping[str, Any]) -> None:
         self._accelerator, self._family = accelerator, family
         os.environ.setdefault("WANDB_MODE", "offline")
-        dvclive = {"dir": str(folder / "dvclive"), "save_dvc_exp": False, "dvcyaml": None}
+        live = folder / "dvclive"
+        dvclive = {"dir": str(live), "resume": live.exists(), "save_dvc_exp": False, "dvcyaml": None}
         if accelerator.log_with and accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
         accelerator.init_trackers(project, _flat(parameters), {"dvclive": dvclive, "wandb": {"dir": str(folder)}})

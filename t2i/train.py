@@ -18,7 +18,7 @@ from t2i import checkpoint
 from t2i.batches import CachedRecords, micro_batches
 from t2i.card import write_card
 from t2i.ema import Ema, EmaParams
-from t2i.execution import make_accelerator, prepared_unet
+from t2i.execution import Overflows, make_accelerator, prepared_unet
 from t2i.family import Family
 from t2i.history import COLUMNS, History
 from t2i.interrupts import Interrupt, die_with_parent
@@ -136,14 +136,14 @@ def train(params: Train, runtime: Runtime, family: Family, inputs: Inputs, outpu
     """
     die_with_parent()
     check_installed(runtime.trackers)
-    accelerator = make_accelerator(params.precision, runtime, outputs.trackers)
     made_by = _made_by(params, inputs)
     work = work_folder("train", fingerprint(made_by, source_digest()))
+    accelerator = make_accelerator(params.precision, runtime, logs := outputs.trackers / work.name)
     with locked(work) if accelerator.is_main_process else contextlib.nullcontext():
         if accelerator.is_main_process:
             checkpoint.make_room(work, restart=os.environ.get("T2I_RESUME") == "never")
         accelerator.wait_for_everyone()
-        trackers = Trackers(accelerator, family, runtime.tracker_project, outputs.trackers, params.model_dump())
+        trackers = Trackers(accelerator, family, runtime.tracker_project, logs, params.model_dump())
         caches = (inputs.latents, inputs.embeds, inputs.validation_prompts)
         validator = Validator(runtime, params.precision, family, *caches, work, trackers)
         ema, history = _optimize(params, runtime, family, inputs, work, accelerator, validator)
@@ -178,13 +178,13 @@ def _optimize(
     weights, trained = dict(bare.named_parameters()), trainable(bare, params.trainable)
     ema = Ema(weights, params.ema, runtime.ema_device or accelerator.device)
     adamw = make_optimizer(trained, params.optimizer)
-    state = TrainingState(bare, ema, adamw, accelerator.scaler, History(finite_gradients=accelerator.scaler is None))
+    state = TrainingState(bare, ema, adamw, accelerator.scaler, History())
     state.restore(work, discard_damaged=accelerator.is_main_process)
     unet, optimizer = accelerator.prepare(bare, adamw)
 
     desc = f"training {_millions(trained)} of {_millions(weights.values())} M parameters"
     progress = tqdm(total=steps, initial=state.step, desc=desc, unit=" steps", disable=not accelerator.is_main_process)
-    saved_at = time.monotonic()
+    saved_at, overflows = time.monotonic(), Overflows(accelerator.scaler)
     with Interrupt() as interrupt, progress:
         if accelerator.is_main_process:
             validator.run(state.step, steps, bare, ema)
@@ -196,8 +196,10 @@ def _optimize(
             grad_norm = accelerator.clip_grad_norm_(unet.parameters(), params.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
+            if overflows.met(grad_norm):
+                continue
             state.step += 1
-            ema.update(weights, state.step)
+            ema.update(weights, state.step, last=state.step == steps)
 
             stopping: float = interrupt.signal or 0
             if accelerator.num_processes > 1:  # all stop after the same step

@@ -54,5 +54,5 @@ class TrainingState:
         restore_optimizer(self.optimizer, dict(self.unet.named_parameters()), found.tensors["optimizer"])
         if self.scaler is not None:
             self.scaler.load_state_dict(found.state["scaler"])
-        self.history = History(found.tensors["history"]["rows"], finite_gradients=self.scaler is None)
+        self.history = History(found.tensors["history"]["rows"])
         self.step = found.state["step"]

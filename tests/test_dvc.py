@@ -98,7 +98,7 @@ def test_validation_prompts_encode_captions_alone(repository) -> None:
 
 
 def test_another_vae_fetches_the_base_alone_at_first(repository) -> None:
-    assert change(repository, lambda params: params["base"].update(clip_skip=0, variant="fp16")) == {"fetch-base"}
+    assert change(repository, lambda params: params["base"].update(vae="base/tiny/vae")) == {"fetch-base"}
 
 
 def test_a_metric_never_trains(repository) -> None:

@@ -31,16 +31,16 @@ def test_shadow_follows_diffusers_ema_model(warmup, decay, start_step) -> None:
 
 def test_first_update_copies() -> None:
     ema = Ema({"w": torch.zeros(2)}, params(), "cpu")
-    ema.update({"w": torch.ones(2)}, 1)
+    ema.update({"w": torch.ones(2)}, 1, last=False)
     assert (ema.shadow["w"] == 1).all()
 
 
 def test_every_n_steps_uses_the_power_of_the_decay() -> None:
     ema = Ema({"w": torch.zeros(1)}, params(decay=0.5, every_steps=4), "cpu")
     for step in range(1, 401):
-        ema.update({"w": torch.zeros(1)}, step)
+        ema.update({"w": torch.zeros(1)}, step, last=False)
     assert ema.updates == 100
-    assert ema.decay(ema.updates) == 0.5**4
+    assert ema.decay(ema.updates, 4) == 0.5**4
 
 
 def test_weights_are_matched_by_name_not_by_order() -> None:
@@ -60,3 +60,12 @@ def test_the_shadow_is_lent_and_given_back() -> None:
         assert ema.shadow["w"].tolist() == [1.0] * 3
     assert weights["w"].tolist() == [1.0] * 3
     assert ema.shadow["w"].tolist() == [7.0] * 3
+
+
+@pytest.mark.parametrize("steps", [3, 5, 7])
+def test_the_last_step_is_never_missed(steps) -> None:
+    sparse, dense = (Ema({"w": torch.zeros(1)}, params(decay=0.0, every_steps=every), "cpu") for every in (5, 1))
+    for step in range(1, steps + 1):
+        for ema in (sparse, dense):
+            ema.update({"w": torch.full((1,), float(step))}, step, last=step == steps)
+    assert sparse.shadow["w"] == dense.shadow["w"] == steps

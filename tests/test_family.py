@@ -78,7 +78,9 @@ def test_what_a_float16_checkpoint_becomes_is_loaded_and_sampled_without_saying_
 def test_an_export_samples_by_the_schedule_it_was_trained_on(tmp_path, scheduler) -> None:
     base = tiny.make_base(tmp_path / "base")
     pipeline = StableDiffusionPipeline.from_pretrained(base, use_safetensors=True)
-    pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    schedule |= {"clip_sample": False} if scheduler == "DDIMScheduler" else {"skip_prk_steps": True}
+    pipeline.scheduler = getattr(diffusers, scheduler)(**schedule)
     pipeline.save_pretrained(base)
     changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     family = StableDiffusion(base, changes)
@@ -88,6 +90,7 @@ def test_an_export_samples_by_the_schedule_it_was_trained_on(tmp_path, scheduler
     assert isinstance(exported.scheduler, diffusers.DDIMScheduler)  # PNDM knows no zero terminal SNR
     assert changes.items() <= dict(exported.scheduler.config).items()
     assert exported.scheduler.alphas_cumprod[-1] == 0
+    assert exported.scheduler.config.clip_sample is False
     assert StableDiffusion(tmp_path / "out").prediction_type == "v_prediction"
     assert len(exported(["a red square"], num_inference_steps=2, height=32, width=32).images) == 1
 

@@ -179,7 +179,7 @@ def test_skipped_records_are_listed_and_counted_and_all_that_follows_works(proje
     listed = list(csv.DictReader((raw / "skipped.csv").open(encoding="utf-8")))
     assert [row["record"] for row in listed] == [f"metadata.jsonl, line {n} (000{n - 1}.png)" for n in (4, 6, 8, 10)]
     kinds = {"empty image": 1, "not a readable image": 1, "too large an image": 1, "blank caption": 1}
-    assert project.json("data/raw/dataset.json")["skipped"] == kinds
+    assert project.json("data/raw/skipped.json") == kinds
     assert project.json("data/reports/encode-images/metrics.json")["records"] == 20
     assert "left out: 1 empty image, 1 not a readable image" in capsys.readouterr().out
     project.train()
@@ -202,7 +202,7 @@ def test_nothing_skipped_leaves_a_header_and_images_of_every_format_are_encoded(
         Image.new("RGB", (40, 32), (9, 40 * number, 9)).save(images / f"{number:04d}.png", form)
     project.fetch_and_encode()
     assert (project.folder / "data/raw/skipped.csv").read_text() == "record,reason\n"
-    assert project.json("data/raw/dataset.json")["skipped"] is None
+    assert project.json("data/raw/skipped.json") == {}
     extensions = set()
     for shard in (project.folder / "data/raw/images").glob("*.tar"):
         with tarfile.open(shard) as tar:

@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from tests.test_params import ROOT
 
 PAGE = (ROOT / "docs/from-diffusers.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 NAMED = sorted(set(re.findall(rf"`((?:{'|'.join(PARAMS)})(?:\.\w+)+)`", PAGE)))
 
@@ -92,6 +93,15 @@ def test_every_parameter_that_the_page_names_exists(name) -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_the_script_is_on_the_page(option) -> None:
     assert re.search(rf"`--{option}`", PAGE)
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"-S '?\\+?([\\w.]+)=", README))))
+def test_every_parameter_that_readme_sets_exists_or_belongs_to_a_choice(name) -> None:
+    node: Any = PARAMS
+    *above, last = name.split(".")
+    for part in above:
+        node = node[part]
+    assert last in node or "name" in node, name
 
 
 def test_the_page_names_enough_to_be_meant() -> None:

@@ -46,6 +46,15 @@ def test_the_guides_run_is_that_of_the_guide(tmp_path) -> None:
     assert runtime["attention"] == "xformers"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_leaves_nothing_of_another(tmp_path, name) -> None:
+    alone = YAML(typ="safe").load(preset(name, tmp_path).read_text(encoding="utf-8"))
+    for other in NAMES:
+        path = preset(other, tmp_path)
+        write_preset(name, ROOT / "presets", path)
+        assert YAML(typ="safe").load(path.read_text(encoding="utf-8")) == alone
+
+
 def small(params: dict[str, Any]) -> None:
     """What a tiny model and a machine without a GPU ask for; all else is the preset's."""
     params["fetch"]["heldout_fraction"] = 0.3

@@ -529,3 +529,22 @@ def test_hub_takes_a_folder_only_where_dvc_watches_it(home) -> None:
 def test_hub_that_is_out_of_reach_is_said_to_be(home, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"`fetch.source`: nobody/nothing: "):
         from_hub(home, id="nobody/nothing")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("path", ["/etc/hostname", "file:///etc/hostname", "http://localhost:9/x.png", "../outside.png"])
+def test_hub_opens_nothing_outside_of_the_dataset(home, path, streaming) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    image = pa.array([{"bytes": None, "path": path}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    (home / "data").mkdir()
+    pq.write_table(pa.table({"image": image, "text": ["x"]}), home / "data" / "train-00000.parquet")
+    (home.parent / "outside.png").write_bytes(b"secret")
+    read = hub.Params(
+        name="hub", id=None, config=None, split="train", revision=None, image_column="image", caption_column="text",
+        streaming=streaming, max_rows=None,
+    )  # fmt: skip
+    (record,) = hub.load(read, home / "data").records
+    assert record.problem is not None
+    assert "leads out of the dataset" in record.problem

@@ -10,7 +10,7 @@ def test_figures_and_pictures_go_to_every_tracker(project) -> None:
     project.fetch_and_encode()
     project.params["runtime"] |= {"trackers": ["tensorboard", "dvclive"], "tracker_project": "squares"}
     project.train()
-    folder = project.folder / "data/trackers"
+    (folder,) = (project.folder / "data/trackers").iterdir()  # a folder a run
 
     events = EventAccumulator(str(folder / "squares"), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Scalars("loss")] == [2, 4, 6]

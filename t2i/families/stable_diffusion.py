@@ -156,10 +156,10 @@ class Family:
         import diffusers
 
         index = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
-        kind = getattr(diffusers, index["scheduler"][1])
-        if self._scheduler_changes.keys() - inspect.signature(kind.__init__).parameters.keys():
-            kind = diffusers.DDIMScheduler
-        return kind.from_pretrained(self.folder, subfolder="scheduler", **self._scheduler_changes)
+        kind, changes = getattr(diffusers, index["scheduler"][1]), self._scheduler_changes
+        if changes.keys() - inspect.signature(kind.__init__).parameters.keys():
+            kind, changes = diffusers.DDIMScheduler, changes | {"clip_sample": False}  # latents are not within [-1, 1]
+        return kind.from_pretrained(self.folder, subfolder="scheduler", **changes)
 
     @cached_property
     def _pipeline(self) -> Any:

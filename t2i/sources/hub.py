@@ -1,5 +1,6 @@
 """Source `hub`: a dataset of the Hugging Face Hub, pinned to a commit, or a local one in a form that `datasets` loads."""
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -57,8 +58,8 @@ def load(params: Params, local: Path) -> Dataset:
         rows = datasets.load_dataset(
             str(folder or params.id), params.config, split=params.split, revision=commit, streaming=params.streaming
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`fetch.source`: {name}: {error}") from None
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"`fetch.source`: {name}: {' '.join(str(error).split())}") from None
     columns = rows.column_names or []
     for column in (params.image_column, params.caption_column):
         if column not in columns:
@@ -87,8 +88,8 @@ def _commit(params: Params) -> str | None:
         return params.revision
     try:
         commit: str | None = HfApi().dataset_info(params.id, revision=params.revision, timeout=20).sha
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"`fetch.source.id` {params.id!r}, revision {params.revision!r}: not to be had from the Hub ({reason}); "
             "check the name, the network, and HF_TOKEN for a private or gated dataset; HF_HUB_OFFLINE=1 uses what is on disk"
@@ -102,23 +103,37 @@ def _records(rows: Any, params: Params, folder: Path | None) -> Iterator[Record]
         for number, row in enumerate(islice(rows, params.max_rows)):
             read = partial(_content, row[params.image_column], folder)
             yield record_of(f"{params.split}, row {number}", read, row[params.caption_column])
-    except (OSError, ValueError) as error:
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         place = f"{params.id or folder}, near row {number} of {params.split}"
         raise ValueError(f"`fetch.source`: {place}: {reason}; check the network, and run it again") from None
 
 
 def _content(cell: Any, folder: Path | None) -> bytes:
-    """The bytes of a cell: inside it, or in the file or behind the address (`hf://...`) that it names."""
+    """The bytes of a cell: inside it, or in the file or behind the address that it names."""
     import fsspec
 
     if cell is None or (cell["bytes"] is None and cell["path"] is None):
         raise ValueError("missing image: null")
     if cell["bytes"] is not None:
         return bytes(cell["bytes"])
-    path = cell["path"] if "://" in cell["path"] else str((folder or Path()) / cell["path"])
+    path = cell["path"]
+    if not _trusted(path, folder):
+        raise ValueError(f"missing image: {path!r} leads out of the dataset")
     try:
-        with fsspec.open(path, "rb") as file:
+        with fsspec.open(path if "://" in path else str((folder or Path()) / path), "rb") as file:
             return bytes(file.read())
     except FileNotFoundError:
-        raise ValueError(f"missing image: no such file {cell['path']!r}") from None
+        raise ValueError(f"missing image: no such file {path!r}") from None
+
+
+def _trusted(path: str, folder: Path | None) -> bool:
+    """Whether a path lies where the dataset does: in its folder, on the Hub, or in the cache of what came from there."""
+    from datasets.config import HF_DATASETS_CACHE
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if "://" in path:
+        return re.fullmatch(r"(zip://[^:]*::)?hf://datasets/[^:]+", path) is not None
+    roots = [folder] if folder else [Path(HF_HUB_CACHE), Path(HF_DATASETS_CACHE)]
+    absolute = (roots[0] / path).absolute()  # a file of the Hub's cache is a link: what counts is where it stands
+    return ".." not in absolute.parts and any(absolute.is_relative_to(root.absolute()) for root in roots)
