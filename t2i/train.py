@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 from tqdm import tqdm
 
 from t2i import checkpoint
@@ -182,8 +183,7 @@ def _optimize(
     state.restore(work, discard_damaged=accelerator.is_main_process)
     unet, optimizer = accelerator.prepare(bare, adamw)
 
-    desc = f"training {_millions(trained)} of {_millions(weights.values())} M parameters"
-    progress = tqdm(total=steps, initial=state.step, desc=desc, unit=" steps", disable=not accelerator.is_main_process)
+    progress = _progress(state.step, steps, trained, weights.values(), shown=accelerator.is_main_process)
     saved_at, overflows = time.monotonic(), Overflows(accelerator.scaler)
     with Interrupt() as interrupt, progress:
         if accelerator.is_main_process:
@@ -225,8 +225,10 @@ def _optimize(
     return ema, state.history
 
 
-def _millions(weights: Iterable[torch.Tensor]) -> str:
-    return f"{sum(weight.numel() for weight in weights) / 1e6:.2f}"
+def _progress(step: int, steps: int, trained: Iterable[Tensor], weights: Iterable[Tensor], *, shown: bool) -> Any:
+    part, whole = (sum(weight.numel() for weight in some) / 1e6 for some in (trained, weights))
+    desc = f"training {part:.2f} of {whole:.2f} M parameters"
+    return tqdm(total=steps, initial=step, desc=desc, unit=" steps", disable=not shown)
 
 
 def _shown(recent: list[list[float]], progress: Any, batch_size: int) -> str:

@@ -24,7 +24,7 @@ def test_shadow_follows_diffusers_ema_model(warmup, decay, start_step) -> None:
             for weight in layer.parameters():
                 weight.add_(torch.randn_like(weight))
         theirs.step(layer.parameters())
-        ours.update(dict(layer.named_parameters()), step)
+        ours.update(dict(layer.named_parameters()), step, last=False)
         for shadow, reference in zip(ours.shadow.values(), theirs.shadow_params, strict=True):
             torch.testing.assert_close(shadow, reference)
 
@@ -46,7 +46,7 @@ def test_every_n_steps_uses_the_power_of_the_decay() -> None:
 def test_weights_are_matched_by_name_not_by_order() -> None:
     ema = Ema({"a": torch.zeros(2), "b": torch.zeros(3)}, params(), "cpu")
     ema.shadow = dict(reversed(ema.shadow.items()))  # as a file sorted otherwise gives them
-    ema.update({"a": torch.full((2,), 1.0), "b": torch.full((3,), 2.0)}, 1)
+    ema.update({"a": torch.full((2,), 1.0), "b": torch.full((3,), 2.0)}, 1, last=False)
     assert (ema.shadow["a"] == 1).all()
     assert (ema.shadow["b"] == 2).all()
 
