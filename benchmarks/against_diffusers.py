@@ -54,8 +54,10 @@ def main(
         "learning_rate": learning_rate,
         "precision": precision,
         "samples_per_second": rates,
-        "ratio": rates["t2i"] / rates["train_text_to_image.py"],
-        "last_fifth_loss": {name: float(np.mean([e.value for e in events[-steps // 5 :]])) for name, events in curves.items()},
+        "ratio": round(rates["t2i"] / rates["train_text_to_image.py"], 2),
+        "last_fifth_loss": {
+            name: round(float(np.mean([e.value for e in events[-steps // 5 :]])), 4) for name, events in curves.items()
+        },
         "t2i": ours,
         "train_text_to_image.py": theirs,
     }
@@ -127,7 +129,7 @@ def _losses(folder: Path, name: str) -> list[ScalarEvent]:
 
 def _samples_per_second(events: list[ScalarEvent], batch_size: int) -> float:
     steady = events[len(events) // 20 :]
-    return float(batch_size * (len(steady) - 1) / (steady[-1].wall_time - steady[0].wall_time))
+    return round(batch_size * (len(steady) - 1) / (steady[-1].wall_time - steady[0].wall_time), 1)
 
 
 def _draw(curves: dict[str, list[ScalarEvent]], rates: dict[str, float], path: Path) -> None:

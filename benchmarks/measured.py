@@ -22,9 +22,10 @@ ROOT = Path(__file__).parent.parent
 def measured(arguments: list[str], cwd: Path) -> Measured:
     """Runs `python ARGUMENTS` with our packages, its output where ours goes; ends us where it fails."""
     began = time.monotonic()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen([sys.executable, *arguments], cwd=cwd, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     if code := os.waitstatus_to_exitcode(status):
         sys.exit(f"{' '.join(arguments)}: exit code {code}")
-    return Measured(time.monotonic() - began, usage.ru_maxrss / 2**20)
+    return Measured(round(time.monotonic() - began, 1), round(usage.ru_maxrss / 2**20, 2))
