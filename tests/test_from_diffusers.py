@@ -95,7 +95,7 @@ def test_every_option_of_the_script_is_on_the_page(option) -> None:
     assert re.search(rf"`--{option}`", PAGE)
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"-S '?\\+?([\\w.]+)=", README))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"-S '?\+?([\w.]+)=", README))))
 def test_every_parameter_that_readme_sets_exists_or_belongs_to_a_choice(name) -> None:
     node: Any = PARAMS
     *above, last = name.split(".")
