@@ -97,12 +97,13 @@ def report(
     from t2i.sampling import Evaluate, Inputs
 
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
-    family = load_family(load(params, "base", Base).family, base)
+    kind = load(params, "base", Base).family
     left = Left(Inputs(raw, latents, embeds), validation_prompts, samples, reports, validation, model)
     warnings = evaluate_report(
         load(params, "report", Report),
         section,
-        family,
+        load_family(kind, base),
+        load_family(kind, model),
         left,
         params.read_text(encoding="utf-8"),
         pictures,

@@ -68,8 +68,8 @@ def forgetting(f: Figures) -> Warning | None:
 
 def no_gain(f: Figures) -> Warning | None:
     """Warns where the held-out loss is not below the base's."""
-    now, before = f.evaluation["heldout_loss"], f.evaluation["heldout_loss_base"]
-    if now < before:
+    now, before = f.evaluation["heldout_loss"], f.evaluation.get("heldout_loss_base")
+    if before is None or now < before:  # None: the base is asked for something else
         return None
     return Warning(
         f"No gain: the held-out loss is {now:.3g}, the base's {before:.3g}.",

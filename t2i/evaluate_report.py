@@ -52,7 +52,15 @@ class Left:
 
 
 def evaluate_report(
-    section: Report, params: Evaluate, family: Family, left: Left, parameters: str, pictures: Path, page: Path, device: str
+    section: Report,
+    params: Evaluate,
+    family: Family,
+    tuned: Family,
+    left: Left,
+    parameters: str,
+    pictures: Path,
+    page: Path,
+    device: str,
 ) -> list[advice.Warning]:
     """Writes grid.png, training.png and moments.png into `pictures`, and the page; returns its warnings.
 
@@ -60,6 +68,7 @@ def evaluate_report(
         section: the section `report`.
         params: the section `evaluate`.
         family: the base, whose VAE decodes what was cached.
+        tuned: the fine-tuned model.
         left: what the other stages left.
         parameters: the text of params.yaml, for the page.
         pictures: folder for the pictures.
@@ -70,27 +79,48 @@ def evaluate_report(
     side_by_side = _side_by_side(section.grid_prompts, heldout(params, left.inputs), left.samples)
     training = _training(family, left, section.most_steps, device)
     moments = [(said[key][0], pair) for key, pair in _moments(family, left.inputs, params.seed, device)]
+    _write_pictures(pictures, side_by_side, moments, training)
+    report = _reports(left.reports)
+    if not _asked_alike(family, tuned):
+        del report["evaluate/metrics.json"]["heldout_loss_base"]
+    stages = ("evaluate/metrics.json", "evaluate/intervals.json", "encode-images/metrics.json", "encode-captions/metrics.json")
+    warnings = advice.warnings(advice.Figures(*(report[stage] for stage in stages)))
+    nearest = _nearest(report["evaluate/nearest.json"], left, said)
+    galleries = _galleries(side_by_side, _retention(params, left.samples), nearest, moments, training)
+    render(page, left.reports, report, warnings, galleries, provenance(left.model, left.inputs.raw, report), parameters)
+    return warnings
+
+
+def _galleries(
+    side_by_side: list[Row], retention: list[Row], nearest: list[Row], moments: list[Row], training: "Training"
+) -> dict[str, Any]:
+    return {
+        "side_by_side": _cards(side_by_side, ("base", "fine-tuned", "real")),
+        "retention": _cards(retention, ("base", "fine-tuned")),
+        "nearest": _cards(nearest, ("sample", "training image")),
+        "moments": _cards(moments, ("image", "decoded")),
+        "steps": training.steps,
+        "training": [(prompt, [embedded(image) for image in row]) for prompt, row in training.rows],
+    }
+
+
+def _write_pictures(pictures: Path, side_by_side: list[Row], moments: list[Row], training: "Training") -> None:
     with fresh(pictures) as folder:
         draw_grid(side_by_side, ("base", "fine-tuned", "real"), folder / "grid.png")
         draw_grid(moments, ("image", "decoded"), folder / "moments.png")
         if training.rows:
             draw_grid(training.rows, [str(step) for step in training.steps], folder / "training.png", across=1)
-    report = {
-        path.relative_to(left.reports).as_posix(): json.loads(path.read_text(encoding="utf-8"))
-        for path in left.reports.glob("*/*.json")
-    }
-    stages = ("evaluate/metrics.json", "evaluate/intervals.json", "encode-images/metrics.json", "encode-captions/metrics.json")
-    warnings = advice.warnings(advice.Figures(*(report[stage] for stage in stages)))
-    galleries = {
-        "side_by_side": _cards(side_by_side, ("base", "fine-tuned", "real")),
-        "retention": _cards(_retention(params, left.samples), ("base", "fine-tuned")),
-        "nearest": _cards(_nearest(report["evaluate/nearest.json"], left, said), ("sample", "training image")),
-        "moments": _cards(moments, ("image", "decoded")),
-        "steps": training.steps,
-        "training": [(prompt, [embedded(image) for image in row]) for prompt, row in training.rows],
-    }
-    render(page, left.reports, report, warnings, galleries, provenance(left.model, left.inputs.raw, report), parameters)
-    return warnings
+
+
+def _reports(folder: Path) -> dict[str, Any]:
+    """What the stages wrote, by its path in the folder."""
+    paths = folder.glob("*/*.json")
+    return {path.relative_to(folder).as_posix(): json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def _asked_alike(base: Family, tuned: Family) -> bool:
+    """Whether both predict the same, from the same noise levels: else their denoising losses do not compare."""
+    return base.prediction_type == tuned.prediction_type and torch.equal(base.alphas_cumprod, tuned.alphas_cumprod)
 
 
 def _side_by_side(most: int, records: HeldOut, samples: Path) -> list[Row]:

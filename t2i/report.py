@@ -76,15 +76,15 @@ def figures(metrics: dict[str, float | int], intervals: dict[str, list[float]]) 
     rows = []
     for name, (better, real, says) in _FIGURES.items():
         if name in metrics:
-            base, model = metrics[f"{name}_base"], metrics[name]
+            base, model = metrics.get(f"{name}_base"), metrics[name]
             rows.append(
                 {
                     "name": name,
-                    "base": f"{base:.3g}",
-                    "base_interval": _interval(intervals.get(f"{name}_base")),
+                    "base": "does not compare" if base is None else f"{base:.3g}",
+                    "base_interval": None if base is None else _interval(intervals.get(f"{name}_base")),
                     "model": f"{model:.3g}",
                     "interval": _interval(intervals.get(name)),
-                    "better": better * (model - base) > 0,
+                    "better": base is not None and better * (model - base) > 0,
                     "real": f"{metrics[real]:.3g}" if real else "",
                     "says": says,
                 }

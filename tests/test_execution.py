@@ -1,7 +1,11 @@
 import pytest
 import torch
 
-from t2i.execution import MOST_OVERFLOWS, Overflows
+from t2i.execution import MOST_OVERFLOWS, Overflows, prepared_unet
+from t2i.families.stable_diffusion import Family
+from t2i.params import load
+from t2i.runtime import Runtime
+from tests.conftest import ROOT
 
 
 def overflowing(
@@ -40,3 +44,20 @@ def test_overflow_without_end_is_an_error_that_says_what_to_do() -> None:
 
 def test_without_a_scaler_nothing_is_taken_again() -> None:
     assert not Overflows(None).met(torch.tensor(float("nan")))  # the history says what is wrong
+
+
+def test_attention_and_checkpointing_are_what_runtime_says(tiny_base) -> None:
+    runtime = load(ROOT / "params.yaml", "runtime", Runtime).model_copy(
+        update={"device": "cpu", "gradient_checkpointing": True}
+    )
+    unet = prepared_unet(Family(tiny_base), runtime, random=False)
+    assert unet.training
+    assert unet.is_gradient_checkpointing
+    assert {type(processor).__name__ for processor in unet.attn_processors.values()} == {"AttnProcessor"}
+
+
+def test_xformers_where_it_cannot_work_is_refused_with_what_to_do(tiny_base, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    runtime = load(ROOT / "params.yaml", "runtime", Runtime).model_copy(update={"attention": "xformers"})
+    with pytest.raises(ValueError, match=r"`runtime.attention` is xformers, which does not work here .*set .* to auto"):
+        prepared_unet(Family(tiny_base), runtime, random=False)

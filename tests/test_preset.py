@@ -88,6 +88,8 @@ def test_a_preset_runs_on_a_tiny_model_of_its_family(project, tmp_path, name) ->
     project.evaluate()
     pipeline = StableDiffusionPipeline.from_pretrained(project.folder / "data/model", use_safetensors=True)
     assert len(pipeline(["a red square"], num_inference_steps=2, height=32, width=32).images) == 1
+    page = (project.folder / "data/reports/report.html").read_text(encoding="utf-8")
+    assert ("does not compare" in page) == (name == "sd21-v")  # another noise schedule than the base's
     if name == "sd21-v":
         assert pipeline.scheduler.alphas_cumprod[-1] < 1e-6
         assert (pipeline.scheduler.config.prediction_type, pipeline.scheduler.config.timestep_spacing) == (predicts, "trailing")
