@@ -1,0 +1,84 @@
+"""Training killed at random moments and resumed, against one that ran through: the same weights, bit for bit.
+
+python -m benchmarks.kills --kills 30
+
+Runs in a checkout whose `dvc repro` has encoded the dataset, with the parameters of params.yaml and a checkpoint every few
+seconds. A kill is SIGKILL or, once in three, SIGTERM; it falls anywhere: while Python starts, between steps, into a checkpoint
+being written or the export. Ends with exit code 1, naming the file, where the results differ.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from ruamel.yaml import YAML
+
+from benchmarks.measured import ROOT
+
+
+def main(
+    kills: Annotated[int, typer.Option(help="How often the run is killed.")] = 30,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; none given: those of params.yaml.")] = None,
+    most_seconds: Annotated[float, typer.Option(help="A kill comes so long after a start, at most.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Decides when.")] = 0,
+) -> None:
+    """Trains twice, once killed and resumed, and compares models and histories."""
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        _params(folder / "params.yaml", steps)
+        _start(folder, "unbroken").wait()
+        before = _result(folder, "unbroken")
+        for number in range(kills):
+            process = _start(folder, "killed")
+            pause = chance.uniform(0, most_seconds)
+            try:
+                process.wait(pause)
+            except subprocess.TimeoutExpired:
+                pass
+            else:
+                sys.exit(f"the run ended before kill {number + 1}: give more --steps, or fewer --kills")
+            process.send_signal(signal.SIGTERM if chance.random() < 1 / 3 else signal.SIGKILL)
+            process.wait()
+            print(f"kill {number + 1} of {kills}, {pause:.1f} s after its start: exit code {process.returncode}", flush=True)
+        _start(folder, "killed").wait()
+        after = _result(folder, "killed")
+    differing = sorted(name for name in before | after if before.get(name) != after.get(name))
+    if differing:
+        sys.exit(f"{len(differing)} of {len(before)} files differ, such as {differing[0]}")
+    print(f"{kills} kills, {len(before)} files, all of them equal")
+
+
+def _params(path: Path, steps: int | None) -> None:
+    params: dict[str, Any] = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["train"]["steps"] = steps or params["train"]["steps"]
+    params["runtime"] |= {"checkpoint_every_seconds": 2}
+    with path.open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(params, file)
+
+
+def _start(folder: Path, name: str) -> subprocess.Popen[bytes]:
+    outputs = {"out": "model", "validation": "validation", "report": "report"}
+    arguments = [word for option, out in outputs.items() for word in (f"--{option}", str(folder / name / out))]
+    work = {"T2I_WORK_DIR": str(folder / name / "work"), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    command = [sys.executable, "-m", "stages.train", "--params", str(folder / "params.yaml"), *arguments]
+    with (folder / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | work, stdout=log, stderr=log)
+
+
+def _result(folder: Path, name: str) -> dict[str, bytes]:
+    """Every file that a run left, but its checkpoints."""
+    found = [path for out in ("model", "report", "validation") for path in (folder / name / out).rglob("*") if path.is_file()]
+    if not found:
+        sys.exit(f"the run {name!r} left nothing: {(folder / f'{name}.log').read_text(errors='replace')[-500:]}")
+    return {str(path.relative_to(folder / name)): path.read_bytes() for path in found}
+
+
+if __name__ == "__main__":
+    typer.run(main)
