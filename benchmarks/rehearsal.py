@@ -1,4 +1,4 @@
-"""A full-size rehearsal: every stage on Stable Diffusion 1.5's own sizes, with random weights and a few images.
+"""A full-size rehearsal: every stage but the report on Stable Diffusion 1.5's own sizes, with random weights and a few images.
 
 python -m benchmarks.rehearsal
 
