@@ -21,12 +21,15 @@ def images(
     """Encodes every image, so that training never loads the VAE; decodes some back and reports their PSNR."""
     from t2i.encode_images import EncodeImages, encode_images
     from t2i.family import Base, load_family
+    from t2i.manifest import check_hashes
     from t2i.params import load
     from t2i.runtime import Runtime
     from t2i.work import write_json
 
     section, runtime = load(params, "encode.images", EncodeImages), load(params, "runtime", Runtime)
     family = load_family(load(params, "base", Base).family, base)
+    if runtime.verify_shards:
+        check_hashes(raw)
     metrics = encode_images(
         section, family, base, raw, out, batch_size=runtime.encode_batch_size, device=runtime.torch_device()
     )

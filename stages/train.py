@@ -29,19 +29,20 @@ def main(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Fine-tunes the UNet and writes a complete pipeline; interrupted, the same command goes on where it stopped."""
+    from t2i.caches import check_caches
     from t2i.family import Base, load_family
-    from t2i.launch import in_process_group, relaunch
+    from t2i.launch import in_process_group, is_first_process, relaunch
     from t2i.params import load
     from t2i.runtime import Runtime
     from t2i.train import Inputs, Outputs, Train, train
 
     section, runtime = load(params, "train", Train), load(params, "runtime", Runtime)
     if runtime.processes > 1 and not in_process_group():
-        paths = {"base": base, "latents": latents, "embeds": embeds, "dataset": dataset, "out": out}
-        paths |= {"validation-prompts": validation_prompts, "validation": validation, "report": report}
-        paths |= {"trackers": trackers, "params": params}
-        arguments = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-        raise SystemExit(relaunch("stages.train", arguments, runtime.processes))
+        options = {"base": base, "latents": latents, "embeds": embeds, "dataset": dataset, "out": out, "params": params}
+        options |= {"validation-prompts": validation_prompts, "validation": validation, "report": report, "trackers": trackers}
+        raise SystemExit(relaunch("stages.train", options, runtime.processes))
+    if is_first_process():
+        check_caches(latents, embeds, dataset, params, base=base, hashes=runtime.verify_shards)
     family = load_family(load(params, "base", Base).family, base, section.objective.scheduler_changes())
     inputs, outputs = Inputs(base, latents, embeds, validation_prompts, dataset), Outputs(out, validation, report, trackers)
     metrics = train(section, runtime, family, inputs, outputs)

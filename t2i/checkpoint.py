@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from t2i.work import sha256_of
+from t2i.work import fresh, sha256_of
 
 _MANIFEST = "MANIFEST.json"
 _FINISHED = "finished"
@@ -31,21 +31,24 @@ class Checkpoint:
 
 
 def save(work: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Writes a checkpoint under a temporary name, makes it durable, renames it, and removes all but the newest `keep`."""
+    """Writes a checkpoint under a temporary name, makes it durable, renames it, and removes all but the newest `keep`.
+
+    Raises:
+        ValueError: where the disk is full; the checkpoints before this one stay.
+    """
     final = work / f"step-{checkpoint.state['step']:08d}"
     if final.exists():
         return
-    partial = final.with_suffix(".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for name, tensors in checkpoint.tensors.items():
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial / f"{name}.safetensors")
-    (partial / "state.json").write_text(json.dumps(checkpoint.state, sort_keys=True), encoding="utf-8")
-    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(partial.iterdir())}
-    (partial / _MANIFEST).write_text(json.dumps(files, indent=2), encoding="utf-8")
-    for path in [*partial.iterdir(), partial]:
-        _flush(path)
-    partial.rename(final)
+    size = sum(tensor.nbytes for tensors in checkpoint.tensors.values() for tensor in tensors.values())
+    with fresh(final, size) as partial:
+        for name, tensors in checkpoint.tensors.items():
+            whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            save_file(whole, partial / f"{name}.safetensors")
+        (partial / "state.json").write_text(json.dumps(checkpoint.state, sort_keys=True), encoding="utf-8")
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(partial.iterdir())}
+        (partial / _MANIFEST).write_text(json.dumps(files, indent=2), encoding="utf-8")
+        for path in [*partial.iterdir(), partial]:
+            _flush(path)
     _flush(work)
     for old in sorted(work.glob("step-????????"))[:-keep]:
         shutil.rmtree(old)
@@ -79,7 +82,7 @@ def make_room(work: Path, *, restart: bool) -> None:
     for marker in work.parent.glob(f"*/{_FINISHED}"):
         if marker.parent != work:
             shutil.rmtree(marker.parent)
-    for own in [*work.glob("step-*"), *work.glob("validation-*")] if restart else work.glob("step-*.tmp"):
+    for own in [*work.glob("step-*"), *work.glob("validation-*")] if restart else work.glob("step-*.partial"):
         shutil.rmtree(own)
 
 

@@ -1,6 +1,7 @@
 """Verb: run the text encoder over every caption once, and keep the conditioning."""
 
-import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
+from t2i.caches import DTYPE, text_digests
 from t2i.family import Family
 from t2i.params import Params
-from t2i.records import SPLITS
-from t2i.shards import pack, write_manifest, write_shard
-from t2i.work import digest_of, fresh, sha256_of, write_json
+from t2i.records import SPLITS, read_captions
+from t2i.shard_set import shard_set
+from t2i.shards import pack
+from t2i.work import fresh, sha256_of, write_json
 
 
 class EncodeCaptions(Params):
@@ -35,45 +38,51 @@ def encode_captions(
     Returns:
         Metrics: counts of records and captions, and of captions longer than the tokenizer lets through.
     """
-    rows = [json.loads(line) for line in captions.open(encoding="utf-8")]
+    rows = list(read_captions(captions))
     made_by = {
         "captions": sha256_of(captions),
-        "text": {folder.name: digest_of(folder) for folder in sorted(base.glob("t*")) if folder.is_dir()},
+        "text": text_digests(base),
         "params": params.model_dump(exclude={"validation_prompts"}),
+        "dtype": DTYPE,
         "torch": torch.__version__.split("+")[0],
     }
-    text = family.load_text(device)
-    truncated, shards = 0, []
-    with fresh(out) as folder, tqdm(total=len(rows), desc="encoding", unit=" records") as progress:
-        (folder / "empty.safetensors").write_bytes(pack(_encode(family, text, [""], batch_size), "the empty prompt"))
+    said = list(dict.fromkeys(caption for row in rows for caption in row["captions"]))
+    with (
+        shard_set("encode-captions", made_by, out) as made,
+        tqdm(total=len(rows), desc="encoding", unit=" records") as progress,
+    ):
+        text = family.load_text(device)
+        encode = partial(_encode, family, text, batch_size)
+        made.add_file("empty.safetensors", lambda: pack(encode([""]), "the empty prompt"))
         for split in SPLITS:
             own = [row for row in rows if row["split"] == split]
             for number, start in enumerate(range(0, len(own), params.records_per_shard)):
                 chunk = own[start : start + params.records_per_shard]
-                unique = list(dict.fromkeys(caption for row in chunk for caption in row["captions"]))
-                truncated += family.count_truncated(text, unique)
-                encoded = _encode(family, text, unique, batch_size)
-                place = {caption: at for at, caption in enumerate(unique)}
-                contents = {}
-                for row in chunk:
-                    at = [place[caption] for caption in row["captions"]]
-                    packed = pack({name: t[at] for name, t in encoded.items()}, f"captions of {row['key']}")
-                    contents[row["key"]] = ("safetensors", packed)
-                shards.append(write_shard(folder / f"{split}-{number:05d}.tar", contents))
+                made.add(f"{split}-{number:05d}.tar", partial(_encode_shard, encode, chunk))
                 progress.update(len(chunk))
-        write_manifest(folder, shards, made_by | {"dtype": "float16"})
-    _keep_prompts(family, text, params.validation_prompts, drawn, batch_size)
-    return {"records": len(rows), "captions": sum(len(row["captions"]) for row in rows), "truncated": truncated}
+        _keep_prompts(encode, params.validation_prompts, drawn)
+    counted = sum(len(row["captions"]) for row in rows)
+    return {"records": len(rows), "captions": counted, "truncated": family.count_truncated(text, said)}
 
 
-def _keep_prompts(family: Family, text: Any, prompts: list[str], out: Path, batch_size: int) -> None:
+def _encode_shard(encode: Callable[[list[str]], dict[str, Tensor]], rows: list[dict[str, Any]]) -> dict[str, tuple[str, bytes]]:
+    """Returns the records of a shard; a caption met twice is encoded once."""
+    unique = list(dict.fromkeys(caption for row in rows for caption in row["captions"]))
+    encoded, place = encode(unique), {caption: at for at, caption in enumerate(unique)}
+    contents = {}
+    for row in rows:
+        own = {name: t[[place[caption] for caption in row["captions"]]] for name, t in encoded.items()}
+        contents[row["key"]] = ("safetensors", pack(own, f"captions of {row['key']}"))
+    return contents
+
+
+def _keep_prompts(encode: Callable[[list[str]], dict[str, Tensor]], prompts: list[str], out: Path) -> None:
     with fresh(out) as folder:
         write_json(folder / "prompts.json", prompts)
         if prompts:
-            encoded = _encode(family, text, prompts, batch_size)
-            (folder / "embeds.safetensors").write_bytes(pack(encoded, "the validation prompts"))
+            (folder / "embeds.safetensors").write_bytes(pack(encode(prompts), "the validation prompts"))
 
 
-def _encode(family: Family, text: Any, captions: list[str], batch_size: int) -> dict[str, Tensor]:
+def _encode(family: Family, text: Any, batch_size: int, captions: list[str]) -> dict[str, Tensor]:
     batches = [family.encode_prompts(text, captions[at : at + batch_size]) for at in range(0, len(captions), batch_size)]
     return {name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}

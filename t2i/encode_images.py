@@ -1,8 +1,7 @@
 """Verb: run the VAE over every view of every image once, and keep the moments."""
 
-import json
-import shutil
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,13 +11,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from t2i.caches import DTYPE
 from t2i.family import Family
-from t2i.images import Geometry, Interpolation, View, decode, view
+from t2i.images import EXTENSIONS, Geometry, Interpolation, View, decode, view
 from t2i.latents import psnr, sample_latents
+from t2i.manifest import MANIFEST
 from t2i.params import Params
-from t2i.records import hash_fraction
-from t2i.shards import Member, Reader, index, pack, read_manifest, scan, write_manifest, write_shard
-from t2i.work import digest_of, fingerprint, locked, publish, source_digest, work_folder, write_json
+from t2i.records import SPLITS, hash_fraction
+from t2i.shard_set import shard_set
+from t2i.shards import Member, Reader, index, pack, scan
+from t2i.work import digest_of, sha256_of
 
 
 class CenterCrop(Params):
@@ -72,26 +74,23 @@ def encode_images(
             f"`encode.images.resolution_px` {params.resolution_px} is no multiple of the VAE's {family.vae_factor}"
         )
     made_by = {
-        "images": [row["sha256"] for row in read_manifest(raw)["shards"]],
+        "images": sha256_of(raw / MANIFEST),
         "vae": digest_of(base / "vae"),
         "params": params.model_dump(exclude={"psnr_records", "min_psnr"}),
+        "dtype": DTYPE,
         "torch": torch.__version__.split("+")[0],
     }
-    work = work_folder("encode-images", fingerprint(made_by, source_digest()))
-    with locked(work):
+    members = [member for split in SPLITS for member in index(raw, split, EXTENSIONS.values())]
+    with (
+        shard_set("encode-images", made_by, out) as made,
+        tqdm(total=len(members), desc="encoding", unit=" images") as progress,
+    ):
         vae = family.load_vae(device)
-        shards = work / "shards"
-        shards.mkdir(exist_ok=True)
-        members = [member for split in ("train", "heldout") for member in index(raw, split)]
-        with tqdm(total=len(members), desc="encoding", unit=" images") as progress:
-            rows = [
-                _encode_shard(params, family, vae, group, work, batch_size, device, progress) for group in _by_shard(members)
-            ]
-        metrics = {"records": len(members), **_decode_back(params, family, vae, members, shards, device)}
-        write_manifest(shards, rows, made_by | {"dtype": "float16"})
-        publish(shards, out)
-        shutil.rmtree(work)
-    return metrics
+        for shard, group in groupby(members, key=lambda member: member.shard):
+            own = list(group)
+            if not made.add(shard.name, partial(_encode_shard, params, family, vae, own, batch_size, device, progress)):
+                progress.update(len(own))
+        return {"records": len(members), **_decode_back(params, family, vae, members, made.folder, device)}
 
 
 def views(params: EncodeImages, member: Member, content: bytes) -> Iterator[View]:
@@ -113,30 +112,10 @@ def views(params: EncodeImages, member: Member, content: bytes) -> Iterator[View
             yield view(image, params.resolution_px, params.interpolation, place, flipped)
 
 
-def _by_shard(members: list[Member]) -> list[list[Member]]:
-    groups: dict[Path, list[Member]] = {}
-    for member in members:
-        groups.setdefault(member.shard, []).append(member)
-    return list(groups.values())
-
-
 def _encode_shard(
-    params: EncodeImages,
-    family: Family,
-    vae: nn.Module,
-    members: list[Member],
-    work: Path,
-    batch_size: int,
-    device: str,
-    progress: Any,
-) -> dict[str, Any]:
-    """Writes one shard of moments, unless it is there from before an interruption; returns its row for the manifest."""
-    shard = members[0].shard
-    finished = work / f"{shard.stem}.json"
-    if finished.exists():
-        progress.update(len(members))
-        row: dict[str, Any] = json.loads(finished.read_text())
-        return row
+    params: EncodeImages, family: Family, vae: nn.Module, members: list[Member], batch_size: int, device: str, progress: Any
+) -> dict[str, tuple[str, bytes]]:
+    """Returns the records of a shard of moments, from one of images."""
     contents = {}
     for key, group in groupby(_encode_views(params, family, vae, members, batch_size, device), key=lambda row: row[0]):
         _, geometries, moments = zip(*group, strict=True)
@@ -146,11 +125,9 @@ def _encode_shard(
             "crop": torch.tensor([seen.crop for seen in geometries], dtype=torch.int32),
             "flipped": torch.tensor([seen.flipped for seen in geometries], dtype=torch.uint8),
         }
-        contents[key] = ("safetensors", pack(tensors, f"{shard}: record {key}"))
+        contents[key] = ("safetensors", pack(tensors, f"{members[0].shard}: record {key}"))
         progress.update()
-    row = write_shard(work / "shards" / shard.name, contents)
-    write_json(finished, row)
-    return row
+    return contents
 
 
 def _encode_views(
@@ -169,7 +146,7 @@ def _decode_back(
 ) -> dict[str, float]:
     """PSNR of views rebuilt from the stored moments, over the first records of each split by hash; too low is an error."""
     reader, sampled = Reader(), []
-    for split in ("train", "heldout"):
+    for split in SPLITS:
         own = [member for member in members if member.shard.name.startswith(f"{split}-")]
         sampled += sorted(own, key=lambda member: hash_fraction(member.key))[: params.psnr_records]
     keys = {(member.shard.name, member.key) for member in sampled}

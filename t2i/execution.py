@@ -54,7 +54,7 @@ def prepared_unet(family: Family, runtime: Runtime, *, random: bool) -> Any:
         case "xformers":
             try:
                 unet.enable_xformers_memory_efficient_attention()
-            except (ImportError, ModuleNotFoundError, ValueError, NotImplementedError) as error:
+            except (ImportError, ValueError, NotImplementedError) as error:
                 advice = "install the extra `xformers` on a machine with a GPU, or set `runtime.attention` to auto"
                 raise ValueError(f"`runtime.attention` is xformers, which does not work here ({error}): {advice}") from None
     return unet

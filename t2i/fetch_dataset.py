@@ -11,13 +11,14 @@ from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from t2i.images import MOST_PIXELS
+from t2i.manifest import MANIFEST, write_manifest
 from t2i.params import Params, check, resolve_plugin
 from t2i.records import SPLITS, Split, split_of
 from t2i.screening import OnBad, Screen, check_captions, check_image
 from t2i.selection import Kept, Selection
-from t2i.shards import write_manifest, write_shard
+from t2i.shards import write_shard
 from t2i.source import Record
-from t2i.work import fresh, write_json
+from t2i.work import fresh, sha256_of, write_json
 
 
 class Fetch(Params):
@@ -96,7 +97,8 @@ def fetch_dataset(params: Fetch, out: Path) -> Fetched:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
         screen.write(folder / "skipped.csv")
         write_json(folder / "skipped.json", screen.kinds())
-        write_json(folder / "dataset.json", dataset.description | {"records": counts})
+        made = {"images": sha256_of(folder / "images" / MANIFEST), "captions": sha256_of(folder / "captions.jsonl")}
+        write_json(folder / "dataset.json", dataset.description | {"records": counts} | made)
     return Fetched(counts, found, screen.kinds())
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from types import FrameType
 
 from t2i.interrupts import die_with_parent, end_with_parent
@@ -14,12 +15,18 @@ def in_process_group() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
-def relaunch(module: str, arguments: list[str], processes: int) -> int:
-    """Runs `python -m module arguments` as several processes on this machine and returns the exit code.
+def is_first_process() -> bool:
+    """Whether this process is alone, or the first of its group."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def relaunch(module: str, options: Mapping[str, object], processes: int) -> int:
+    """Runs `python -m module --NAME VALUE ...` as several processes on this machine and returns the exit code.
 
     SIGINT and SIGTERM reach every process; the code is then 130 or 143.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", module]
+    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     received: list[int] = []
     # A large checkpoint takes longer than the 30 s that torchrun gives its processes to end.
     environment = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}

@@ -52,7 +52,7 @@ def load(path: Path, section: str, model: type[Section]) -> Section:
     Raises:
         ParamsError: naming the file, the key's path, what was got, what was wanted, and the nearest right name.
     """
-    node: Any = _read(path)
+    node: Any = read(path)
     walked: list[str] = []
     for name in section.split("."):
         if not isinstance(node, dict) or name not in node:
@@ -96,7 +96,12 @@ def resolve_plugin(package: str, name: object) -> Any:
     return importlib.import_module(f"{package}.{name}")
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> dict[str, Any]:
+    """Returns a parameter file as it is written, unchecked.
+
+    Raises:
+        ParamsError: where it is not there, or no YAML with sections.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -52,6 +52,9 @@ class Runtime(Params):
     """Where figures and validation pictures go besides history.csv; the extra `trackers`. WANDB_MODE=online sends."""
     tracker_project: str
     """The project's name there."""
+    verify_shards: bool
+    """Whether every byte of the shards that a stage reads is held to its sha256 before anything is computed; their sizes always
+    are. A second for some 1 GB."""
     encode_batch_size: int = Field(ge=1)
     """Images or captions that go through the VAE, the text encoder or the sampler at once, in validation too."""
     validation: Validation

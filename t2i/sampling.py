@@ -1,6 +1,5 @@
 """Sampling: which prompts are drawn, from which noise, and what held-out records really look like."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,12 @@ from tqdm import tqdm
 
 from t2i.batches import derived_seed
 from t2i.family import Family
-from t2i.images import decode, to_image, view
+from t2i.images import EXTENSIONS, decode, to_image, view
+from t2i.manifest import read_manifest
 from t2i.params import Params
 from t2i.precision import Precision, computing_in
-from t2i.records import Split, hash_fraction
-from t2i.shards import Reader, index, read_manifest
+from t2i.records import Split, hash_fraction, read_captions
+from t2i.shards import Reader, index
 
 
 class Evaluate(Params):
@@ -70,8 +70,7 @@ def heldout(params: Evaluate, inputs: Inputs) -> HeldOut:
 
 def captions(inputs: Inputs) -> dict[str, list[str]]:
     """Returns every record's captions by key."""
-    rows = (json.loads(line) for line in (inputs.raw / "captions.jsonl").open(encoding="utf-8"))
-    return {row["key"]: row["captions"] for row in rows}
+    return {row["key"]: row["captions"] for row in read_captions(inputs.raw / "captions.jsonl")}
 
 
 def some_keys(inputs: Inputs, split: Split, most: int, seed: int) -> list[str]:
@@ -80,7 +79,7 @@ def some_keys(inputs: Inputs, split: Split, most: int, seed: int) -> list[str]:
     Raises:
         ValueError: where there are fewer than two, of which nothing can be measured.
     """
-    keys = [member.key for member in index(inputs.raw / "images", split)]
+    keys = [member.key for member in index(inputs.raw / "images", split, EXTENSIONS.values())]
     if len(keys) < 2:
         raise ValueError(f"{inputs.raw}: {len(keys)} {split} record, wanted 2 or more: see `fetch.heldout_fraction`")
     return sorted(keys, key=lambda key: hash_fraction(f"{seed}:{key}"))[:most]
@@ -88,8 +87,8 @@ def some_keys(inputs: Inputs, split: Split, most: int, seed: int) -> list[str]:
 
 def images_of(inputs: Inputs, split: Split, keys: Sequence[str]) -> Iterator[Image.Image]:
     """Yields the centred views of some records of a split, resized as `encode images` does it."""
-    made = read_manifest(inputs.latents)["made_by"]["params"]
-    members, reader = {member.key: member for member in index(inputs.raw / "images", split)}, Reader()
+    made = read_manifest(inputs.latents).made_by["params"]
+    members, reader = {member.key: member for member in index(inputs.raw / "images", split, EXTENSIONS.values())}, Reader()
     for key in keys:
         image = decode(bytes(reader.content(members[key])), made["background"])
         yield to_image(view(image, made["resolution_px"], made["interpolation"], (0.5, 0.5), False).pixels)

@@ -10,26 +10,26 @@ What lies on disk, a line a set (any webdataset user can read all of it):
     data/embeds/empty.safetensors                 each conditioning tensor [1, ...]: what a dropped prompt becomes
     data/validation-prompts/embeds.safetensors    each conditioning tensor [prompts, ...]; the prompts in prompts.json
 
-Beside each set stands manifest.json: for each shard its count, bytes and sha256, and what made the set.
+Beside each set stands manifest.json: for each file its count, bytes and sha256, and what made the set.
 """
 
 import json
+import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from t2i.work import sha256_of
+from t2i.manifest import File, describe, read_manifest
+from t2i.work import whole
 
 os.environ.setdefault("WDS_SECURE", "1")
 
-MANIFEST = "manifest.json"
 _BLOCK = 512
 _DTYPES = {
     "F16": torch.float16,
@@ -53,7 +53,7 @@ class Member(NamedTuple):
     """Bytes of content."""
 
 
-def write_shard(path: Path, members: Mapping[str, tuple[str, bytes]]) -> dict[str, Any]:
+def write_shard(path: Path, members: Mapping[str, tuple[str, bytes]]) -> File:
     """Writes one tar, sorted by key and free of times and owners, so that equal records give equal bytes.
 
     Args:
@@ -61,79 +61,50 @@ def write_shard(path: Path, members: Mapping[str, tuple[str, bytes]]) -> dict[st
         members: extension and content of the file of each key.
 
     Returns:
-        Its row for the manifest: name, count, bytes, sha256.
+        Its row for the manifest.
+
+    Raises:
+        ValueError: where the disk is full.
     """
     from webdataset import TarWriter
 
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    size = sum(_BLOCK + _padded(len(content)) for _, content in members.values()) + 2 * _BLOCK
+    with whole(path, size) as partial, partial.open("wb") as file:
         with TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
             for key in sorted(members):
                 extension, content = members[key]
                 writer.write({"__key__": key, extension: content})
         file.flush()
         os.fsync(file.fileno())
-    partial.rename(path)
-    return describe_shard(path, len(members))
+    return describe(path, len(members))
 
 
-def describe_shard(path: Path, count: int) -> dict[str, Any]:
-    """Returns a shard's row for the manifest."""
-    return {"name": path.name, "count": count, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-def write_manifest(folder: Path, shards: list[dict[str, Any]], made_by: dict[str, Any]) -> None:
-    """Writes manifest.json: the shards by name, and what made them."""
-    manifest = {"version": 1, "made_by": made_by, "shards": sorted(shards, key=lambda row: row["name"])}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns a set's manifest, once every shard that it names is there with the size that it states.
-
-    Raises:
-        ValueError: naming the manifest or the shard, what was expected and what was found.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        rows = {row["name"]: row for row in manifest["shards"]}
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path}: missing: this set of shards was never finished; run the stage that writes {folder}"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged ({error!r}); run the stage that writes {folder} again") from None
-    if manifest.get("version") != 1:
-        raise ValueError(f"{path}: version {manifest.get('version')!r}, wanted 1; run the stage that writes {folder} again")
-    present = {file.name: file.stat().st_size for file in folder.glob("*.tar")}
-    for name, row in rows.items():
-        if present.get(name) != row["bytes"]:
-            found = "nothing" if name not in present else f"{present[name]} bytes"
-            raise ValueError(
-                f"{folder / name}: expected {row['bytes']} bytes, found {found}; run the stage that writes it again"
-            )
-    if extra := sorted(set(present) - set(rows)):
-        raise ValueError(f"{folder / extra[0]}: not in {path}; run the stage that writes {folder} again")
-    return manifest
-
-
-def index(folder: Path, split: str) -> list[Member]:
+def index(folder: Path, split: str, extensions: Collection[str] = ("safetensors",)) -> list[Member]:
     """Returns where every record of a split lies, in the order of the shards.
 
+    Args:
+        folder: the set.
+        split: `train` or `heldout`.
+        extensions: those that its records may have.
+
     Raises:
-        ValueError: where a tar holds anything but plainly named files, or not as many as its manifest states.
+        ValueError: where a tar holds anything but plain files of such names, each key once, as many as its manifest states.
     """
-    members: list[Member] = []
-    for row in read_manifest(folder)["shards"]:
-        if row["name"].startswith(f"{split}-"):
-            found = list(scan(folder / row["name"]))
-            if len(found) != row["count"]:
-                raise ValueError(
-                    f"{folder / row['name']}: expected {row['count']} records, found {len(found)}; run its stage again"
-                )
-            members += found
-    return members
+    members: dict[str, Member] = {}
+    for file in read_manifest(folder).files:
+        if not file.name.startswith(f"{split}-"):
+            continue
+        path, before = folder / file.name, len(members)
+        for member in scan(path):
+            if member.extension not in extensions:
+                wanted = ", ".join(sorted(set(extensions)))
+                raise ValueError(f"{path}: record {member.key} is a .{member.extension}, wanted one of {wanted}: not opened")
+            if member.key in members:
+                raise ValueError(f"{path}: record {member.key} is there twice, first in {members[member.key].shard.name}")
+            members[member.key] = member
+        if (found := len(members) - before) != file.count:
+            raise ValueError(f"{path}: expected {file.count} records, found {found}; run the stage that writes it again")
+    return list(members.values())
 
 
 class Reader:
@@ -163,8 +134,8 @@ class Reader:
             if header not in self._layouts:
                 self._layouts[header] = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
             return {name: _view(content[end:], **entry) for name, entry in self._layouts[header].items()}
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{member.shard}: record {member.key}: not a whole safetensors file ({error})") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"{member.shard}: record {member.key}: not a whole safetensors file ({error!r})") from None
 
 
 def pack(tensors: Mapping[str, Tensor], place: str) -> bytes:
@@ -184,27 +155,48 @@ def pack(tensors: Mapping[str, Tensor], place: str) -> bytes:
 
 
 def scan(path: Path) -> Iterator[Member]:
-    """Yields the members of an ustar file; only plain files named KEY.EXTENSION are let through."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    """Yields the members of an ustar file; only plain files named KEY.EXTENSION are let through.
+
+    Raises:
+        ValueError: naming the byte where it is no such file, or is cut short.
+    """
+    again = "run the stage that writes it again"
+    with path.open("rb", buffering=0) as file:
+        end = os.fstat(file.fileno()).st_size
         offset = 0
-        while offset + _BLOCK <= len(content) and content[offset] != 0:
-            header = content[offset : offset + _BLOCK]
-            if int(header[148:156].rstrip(b"\0 "), 8) != sum(header[:148]) + 8 * 32 + sum(header[156:]):
-                raise ValueError(f"{path}: damaged header at byte {offset}; run the stage that writes it again")
-            name = header[:100].rstrip(b"\0").decode("ascii")
+        while (header := file.read(_BLOCK)).strip(b"\0"):
+            if len(header) < _BLOCK or not _checksum_holds(header):
+                raise ValueError(f"{path}: damaged or cut short at byte {offset}; {again}")
+            name, size = header[:100].rstrip(b"\0").decode("latin-1"), _number(header[124:136])
             key, _, extension = name.partition(".")
             if header[156:157] not in (b"0", b"\0") or not key or not extension or "/" in name or header[345] != 0:
                 raise ValueError(f"{path}: member {name!r} at byte {offset} is no plain file named KEY.EXTENSION")
-            size = int(header[124:136].rstrip(b"\0 "), 8)
-            if offset + _BLOCK + size > len(content):
-                raise ValueError(f"{path}: cut short inside {name!r}; run the stage that writes it again")
+            if size is None or offset + _BLOCK + size > end:
+                raise ValueError(f"{path}: cut short inside {name!r}, at byte {offset}; {again}")
             yield Member(path, key, extension, offset + _BLOCK, size)
-            offset += _BLOCK + -(-size // _BLOCK) * _BLOCK
+            offset += _BLOCK + _padded(size)
+            file.seek(offset)
+        if len(header) < _BLOCK:
+            raise ValueError(f"{path}: no end is marked at byte {offset}; {again}")
+
+
+def _checksum_holds(header: bytes) -> bool:
+    return _number(header[148:156]) == sum(header[:148]) + 8 * 32 + sum(header[156:])
+
+
+def _number(field: bytes) -> int | None:
+    """An octal number of a tar's header."""
+    digits = field.strip(b"\0 ")
+    return int(digits, 8) if digits and not digits.strip(b"01234567") else None
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
 
 
 def _view(data: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
     start, end = data_offsets
-    count = int(np.prod(shape, dtype=np.int64))
-    if end > len(data) or end - start != count * _DTYPES[dtype].itemsize:
-        raise ValueError(f"{end} bytes stated, {len(data)} there")
+    count = math.prod(shape)
+    if not 0 <= start <= end <= len(data) or min(shape, default=0) < 0 or end - start != count * _DTYPES[dtype].itemsize:
+        raise ValueError(f"{dtype} {shape} at {data_offsets} of {len(data)} bytes")
     return torch.frombuffer(data, dtype=_DTYPES[dtype], count=count, offset=start).view(shape)

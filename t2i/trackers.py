@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from t2i.family import Family
+from t2i.images import to_image
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -51,7 +53,7 @@ class Trackers:
 
     def _pictures(self, step: int, latents: Tensor) -> None:
         pixels = self._family.decode_latents(self._family.load_vae("cpu"), latents)
-        pictures = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        pictures = np.stack([np.asarray(to_image(one)) for one in pixels])
         for tracker in self._accelerator.trackers:
             match tracker.name:
                 case "dvclive":  # has no log_images, and counts its steps itself

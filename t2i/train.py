@@ -1,4 +1,4 @@
-"""Verb: fine-tune the UNet from cached moments and embeddings; neither VAE nor text encoder is loaded."""
+"""Verb: fine-tune the UNet from cached moments and embeddings; the VAE is loaded for a tracker's pictures alone."""
 
 import contextlib
 import os
@@ -37,6 +37,7 @@ from t2i.work import (
     fresh,
     locked,
     sha256_of,
+    size_of,
     source_digest,
     to_csv,
     work_folder,
@@ -151,7 +152,7 @@ def train(params: Train, runtime: Runtime, family: Family, inputs: Inputs, outpu
         trackers.finish()
         if not accelerator.is_main_process:
             return {}
-        with fresh(outputs.model) as folder:
+        with fresh(outputs.model, size_of(inputs.base)) as folder:
             family.export(ema.shadow, folder)
             write_card(folder, inputs.dataset, made_by)
         with fresh(outputs.validation) as folder:

@@ -22,7 +22,7 @@ from t2i.precision import Precision
 from t2i.records import SPLITS, Split
 from t2i.runtime import Runtime
 from t2i.trackers import Trackers
-from t2i.work import digest_of, fingerprint
+from t2i.work import digest_of, fingerprint, whole
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,10 @@ class Validator:
             if (self.prompts / "embeds.safetensors").exists():
                 found["latents"] = self._draw(unet, device)
         unet.train()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
         found = {name: tensor.float().cpu().contiguous() for name, tensor in found.items()}
-        save_file(found, partial)
-        self.trackers.validation(step, found)
-        partial.rename(path)
+        with whole(path) as partial:
+            save_file(found, partial)
+            self.trackers.validation(step, found)
 
     def rows(self) -> list[dict[str, float | int]]:
         """Returns a row a validated step: denoising errors by weights and split, and `overfit_gap`, held-out less training."""

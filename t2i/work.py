@@ -12,6 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write fails with where the disk, a quota or the limit of a file's size (`ulimit -f`) is reached."""
+
 
 def work_folder(kind: str, fingerprint: str) -> Path:
     """Returns (and makes) the folder of one piece of work, `<root>/<kind>-<fingerprint>`.
@@ -81,40 +86,97 @@ def publish(folder: Path, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     old = out.with_name(out.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
     try:
-        folder.rename(out)
+        _swap(folder, out, old)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         partial = out.with_name(out.name + ".partial")  # the work folder is on another disk
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(folder, partial)
-        partial.rename(out)
+        with _room(out, size_of(folder)):
+            shutil.copytree(folder, partial)
+        _swap(partial, out, old)
         shutil.rmtree(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _swap(folder: Path, out: Path, old: Path) -> None:
+    if out.exists():
+        out.rename(old)
+    folder.rename(out)
+
+
 @contextmanager
-def fresh(out: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `out` that takes its name when the block ends well, and vanishes when it does not."""
+def fresh(out: Path, size: int = 0) -> Iterator[Path]:
+    """Gives an empty folder beside `out` that takes its name when the block ends well, and vanishes when it does not.
+
+    Args:
+        out: the final name.
+        size: bytes that will be written, as far as is known before.
+
+    Raises:
+        ValueError: where the disk is full.
+    """
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        yield partial
+        with _room(out, size):
+            yield partial
         publish(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
+@contextmanager
+def whole(path: Path, size: int = 0) -> Iterator[Path]:
+    """Gives the name of a file beside `path` that takes its name when the block ends well: `fresh` for a single file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        with _room(path, size):
+            yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _room(path: Path, size: int) -> Iterator[None]:
+    """Refuses before writing, and explains after it, a disk that has no room."""
+    if size > shutil.disk_usage(path.parent).free:
+        raise ValueError(_no_room(path, size, os.strerror(errno.ENOSPC)))
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # copytree and safetensors give the operating system's error as text.
+        full = [code for code in _FULL if f"[Errno {code}]" in str(error) or f"(os error {code})" in str(error)]
+        if not full:
+            raise
+        raise ValueError(_no_room(path, size, os.strerror(full[0]))) from None
+
+
+def _no_room(path: Path, size: int, reason: str) -> str:
+    needed = f"{in_bytes(size)} needed, " if size else ""
+    free = in_bytes(shutil.disk_usage(path.parent).free)
+    return f"{path}: {reason}: {needed}{free} free on its disk; make room, and run the same command again: it goes on"
+
+
+def size_of(folder: Path) -> int:
+    """Returns the bytes of a folder's files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def in_bytes(size: int) -> str:
+    """Returns a number of bytes with a unit: `1.5 GB`."""
+    power = min(4, (len(str(size)) - 1) // 3)
+    return f"{size / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:

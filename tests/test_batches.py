@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from t2i.batches import CachedRecords, Sampler, derived_seed, epoch_order, micro_batches, position_to_record
-from t2i.shards import pack, write_manifest, write_shard
+from t2i.manifest import describe, write_manifest
+from t2i.shards import pack, write_shard
 
 VIEWS, CAPTIONS, RECORDS = 2, 3, 10
 
@@ -20,8 +21,11 @@ def write_caches(folder: Path, embedded: int = RECORDS) -> tuple[Path, Path]:
             image = {"moments": moments, "flipped": torch.tensor([0, 1], dtype=torch.uint8)}
             text = {"hidden": torch.full((CAPTIONS, 4, 2), float(n + 1))}
             contents[f"k{n}"] = ("safetensors", pack(image if path is latents else text, ""))
-        write_manifest(path, [write_shard(path / "train-00000.tar", contents)], {})
-    (embeds / "empty.safetensors").write_bytes(pack({"hidden": torch.zeros(1, 4, 2)}, ""))
+        rows = [write_shard(path / "train-00000.tar", contents)]
+        if path is embeds:
+            (embeds / "empty.safetensors").write_bytes(pack({"hidden": torch.zeros(1, 4, 2)}, ""))
+            rows.append(describe(embeds / "empty.safetensors", 1))
+        write_manifest(path, rows, {})
     return latents, embeds
 
 

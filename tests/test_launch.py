@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 def launch(code: str, folder: Path) -> subprocess.Popen:
     """Relaunches a module of some code as two processes."""
     (folder / "victim.py").write_text(code)
-    command = "import sys; from t2i.launch import relaunch; sys.exit(relaunch('victim', [], 2))"
+    command = "import sys; from t2i.launch import relaunch; sys.exit(relaunch('victim', {}, 2))"
     paths = os.pathsep.join([str(ROOT), str(folder)])
     return subprocess.Popen(
         [sys.executable, "-c", command], cwd=folder, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.DEVNULL

@@ -108,7 +108,7 @@ def test_a_new_caption_leaves_the_images_alone(project) -> None:
     metadata.write_text(metadata.read_text().replace("square 3", "a corrected square"))
     fetch.dataset()
     after = files(project.folder / "data/raw")
-    assert {name for name in after if after[name] != before[name]} == {"captions.jsonl"}
+    assert {name for name in after if after[name] != before[name]} == {"captions.jsonl", "dataset.json"}
 
 
 def test_views_are_stored_and_heldout_records_have_one(project) -> None:
