@@ -19,11 +19,12 @@ def images(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Encodes every image, so that training never loads the VAE; decodes some back and reports their PSNR."""
-    from t2i.encode_images import EncodeImages, encode_images
+    from t2i.encode_images import encode_images
     from t2i.family import Base, load_family
     from t2i.manifest import check_hashes
     from t2i.params import load
     from t2i.runtime import Runtime
+    from t2i.views import EncodeImages
     from t2i.work import write_json
 
     section, runtime = load(params, "encode.images", EncodeImages), load(params, "runtime", Runtime)

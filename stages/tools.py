@@ -40,11 +40,11 @@ def sample(
     wanted = [*(prompts or []), *(_lines(prompts_file) if prompts_file else [])]
     if not wanted or (base and compare):
         raise typer.BadParameter('give a prompt (t2i sample "red heart") or --prompts-file, and one of --base and --compare')
-    from t2i.encode_images import EncodeImages
     from t2i.params import load
     from t2i.runtime import Runtime
     from t2i.sample import sample
     from t2i.sampling import Drawing, Evaluate
+    from t2i.views import EncodeImages
 
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
     how = Drawing(

@@ -8,7 +8,6 @@ import pytest
 from ruamel.yaml import YAML
 
 from t2i.encode_captions import EncodeCaptions
-from t2i.encode_images import EncodeImages
 from t2i.evaluate_model import Sweep
 from t2i.evaluate_report import Report
 from t2i.family import Base
@@ -17,6 +16,7 @@ from t2i.params import ParamsError, load
 from t2i.runtime import Runtime
 from t2i.sampling import Evaluate
 from t2i.train import Train
+from t2i.views import EncodeImages
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = {

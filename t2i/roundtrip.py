@@ -1,0 +1,47 @@
+"""The round trip: how well images come back from their stored moments, which shows that pixels, VAE and shards fit."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from t2i.family import Family
+from t2i.latents import psnr, sample_latents
+from t2i.records import SPLITS, hash_fraction
+from t2i.shards import Member, Reader, scan
+from t2i.views import EncodeImages, views
+
+
+def psnr_of_records(
+    params: EncodeImages, family: Family, vae: nn.Module, images: list[Member], latents: Path, device: str
+) -> dict[str, list[float]]:
+    """Returns the PSNR of every view of some records, by key, in decibels: source pixels against decoded moments.
+
+    Args:
+        params: `psnr_records` is how many of each split are looked at, chosen by hash; the rest made the views.
+        family: the checkpoint whose VAE encoded them.
+        vae: that VAE.
+        images: every record of the image shards.
+        latents: folder of the shards of moments, which are named as those of the images.
+        device: the VAE's.
+    """
+    reader, sampled = Reader(), []
+    for split in SPLITS:
+        own = [member for member in images if member.shard.name.startswith(f"{split}-")]
+        sampled += sorted(own, key=lambda member: hash_fraction(member.key))[: params.psnr_records]
+    keys = {(member.shard.name, member.key) for member in sampled}
+    stored = {
+        (row.shard.name, row.key): row
+        for path in sorted({latents / name for name, _ in keys})
+        for row in scan(path)
+        if (path.name, row.key) in keys
+    }
+    found = {}
+    for member in sampled:
+        pixels = torch.stack([view.pixels for view in views(params, member, bytes(reader.content(member)))])
+        moments = reader.tensors(stored[member.shard.name, member.key])["moments"]
+        decoded = family.decode_latents(
+            vae, sample_latents(moments, None, family.scaling_factor, family.shift_factor).to(device)
+        )
+        found[member.key] = psnr(pixels, decoded.cpu()).tolist()
+    return found
