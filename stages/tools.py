@@ -80,6 +80,38 @@ def preset(
     print("\n".join(lines))
 
 
+@app.command()
+def plan(
+    base: Annotated[Path, typer.Option(help="The pipeline, from `fetch base`.")] = Path("data/base"),
+    raw: Annotated[Path, typer.Option(help="Images and captions, from `fetch dataset`.")] = Path("data/raw"),
+    records: Annotated[int | None, typer.Option(min=2, help="Plan for so many records instead, fetched or not.")] = None,
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Says what a run will take, before anything is encoded: bytes, memory, steps, and times from some seconds of probing."""
+    from t2i.plan import plan
+
+    for name, said in plan(params, base, raw, records):
+        print(f"{name:22} {said}")
+
+
+@app.command()
+def doctor(
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte of the caches, and decode some records back.")] = False,
+    data: Annotated[Path, typer.Option(help="Folder of what the stages write.")] = Path("data"),
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Looks at checkout, parameters, device, base, caches and disk before a long run; exit code 1 where something is wrong."""
+    from t2i.doctor import doctor
+
+    wrong = 0
+    for finding in doctor(params, data, deep=deep):
+        print(f"{finding.state:5}  {finding.about}: {finding.said}", flush=True)
+        wrong += finding.state == "wrong"
+    if wrong:
+        raise ValueError(f"{wrong} of these would stop a run, or spoil it")
+    print("nothing stands in the way of a run")
+
+
 def _families(params: Path, folders: dict[str, Path]) -> "dict[str, tuple[Family, Path]]":
     from t2i.family import Base, load_family
     from t2i.params import load

@@ -35,6 +35,8 @@ def check_caches(latents: Path, embeds: Path, dataset: Path, params: Path, *, ba
         ValueError: naming the file and both values.
     """
     described, stated = json.loads(dataset.read_text(encoding="utf-8")), read(params).get("encode", {})
+    if missing := {"images", "captions"} - described.keys():
+        raise ValueError(f"{dataset}: no digest of the {' and '.join(sorted(missing))}; run `fetch dataset` again")
     of_latents: dict[str, Any] = {"dtype": DTYPE, "images": described["images"], "params": stated.get("images")}
     of_embeds: dict[str, Any] = {"dtype": DTYPE, "captions": described["captions"], "params": stated.get("captions")}
     if base is not None:

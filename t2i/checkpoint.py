@@ -60,7 +60,7 @@ def load_newest(work: Path, *, discard_damaged: bool = False) -> Checkpoint | No
     A damaged one, left where it is, would count as the newest when the next save removes the oldest.
     """
     for folder in sorted(work.glob("step-????????"), reverse=True):
-        if problem := _damage(folder):
+        if problem := damage(folder):
             print(f"{folder}: {problem}; trying the one before", file=sys.stderr)
             if discard_damaged:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -86,8 +86,8 @@ def make_room(work: Path, *, restart: bool) -> None:
         shutil.rmtree(own)
 
 
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+def damage(folder: Path) -> str | None:
+    """Returns what is wrong with a checkpoint's files, or None."""
     try:
         files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         for name, row in files.items():

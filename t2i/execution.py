@@ -36,7 +36,7 @@ def make_accelerator(precision: Precision, runtime: Runtime, trackers: Path) -> 
         mixed_precision={"fp32": "no"}.get(precision, precision),
         cpu=cpu,
         kwargs_handlers=[patience],
-        log_with=list(runtime.trackers),
+        log_with=list(runtime.trackers) or None,
         project_dir=str(trackers),
     )
 

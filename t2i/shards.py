@@ -17,7 +17,8 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Collection, Iterator, Mapping
+import tarfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ def write_shard(path: Path, members: Mapping[str, tuple[str, bytes]]) -> File:
     """
     from webdataset import TarWriter
 
-    size = sum(_BLOCK + _padded(len(content)) for _, content in members.values()) + 2 * _BLOCK
+    size = shard_bytes(len(content) for _, content in members.values())
     with whole(path, size) as partial, partial.open("wb") as file:
         with TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
             for key in sorted(members):
@@ -77,6 +78,12 @@ def write_shard(path: Path, members: Mapping[str, tuple[str, bytes]]) -> File:
         file.flush()
         os.fsync(file.fileno())
     return describe(path, len(members))
+
+
+def shard_bytes(sizes: Iterable[int]) -> int:
+    """Returns the bytes of a shard whose records have some sizes."""
+    end = sum(_BLOCK + _padded(size) for size in sizes) + 2 * _BLOCK
+    return -(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 def index(folder: Path, split: str, extensions: Collection[str] = ("safetensors",)) -> list[Member]:

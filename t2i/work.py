@@ -81,6 +81,19 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def holder(folder: Path) -> int | None:
+    """Returns the process that holds a folder's lock, or None; changes nothing."""
+    path = folder / "lock"
+    if not path.exists():
+        return None
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(file.read() or 0)
+    return None
+
+
 def publish(folder: Path, out: Path) -> None:
     """Gives a finished folder its final name; what stood there before goes only then."""
     out.parent.mkdir(parents=True, exist_ok=True)

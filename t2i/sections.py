@@ -1,0 +1,62 @@
+"""Sections: the whole of params.yaml, for commands that look at every stage."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t2i.encode_captions import EncodeCaptions
+from t2i.evaluate_model import Sweep
+from t2i.evaluate_report import Report
+from t2i.family import Base
+from t2i.fetch_dataset import Fetch
+from t2i.params import Params, ParamsError, load
+from t2i.runtime import Runtime
+from t2i.sampling import Evaluate
+from t2i.train import Train
+from t2i.views import EncodeImages
+
+MODELS: dict[str, type[Params]] = {
+    "base": Base,
+    "fetch": Fetch,
+    "encode.images": EncodeImages,
+    "encode.captions": EncodeCaptions,
+    "train": Train,
+    "evaluate": Evaluate,
+    "sweep": Sweep,
+    "report": Report,
+    "runtime": Runtime,
+}
+"""The model of each section, in the order of the file."""
+
+
+@dataclass(frozen=True)
+class Sections:
+    """Every section, checked."""
+
+    base: Base
+    fetch: Fetch
+    encode_images: EncodeImages
+    encode_captions: EncodeCaptions
+    train: Train
+    evaluate: Evaluate
+    sweep: Sweep
+    report: Report
+    runtime: Runtime
+
+
+def load_sections(path: Path) -> Sections:
+    """Returns all sections of a parameter file.
+
+    Raises:
+        ParamsError: with a line for each section that is not right.
+    """
+    found: dict[str, Any] = {}
+    problems = []
+    for name, model in MODELS.items():
+        try:
+            found[name.replace(".", "_")] = load(path, name, model)
+        except ParamsError as error:  # noqa: PERF203
+            problems.append(str(error))
+    if problems:
+        raise ParamsError("\n".join(dict.fromkeys(problems)))
+    return Sections(**found)
