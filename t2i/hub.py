@@ -72,9 +72,10 @@ def why(error: BaseException, repository: Repository | None) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from, also where that is suppressed, as `datasets` does."""
     while error is not None:
         yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        error = error.__cause__ or error.__context__
 
 
 def _status(error: BaseException, repository: Repository) -> str | None:

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-_API = re.compile(r"/api/(models|datasets)/([\w-]+/[\w-]+)(?:/(revision|tree|paths-info)/([^/]+))?.*")
+_API = re.compile(r"/api/(models|datasets)/([\w-]+/[\w-]+)(?:/auth-check|/(revision|tree|paths-info)/([^/]+))?.*")
 _FILE = re.compile(r"/(?:(datasets)/)?([\w-]+/[\w-]+)/resolve/([^/]+)/(.+)")
 
 
@@ -45,8 +45,12 @@ class FakeHub:
 
     def point_here(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
         """Makes this the Hub of the client in this process, with a cache of its own."""
+        import datasets.config
         from huggingface_hub import constants
 
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache / "datasets")
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", self.url)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setattr(constants, "ENDPOINT", self.url)
@@ -86,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
         elif folder is None or (wanted and not given):
             self._refuse(404 if given else 401, {"X-Error-Code": "RepoNotFound"})
-        elif refusal := self.hub.refusals.get("api" if api else "files"):
+        elif refusal := self.hub.refusals.get("files" if file or path.endswith("/auth-check") else "api"):
             self._refuse(*refusal)
         elif (revision := (api[4] or "main") if api else file[3] if file else "") not in self.hub.revisions:
             self._refuse(404, {"X-Error-Code": "RevisionNotFound"})
@@ -115,6 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
             for path in files
         ]
         said: Any = {"id": api[2], "sha": COMMIT, "siblings": [{"rfilename": row["path"]} for row in rows], "tags": []}
+        said["gated"] = "auto" if "GatedRepo" in self.hub.refusals.get("files", (0, {}))[1].values() else False
         if api[3] == "tree":
             said = rows
         elif api[3] == "paths-info":

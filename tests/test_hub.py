@@ -12,6 +12,9 @@ import pytest
 import t2i.hub
 from t2i.family import Base
 from t2i.fetch_base import fetch_base
+from t2i.source import Dataset
+from t2i.sources import hub as source
+from tests import tiny
 from tests.fake_hub import COMMIT, FakeHub, serving
 
 NO_NAME = {"X-Error-Code": "RepoNotFound"}
@@ -134,3 +137,57 @@ def test_vae_and_clip_are_pinned_to_the_commit_of_their_revision(hub, tmp_path) 
     assert json.loads((tmp_path / "clip/source.json").read_text()) == {"source": "someone/clip", "commit": COMMIT}
     revisions = {path.rpartition("/revision/")[2] for _, path, _ in hub.asked if "/revision/" in path}
     assert revisions == {"v1"}
+
+
+@pytest.fixture
+def dataset(hub: FakeHub, tmp_path: Path) -> FakeHub:
+    """The Hub with a dataset of four images."""
+    hub.repositories["datasets/someone/squares"] = tiny.make_images(tmp_path / "images", 4)
+    return hub
+
+
+def opened(tmp_path: Path, **changes) -> Dataset:
+    columns = {"image_column": "image", "caption_column": "text", "config": None, "split": "train", "max_rows": None}
+    named = {"name": "hub", "id": "someone/squares", "revision": None, "streaming": False}
+    return source.load(source.Params(**(columns | named | changes)), tmp_path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_is_read_at_the_commit_of_its_revision(dataset, tmp_path, streaming) -> None:
+    found = opened(tmp_path, streaming=streaming, revision="v1")
+    assert found.description == {"source": "someone/squares", "split": "train", "commit": COMMIT}
+    wanted = {((tmp_path / "images" / f"{n:04d}.png").read_bytes(), (f"square {n}",)) for n in range(4)}
+    assert {(record.read(), record.captions) for record in found.records} == wanted
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("where", "status", "headers", "said"),
+    [
+        ("api", 401, NO_NAME, r"not found \(401\): check the name; if it is private, set HF_TOKEN"),
+        ("api", 429, {"Retry-After": "300"}, r"too many requests \(429\): wait 300 s"),
+        ("files", 403, GATED, r"gated \(403\): accept its terms at http://.*/datasets/someone/squares, and set HF_TOKEN"),
+        ("files", 403, {}, r"no permission \(403\): who has no token \(HF_TOKEN\) may not read it"),
+        ("files", 429, {"Retry-After": "300"}, r"too many requests \(429\): wait 300 s"),
+    ],
+)
+def test_a_dataset_that_is_refused_says_the_same(dataset, tmp_path, where, status, headers, said, streaming) -> None:
+    dataset.refusals[where] = (status, headers)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=rf"^`fetch.source(.id)?`: .*someone/squares.*: {said}") as caught:
+        list(opened(tmp_path, streaming=streaming).records)
+    assert time.monotonic() - start < 10
+    assert "\n" not in str(caught.value)
+
+
+def test_a_revision_that_a_dataset_has_not_is_named(dataset, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"`fetch.source.id`: 'someone/squares' at 'v9': no such revision \(404\)"):
+        opened(tmp_path, revision="v9")
+
+
+def test_an_image_that_the_hub_does_not_give_ends_the_stream_and_is_no_bad_record(dataset, tmp_path) -> None:
+    records = opened(tmp_path, streaming=True).records
+    assert next(records).read().startswith(b"\x89PNG")
+    dataset.refusals["files"] = (403, {})
+    with pytest.raises(ValueError, match=r"^`fetch.source`: someone/squares, near row 1 of train: no permission \(403\)"):
+        next(records)

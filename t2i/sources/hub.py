@@ -57,9 +57,7 @@ def load(params: Params, local: Path) -> Dataset:
     commit = _commit(asked) if asked else None
     name = f"folder {folder.name}" if folder else params.id
     try:
-        rows = datasets.load_dataset(
-            str(folder or params.id), params.config, split=params.split, revision=commit, streaming=params.streaming
-        )
+        rows = _rows(str(folder or params.id), params, commit)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"`fetch.source`: {name}: {why(error, asked)}") from None
     columns = rows.column_names or []
@@ -68,6 +66,18 @@ def load(params: Params, local: Path) -> Dataset:
             raise ValueError(f"`fetch.source`: {name} has no column {column!r}; it has {', '.join(columns) or 'none'}")
     rows = rows.cast_column(params.image_column, datasets.Image(decode=False))
     return Dataset(_records(rows, params, folder, asked), {"source": name, "split": params.split, "commit": commit})
+
+
+def _rows(named: str, params: Params, commit: str | None) -> Any:
+    """The rows of the split; of a stream, none is decoded ahead."""
+    import datasets
+
+    if not params.streaming:
+        return datasets.load_dataset(named, params.config, split=params.split, revision=commit)
+    builder = datasets.load_dataset_builder(named, params.config, revision=commit)
+    if hasattr(builder.config, "decode_num_threads"):
+        builder.config.decode_num_threads = 0  # those of a folder of images on the Hub would decode whatever is asked for
+    return builder.as_streaming_dataset(split=params.split)
 
 
 def _folder(params: Params, local: Path) -> Path | None:
@@ -89,7 +99,10 @@ def _commit(dataset: Repository) -> str | None:
     if HF_HUB_OFFLINE:
         return dataset.revision
     with asking(dataset):
-        commit: str | None = HfApi().dataset_info(dataset.name, revision=dataset.revision).sha
+        info = HfApi().dataset_info(dataset.name, revision=dataset.revision)
+        if info.gated:
+            HfApi().auth_check(dataset.name, repo_type="dataset")
+        commit: str | None = info.sha
     return commit
 
 
