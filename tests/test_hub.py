@@ -191,3 +191,13 @@ def test_an_image_that_the_hub_does_not_give_ends_the_stream_and_is_no_bad_recor
     dataset.refusals["files"] = (403, {})
     with pytest.raises(ValueError, match=r"^`fetch.source`: someone/squares, near row 1 of train: no permission \(403\)"):
         next(records)
+
+
+@pytest.mark.parametrize("revision", [None, "v1", COMMIT])
+def test_a_dataset_that_was_read_once_is_read_offline(dataset, tmp_path, monkeypatch, revision) -> None:
+    online = {record.read() for record in opened(tmp_path, revision=revision).records}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    dataset.asked.clear()
+    assert {record.read() for record in opened(tmp_path, revision=revision).records} == online
+    assert not dataset.asked

@@ -21,7 +21,7 @@ cut_off()
 from diffusers import StableDiffusionPipeline
 pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1])
 print(pipeline("square 1", num_inference_steps=1, height=32, width=32).images[0].size)
-assert not {"t2i", "stages", "datasets", "accelerate.tracking"} & {name.split(".")[0] for name in sys.modules}
+assert not {"t2i", "stages"} & sys.modules.keys()
 """
 
 
@@ -51,7 +51,7 @@ def test_with_the_base_on_disk_the_whole_pipeline_and_its_model_need_no_network(
         assert not hub.asked
     assert project.json("data/model/source.json") == {"source": "someone/tiny", "commit": COMMIT}
     kinds = {path.suffix for path in (project.folder / "data/model").rglob("*") if path.is_file()}
-    assert kinds == {".safetensors", ".json", ".md", ".txt"} or kinds == {".safetensors", ".json", ".md"}
+    assert kinds <= {".safetensors", ".json", ".md", ".txt"}
     assert sampled(project.folder / "data/model") == "(32, 32)"
 
 
