@@ -77,8 +77,8 @@ def _parts(source: Path) -> dict[str, Any]:
     index_file = source / "model_index.json"
     if not index_file.is_file():
         raise ValueError(f"{index_file}: missing: {source} is no pipeline in diffusers' layout")
-    index = json.loads(index_file.read_text(encoding="utf-8"))
-    parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and kind[0] and name not in NOT_TAKEN}
+    index = _read(index_file)
+    parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and any(kind[:1]) and name not in NOT_TAKEN}
     for name in parts:
         if not re.fullmatch(r"\w+", name):
             raise ValueError(f"{index_file}: {name!r} is no name of a part: not to be trusted")
@@ -88,7 +88,7 @@ def _parts(source: Path) -> dict[str, Any]:
 def _copy_pipeline(source: Path, out: Path, variant: str | None) -> None:
     for name in _parts(source):
         _copy_model(source / name, out / name, variant)
-    index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+    index = _read(source / "model_index.json")
     index |= {name: [None, None] for name in NOT_TAKEN if name in index}
     if "safety_checker" in index:
         index["requires_safety_checker"] = False
@@ -113,6 +113,8 @@ def _copy_model(source: Path, out: Path, variant: str | None) -> None:
             "`model.save_pretrained(folder, safe_serialization=True)`"
         )
     for file in [*source.glob("*.json"), *source.glob("*.txt")]:
+        if file.suffix == ".json":
+            (_read if file.name.endswith("config.json") else _parsed)(file)
         shutil.copyfile(file, out / file.name)
     for file in weights:
         check_weights(file)
@@ -145,5 +147,18 @@ def _leave_out_layers(text_encoder: Path, count: int) -> None:
 
 
 def _config(model: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    return config
+    return _read(model / "config.json")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content = _parsed(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: got JSON of another kind, wanted an object: put one of the model's in its place")
+    return content
+
+
+def _parsed(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not to be read as JSON ({error}): put a whole one in its place") from None

@@ -118,7 +118,7 @@ def _interruption(error: BaseException) -> str | None:
     name = type(error).__name__
     if name in ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"):
         return f"{constants.ENDPOINT} is out of reach ({name}): check the network; HF_HUB_OFFLINE=1 uses what is on disk"
-    if isinstance(error, errors.HTTPError) or "Consistency check failed" in str(error):
+    if isinstance(error, errors.HTTPError) or name == "XetDownloadError" or "Consistency check failed" in str(error):
         return f"broken off ({name}): run it again; what came whole is kept"
     return None
 

@@ -75,6 +75,18 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path) -> None:
         fetch_base(params(local=str(tmp_path / "empty")), tmp_path / "base", tmp_path / "clip")
 
 
+@pytest.mark.parametrize("content", ["", '{"_class_name": ', "[1]", "<html>"])
+@pytest.mark.parametrize(
+    "name", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json", "clip/config.json"]
+)
+def test_a_damaged_configuration_is_named(tiny_base, tmp_path, name, content) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "damaged")
+    (base / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"^{base / name}: (not to be read as JSON \(.+\)|got JSON of another kind)"):
+        fetch_base(params(local=str(base), clip=str(base / "clip")), tmp_path / "data/base", tmp_path / "data/clip")
+    assert not list((tmp_path / "data").iterdir())
+
+
 def test_a_clip_that_dvc_does_not_watch_is_refused(tiny_base, tmp_path) -> None:
     clip = shutil.copytree(tiny_base / "clip", tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"must lie inside `base.local`"):
