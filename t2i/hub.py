@@ -73,8 +73,10 @@ def why(error: BaseException, repository: Repository | None) -> str:
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error and what it came from, also where that is suppressed, as `datasets` does."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
         yield error
+        seen.append(error)
         error = error.__cause__ or error.__context__
 
 
