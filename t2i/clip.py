@@ -9,6 +9,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from t2i.pretrained import load
+
 
 class Clip:
     """A CLIPModel with its tokenizer and image processor, in fp32."""
@@ -17,7 +19,7 @@ class Clip:
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
         self.device, self.batch_size = device, batch_size
-        self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval().to(device)
+        self.model = load(CLIPModel, folder).eval().to(device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.processor = CLIPImageProcessorPil.from_pretrained(folder)
 

@@ -4,12 +4,12 @@ noisy_latents = sqrt(a) latents + sqrt(1 - a) noise        (Ho et al. 2020, arXi
 v             = sqrt(a) noise - sqrt(1 - a) latents        (Salimans & Ho 2022, arXiv 2202.00512, appendix D)
 """
 
-from typing import Literal, get_args
+from typing import get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
-PredictionType = Literal["epsilon", "v_prediction"]
+from t2i.prediction import PredictionType
 
 
 def add_noise(

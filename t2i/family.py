@@ -7,7 +7,7 @@ named tensors, they are stored as they are, and given back to `predict`.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from t2i.params import Params, resolve_plugin
+from t2i.prediction import PredictionType
 
 Conditioning = dict[str, Tensor]
 """Named tensors [b, ...]: all the UNet takes besides latents and timesteps."""
@@ -35,11 +36,12 @@ class Base(Params):
     variant: str | None
     """Variant of the weights on the Hub, such as fp16; null: the plain ones."""
     vae: str | None
-    """Another AutoencoderKL than the base's: a folder, or a Hub id such as stabilityai/sd-vae-ft-mse; null: the base's."""
+    """Another AutoencoderKL than the base's: a folder, or a Hub id such as stabilityai/sd-vae-ft-mse, with `@` and a revision
+    where another than the default branch is wanted; null: the base's."""
     clip_skip: int = Field(ge=0)
     """How many of the text encoder's last layers are left out, as diffusers counts `clip_skip`; for good, in the copy."""
     clip: str
-    """The CLIPModel that measures: a folder, or a Hub id such as openai/clip-vit-large-patch14."""
+    """The CLIPModel that measures: a folder, or a Hub id such as openai/clip-vit-large-patch14, with `@` as in `vae`."""
 
 
 @runtime_checkable
@@ -47,7 +49,7 @@ class Family(Protocol):
     """One checkpoint in diffusers' layout; nothing is loaded before it is asked for."""
 
     alphas_cumprod: Float[Tensor, " timesteps"]
-    prediction_type: Literal["epsilon", "v_prediction"]
+    prediction_type: PredictionType
     scaling_factor: float
     shift_factor: float
     vae_factor: int

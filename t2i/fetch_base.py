@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from t2i.family import Base
-from t2i.work import fresh
+from t2i.hub import Repository, download, split_revision
+from t2i.weights import check_weights
+from t2i.work import fresh, write_json
 
 NOT_TAKEN = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of a pipeline that neither training nor sampling here uses."""
@@ -25,7 +27,7 @@ def fetch_base(params: Base, out: Path, clip_out: Path) -> str:
         ValueError: naming the file that is missing or not to be trusted, and what to do.
     """
     source, origin = _pipeline(params)
-    with fresh(out) as folder:
+    with fresh(out) as folder, fresh(clip_out) as clip_folder:
         _copy_pipeline(source, folder, params.variant)
         if params.vae is not None:
             vae, its_origin = _model(params, "vae", params.vae)
@@ -34,11 +36,10 @@ def fetch_base(params: Base, out: Path, clip_out: Path) -> str:
         if params.clip_skip:
             _leave_out_layers(folder / "text_encoder", params.clip_skip)
             origin |= {"clip_skip": str(params.clip_skip)}
-        (folder / "source.json").write_text(json.dumps(origin, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    clip_source, clip_origin = _model(params, "clip", params.clip)
-    with fresh(clip_out) as folder:
-        _copy_model(clip_source, folder, None)
-        (folder / "source.json").write_text(json.dumps(clip_origin, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(folder / "source.json", origin)
+        clip_source, clip_origin = _model(params, "clip", params.clip)
+        _copy_model(clip_source, clip_folder, None)
+        write_json(clip_folder / "source.json", clip_origin)
     return " at ".join(str(part) for part in origin.values() if part)
 
 
@@ -46,11 +47,12 @@ def _pipeline(params: Base) -> tuple[Path, dict[str, str | None]]:
     """The folder of the base, local or downloaded, and where it came from."""
     if params.hub is None:
         return Path(params.local), {"source": _named(params.local), "commit": None}
-    snapshot = _download(params.hub, params.revision, ["model_index.json"])
+    base = Repository("base.hub", params.hub, params.revision)
+    snapshot = download(base, ["model_index.json"])
     names = _parts(snapshot)
     weights = [f"*.{params.variant}.safetensors"] if params.variant else list(_WEIGHTS)
     patterns = [f"{name}/{pattern}" for name in names for pattern in ("*.json", "*.txt", *weights)]
-    _download(params.hub, snapshot.name, patterns)
+    download(base._replace(revision=snapshot.name), patterns)
     return snapshot, {"source": params.hub, "commit": snapshot.name}
 
 
@@ -60,8 +62,9 @@ def _model(params: Base, key: str, named: str) -> tuple[Path, dict[str, str | No
         if not Path(named).resolve().is_relative_to(Path(params.local).resolve()):
             raise ValueError(f"`base.{key}` {named!r} must lie inside `base.local` {params.local!r}, which DVC watches")
         return Path(named), {"source": _named(named), "commit": None}
-    snapshot = _download(named, None, ["*.json", "*.txt", *_WEIGHTS])
-    return snapshot, {"source": named, "commit": snapshot.name}
+    name, revision = split_revision(named)
+    snapshot = download(Repository(f"base.{key}", name, revision), ["*.json", "*.txt", *_WEIGHTS])
+    return snapshot, {"source": name, "commit": snapshot.name}
 
 
 def _named(folder: str) -> str:
@@ -69,27 +72,13 @@ def _named(folder: str) -> str:
     return Path(folder).name if Path(folder).is_absolute() else folder
 
 
-def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    """The folder of a snapshot, named by its commit."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"`base`: {name!r}, revision {revision!r}, is not to be had from the Hub ({reason}); "
-            "check the name, the network, and HF_TOKEN for a private or gated model; HF_HUB_OFFLINE=1 uses what is on disk"
-        ) from None
-
-
 def _parts(source: Path) -> dict[str, Any]:
     """The entries of model_index.json that name a part which is used here."""
     index_file = source / "model_index.json"
     if not index_file.is_file():
         raise ValueError(f"{index_file}: missing: {source} is no pipeline in diffusers' layout")
-    index = json.loads(index_file.read_text(encoding="utf-8"))
-    parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and kind[0] and name not in NOT_TAKEN}
+    index = _read(index_file)
+    parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and any(kind[:1]) and name not in NOT_TAKEN}
     for name in parts:
         if not re.fullmatch(r"\w+", name):
             raise ValueError(f"{index_file}: {name!r} is no name of a part: not to be trusted")
@@ -99,11 +88,11 @@ def _parts(source: Path) -> dict[str, Any]:
 def _copy_pipeline(source: Path, out: Path, variant: str | None) -> None:
     for name in _parts(source):
         _copy_model(source / name, out / name, variant)
-    index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+    index = _read(source / "model_index.json")
     index |= {name: [None, None] for name in NOT_TAKEN if name in index}
     if "safety_checker" in index:
         index["requires_safety_checker"] = False
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "model_index.json", index)
     for licence in source.glob("LICENSE*"):
         shutil.copyfile(licence, out / licence.name)
 
@@ -124,8 +113,11 @@ def _copy_model(source: Path, out: Path, variant: str | None) -> None:
             "`model.save_pretrained(folder, safe_serialization=True)`"
         )
     for file in [*source.glob("*.json"), *source.glob("*.txt")]:
+        if file.suffix == ".json":
+            (_read if file.name.endswith("config.json") else _parsed)(file)
         shutil.copyfile(file, out / file.name)
     for file in weights:
+        check_weights(file)
         shutil.copyfile(file, out / file.name.replace(f"{infix}.safetensors", ".safetensors"))
 
 
@@ -151,11 +143,22 @@ def _leave_out_layers(text_encoder: Path, count: int) -> None:
     for file in text_encoder.glob("*.safetensors"):
         tensors = {name: t for name, t in load_file(file).items() if not name.removeprefix("text_model.").startswith(gone)}
         save_file(tensors, file, metadata={"format": "pt"})
-    (text_encoder / "config.json").write_text(
-        json.dumps(config | {"num_hidden_layers": kept}, indent=2) + "\n", encoding="utf-8"
-    )
+    write_json(text_encoder / "config.json", config | {"num_hidden_layers": kept})
 
 
 def _config(model: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    return config
+    return _read(model / "config.json")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content = _parsed(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: got JSON of another kind, wanted an object: put one of the model's in its place")
+    return content
+
+
+def _parsed(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not to be read as JSON ({error}): put a whole one in its place") from None

@@ -10,10 +10,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.batches import Batch, CachedRecords, Sampler
-from t2i.diffusion import PredictionType, add_noise, prediction_target, rectified, snr
+from t2i.diffusion import add_noise, prediction_target, rectified, snr
 from t2i.family import Family
 from t2i.latents import sample_latents
 from t2i.params import Params
+from t2i.prediction import PredictionType
 from t2i.timesteps import Timesteps, cumulated_probabilities, draw_timestep
 from t2i.weighting import Weighting, loss_weights
 

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from t2i.diffusion import PredictionType
 from t2i.params import Params
+from t2i.prediction import PredictionType
 
 
 class Uniform(Params):

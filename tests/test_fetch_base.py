@@ -61,7 +61,7 @@ def test_the_safety_checker_is_left_out_and_the_pipeline_loads(tiny_base, tmp_pa
 
 
 def test_an_unknown_base_is_one_line_with_a_remedy(tiny_base, tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"`base`: 'someone/gone', revision None, is not to be had from the Hub") as caught:
+    with pytest.raises(ValueError, match=r"`base.hub`: 'someone/gone': HF_HUB_OFFLINE is set") as caught:
         fetch_base(
             params(hub="someone/gone", local=str(tiny_base), clip=str(tiny_base / "clip")), tmp_path / "base", tmp_path / "clip"
         )
@@ -73,6 +73,18 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"model_index.json: missing"):
         fetch_base(params(local=str(tmp_path / "empty")), tmp_path / "base", tmp_path / "clip")
+
+
+@pytest.mark.parametrize("content", ["", '{"_class_name": ', "[1]", "<html>"])
+@pytest.mark.parametrize(
+    "name", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json", "clip/config.json"]
+)
+def test_a_damaged_configuration_is_named(tiny_base, tmp_path, name, content) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "damaged")
+    (base / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"^{base / name}: (not to be read as JSON \(.+\)|got JSON of another kind)"):
+        fetch_base(params(local=str(base), clip=str(base / "clip")), tmp_path / "data/base", tmp_path / "data/clip")
+    assert not list((tmp_path / "data").iterdir())
 
 
 def test_a_clip_that_dvc_does_not_watch_is_refused(tiny_base, tmp_path) -> None:

@@ -37,7 +37,7 @@ def imports_of(tree: ast.AST, *, inside: str | None = None) -> set[str]:
 
 
 def closure(command: str) -> set[str]:
-    """Every file of ours that a command runs, the chosen plug-ins by the name that dvc.yaml gives them."""
+    """Every file of ours that a command runs, whichever plug-ins are chosen; those by the name that dvc.yaml gives them."""
     words = command.removeprefix("python -m ").split()
     start = file_of(words[0])
     assert start is not None, command
@@ -49,17 +49,21 @@ def closure(command: str) -> set[str]:
         seen.add(module)
         if module in CHOSEN:
             files.add(CHOSEN[module])
-            family = {"t2i.sources": PARAMS["fetch"]["source"]["name"], "t2i.families": PARAMS["base"]["family"]}[module]
-            path = file_of(f"{module}.{family}")
+            paths = plugins(module)
         else:
             path = file_of(module)
             assert path is not None
+            paths = [path]
             files.add(str(path.relative_to(ROOT)))
             if (template := path.with_suffix(".html")).is_file():
                 files.add(str(template.relative_to(ROOT)))
-        assert path is not None
-        waiting |= imports_of(ast.parse(path.read_text(encoding="utf-8"))) - seen
+        for path in paths:
+            waiting |= imports_of(ast.parse(path.read_text(encoding="utf-8"))) - seen
     return files
+
+
+def plugins(package: str) -> list[Path]:
+    return [path for path in (ROOT / package.replace(".", "/")).glob("*.py") if path.name != "__init__.py"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -70,9 +74,8 @@ def test_declared_code_is_exactly_what_runs(stage: str) -> None:
 
 @pytest.mark.parametrize(("package", "stage"), [("t2i.sources", "fetch-dataset"), ("t2i.families", "train")])
 def test_no_plugin_imports_what_is_not_declared_whichever_is_chosen(package: str, stage: str) -> None:
-    plugins = [path for path in (ROOT / package.replace(".", "/")).glob("*.py") if path.name != "__init__.py"]
-    assert plugins
-    for path in plugins:
+    assert plugins(package)
+    for path in plugins(package):
         imported = {file_of(module) for module in imports_of(ast.parse(path.read_text(encoding="utf-8")))}
         assert {str(file.relative_to(ROOT)) for file in imported if file} <= set(STAGES[stage]["deps"]), path
 

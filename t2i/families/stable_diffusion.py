@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
+
+from t2i.prediction import PredictionType
+from t2i.pretrained import load
 
 
 class Text(NamedTuple):
@@ -46,22 +49,23 @@ class Family:
         self.vae_factor: int = 2 ** (len(vae["block_out_channels"]) - 1)
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **self._scheduler_changes)
         self.alphas_cumprod: Float[Tensor, " timesteps"] = scheduler.alphas_cumprod.float()
-        if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        if scheduler.config.prediction_type not in get_args(PredictionType):
             raise ValueError(
-                f"{folder}: prediction type {scheduler.config.prediction_type!r}: epsilon and v_prediction are trained here"
+                f"{folder}: prediction type {scheduler.config.prediction_type!r}: "
+                f"{' and '.join(get_args(PredictionType))} are trained here"
             )
         if scheduler.config.prediction_type == "epsilon" and self.alphas_cumprod[-1] == 0:
             raise ValueError(
                 f"{folder}: epsilon cannot be told from the noise itself at zero terminal SNR: "
                 "set `train.objective.prediction_type` to v_prediction, or `zero_terminal_snr` to false"
             )
-        self.prediction_type: Literal["epsilon", "v_prediction"] = scheduler.config.prediction_type
+        self.prediction_type: PredictionType = scheduler.config.prediction_type
 
     def load_vae(self, device: str) -> nn.Module:
         """Returns the AutoencoderKL in fp32, frozen."""
         from diffusers import AutoencoderKL
 
-        return self._frozen(AutoencoderKL.from_pretrained(self.folder, subfolder="vae", **_STRICT), device)
+        return self._frozen(load(AutoencoderKL, self.folder / "vae"), device)
 
     def encode_pixels(self, vae: Any, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m _ _"]:
         """Returns mean and log-variance, unscaled."""
@@ -79,8 +83,8 @@ class Family:
         """Returns the tokenizer, and the text encoder in fp32, frozen."""
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        encoder = CLIPTextModel.from_pretrained(self.folder / "text_encoder", dtype=torch.float32, use_safetensors=True)
-        return Text(CLIPTokenizer.from_pretrained(self.folder / "tokenizer"), self._frozen(encoder, device))
+        encoder = self._frozen(load(CLIPTextModel, self.folder / "text_encoder"), device)
+        return Text(CLIPTokenizer.from_pretrained(self.folder / "tokenizer"), encoder)
 
     def encode_prompts(self, text: Text, captions: Sequence[str]) -> dict[str, Tensor]:
         """Returns `encoder_hidden_states` [b, tokens, width]: the last state after the final layer norm, unmasked."""
@@ -100,7 +104,7 @@ class Family:
         if random:
             unet: nn.Module = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(self.folder, subfolder="unet"))
             return unet
-        pretrained: nn.Module = UNet2DConditionModel.from_pretrained(self.folder, subfolder="unet", **_STRICT)
+        pretrained: nn.Module = load(UNet2DConditionModel, self.folder / "unet")
         return pretrained
 
     def check_fit(self, unet: Any, moments: Float[Tensor, "_ m h w"], conditioning: dict[str, Tensor]) -> None:
@@ -165,8 +169,10 @@ class Family:
     def _pipeline(self) -> Any:
         from diffusers import StableDiffusionPipeline
 
+        text = self.load_text("cpu")
+        parts = {"unet": self.load_unet(random=False), "vae": self.load_vae("cpu"), "text_encoder": text.encoder}
         pipeline = StableDiffusionPipeline.from_pretrained(
-            self.folder, safety_checker=None, requires_safety_checker=False, **_STRICT
+            self.folder, **parts, tokenizer=text.tokenizer, safety_checker=None, requires_safety_checker=False
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -230,6 +236,3 @@ class Family:
     def _frozen(model: Any, device: str) -> nn.Module:
         frozen: nn.Module = model.requires_grad_(False).eval().to(device)
         return frozen
-
-
-_STRICT = {"use_safetensors": True, "dtype": torch.float32}

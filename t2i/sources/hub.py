@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from t2i import params
+from t2i.hub import Repository, asking, why
 from t2i.source import Dataset, Record, record_of
 
 
@@ -52,20 +53,31 @@ def load(params: Params, local: Path) -> Dataset:
     import datasets
 
     folder = _folder(params, local)
-    commit = None if folder else _commit(params)
+    asked = None if folder else Repository("fetch.source.id", str(params.id), params.revision, "dataset")
+    commit = _commit(asked) if asked else None
     name = f"folder {folder.name}" if folder else params.id
     try:
-        rows = datasets.load_dataset(
-            str(folder or params.id), params.config, split=params.split, revision=commit, streaming=params.streaming
-        )
+        rows = _rows(str(folder or params.id), params, commit)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"`fetch.source`: {name}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"`fetch.source`: {name}: {why(error, asked)}") from None
     columns = rows.column_names or []
     for column in (params.image_column, params.caption_column):
         if column not in columns:
             raise ValueError(f"`fetch.source`: {name} has no column {column!r}; it has {', '.join(columns) or 'none'}")
     rows = rows.cast_column(params.image_column, datasets.Image(decode=False))
-    return Dataset(_records(rows, params, folder), {"source": name, "split": params.split, "commit": commit})
+    return Dataset(_records(rows, params, folder, asked), {"source": name, "split": params.split, "commit": commit})
+
+
+def _rows(named: str, params: Params, commit: str | None) -> Any:
+    """The rows of the split; of a stream, none is decoded ahead."""
+    import datasets
+
+    if not params.streaming:
+        return datasets.load_dataset(named, params.config, split=params.split, revision=commit)
+    builder = datasets.load_dataset_builder(named, params.config, revision=commit)
+    if hasattr(builder.config, "decode_num_threads"):
+        builder.config.decode_num_threads = 0  # those of a folder of images on the Hub would decode whatever is asked for
+    return builder.as_streaming_dataset(split=params.split)
 
 
 def _folder(params: Params, local: Path) -> Path | None:
@@ -79,34 +91,30 @@ def _folder(params: Params, local: Path) -> Path | None:
     return Path(params.id) if Path(params.id).exists() else None
 
 
-def _commit(params: Params) -> str | None:
+def _commit(dataset: Repository) -> str | None:
     """The commit that a revision stands for; offline, the revision itself, which the cache must then hold."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:
-        return params.revision
-    try:
-        commit: str | None = HfApi().dataset_info(params.id, revision=params.revision, timeout=20).sha
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"`fetch.source.id` {params.id!r}, revision {params.revision!r}: not to be had from the Hub ({reason}); "
-            "check the name, the network, and HF_TOKEN for a private or gated dataset; HF_HUB_OFFLINE=1 uses what is on disk"
-        ) from None
+        return dataset.revision
+    with asking(dataset):
+        info = HfApi().dataset_info(dataset.name, revision=dataset.revision)
+        if info.gated:
+            HfApi().auth_check(dataset.name, repo_type="dataset")
+        commit: str | None = info.sha
     return commit
 
 
-def _records(rows: Any, params: Params, folder: Path | None) -> Iterator[Record]:
+def _records(rows: Any, params: Params, folder: Path | None, asked: Repository | None) -> Iterator[Record]:
     number = 0
     try:
         for number, row in enumerate(islice(rows, params.max_rows)):
             read = partial(_content, row[params.image_column], folder)
             yield record_of(f"{params.split}, row {number}", read, row[params.caption_column])
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         place = f"{params.id or folder}, near row {number} of {params.split}"
-        raise ValueError(f"`fetch.source`: {place}: {reason}; check the network, and run it again") from None
+        raise ValueError(f"`fetch.source`: {place}: {why(error, asked)}") from None
 
 
 def _content(cell: Any, folder: Path | None) -> bytes:
