@@ -13,7 +13,7 @@ from tqdm import tqdm
 from t2i.images import MOST_PIXELS
 from t2i.params import Params, check, resolve_plugin
 from t2i.records import SPLITS, Split, split_of
-from t2i.screening import OnBad, Screen, check_captions, check_image
+from t2i.screening import OnBad, Screen, check_captions, image_check
 from t2i.selection import Kept, Selection
 from t2i.shards import write_manifest, write_shard
 from t2i.source import Record
@@ -33,9 +33,12 @@ class Fetch(Params):
     max_bad_fraction: float = Field(ge=0, le=1)
     """Largest share of such records among those that were looked at, where they are left out; above it the stage fails."""
     max_pixels: int = Field(ge=1, le=MOST_PIXELS)
-    """Pixels above which an image is bad, read from its header; decoding takes 8 to 20 bytes of memory a pixel."""
+    """Pixels above which an image is bad, read from its header; decoding takes 8 to 20 bytes of memory a pixel, and an image
+    that asks for more than 40 bytes a pixel of these, and 512 MB, is bad too."""
     min_side_px: int = Field(ge=1)
     """Width or height below which an image is bad, pixels."""
+    max_decode_seconds: float = Field(gt=0, le=86_400)
+    """Processor time in which an image must be decoded, else it is bad: some files of a few kilobytes would take hours."""
     heldout_fraction: float = Field(gt=0, lt=1)
     """Share of the records, by hash, that the fine-tune never sees."""
     max_train_records: int | None = Field(ge=1)
@@ -111,30 +114,31 @@ def gather(
         For each split, how many records there were; further ones of a key that is kept are not counted.
     """
     found = dict.fromkeys(SPLITS, 0)
-    for record in tqdm(records, desc="reading", unit=" records"):
-        split = split_of(record.identity, params.heldout_fraction)
-        selection = selections[split]
-        rank, known = selection.rank(record.identity), selection.kept.get(record.key)
-        found[split] += not known
-        if not known and not selection.takes(rank):
-            continue
-        screen.looked_at += 1
-        try:
-            if record.problem:
-                raise ValueError(record.problem)
-            check_captions(record.captions)
-            if known:
-                captions = tuple(dict.fromkeys((*known.captions, *record.captions)))
-                selection.kept[record.key] = replace(known, captions=captions)
+    with image_check(params.max_pixels, params.min_side_px, params.max_decode_seconds) as check_image:
+        for record in tqdm(records, desc="reading", unit=" records"):
+            split = split_of(record.identity, params.heldout_fraction)
+            selection = selections[split]
+            rank, known = selection.rank(record.identity), selection.kept.get(record.key)
+            found[split] += not known
+            if not known and not selection.takes(rank):
                 continue
-            content = record.read()
-            extension = check_image(content, params.max_pixels, params.min_side_px)
-        except ValueError as error:
-            screen.leave_out(record.place, str(error))
-            continue
-        captions = tuple(dict.fromkeys(record.captions))
-        selection.add(Kept(record.key, rank, captions, extension, spool.tell(), len(content)))
-        spool.write(content)
+            screen.looked_at += 1
+            try:
+                if record.problem:
+                    raise ValueError(record.problem)
+                check_captions(record.captions)
+                if known:
+                    captions = tuple(dict.fromkeys((*known.captions, *record.captions)))
+                    selection.kept[record.key] = replace(known, captions=captions)
+                    continue
+                content = record.read()
+                extension = check_image(content)
+            except ValueError as error:
+                screen.leave_out(record.place, str(error))
+                continue
+            captions = tuple(dict.fromkeys(record.captions))
+            selection.add(Kept(record.key, rank, captions, extension, spool.tell(), len(content)))
+            spool.write(content)
     return found
 
 

@@ -13,6 +13,7 @@ from t2i.records import SPLITS
 from t2i.screening import Screen
 from t2i.selection import Selection
 from t2i.source import Record
+from tests.test_screening import many_scans
 
 
 def drawing(shade: int = 0) -> bytes:
@@ -33,6 +34,7 @@ def gathered(records: list[Record], **changes) -> tuple[dict[str, Selection], Sc
         "max_bad_fraction": 1.0,
         "max_pixels": 1000,
         "min_side_px": 8,
+        "max_decode_seconds": 30.0,
         "heldout_fraction": 0.1,
         "max_train_records": None,
         "max_heldout_records": None,
@@ -126,6 +128,13 @@ def test_what_is_bad_is_left_out_with_its_reason() -> None:
         ("line a", "blank caption"),
     ]
     assert screen.looked_at == 6
+
+
+def test_what_takes_too_long_to_decode_is_left_out_and_the_rest_is_kept() -> None:
+    records = [record("a", "x", content=many_scans((1000, 1000), 20_000)), record("b", "x")]
+    selections, screen, _, _ = gathered(records, max_decode_seconds=0.2, max_pixels=1_000_000)
+    assert [kept.key for selection in selections.values() for kept in selection.in_order()] == ["b"]
+    assert screen.kinds() == {"too slow an image": 1}
 
 
 @pytest.mark.parametrize("caption", ["", "  ", None, 3, {"text": "x"}, float("nan"), "a\0"])

@@ -126,6 +126,7 @@ def test_an_unknown_source_lists_the_sources(tmp_path, params) -> None:
         ("max_bad_fraction", 1.5, "`fetch.max_bad_fraction`: input should be less than or equal to 1, got 1.5"),
         ("max_bad_fraction", float("nan"), "`fetch.max_bad_fraction`: input should be"),
         ("max_pixels", 10**9, "`fetch.max_pixels`: input should be less than or equal to 178956970"),
+        ("max_decode_seconds", 0.0, "`fetch.max_decode_seconds`: input should be greater than 0, got 0.0"),
         ("min_side_px", 0, "`fetch.min_side_px`: input should be greater than or equal to 1, got 0"),
     ],
 )
