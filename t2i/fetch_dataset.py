@@ -29,7 +29,7 @@ class Fetch(Params):
     """The folder that the sources of files read. Must exist, since DVC watches it."""
     on_bad: OnBad
     """What a record does whose image or caption cannot be used: `error` ends the stage and names it; `skip` leaves it out,
-    lists it in skipped.csv and counts it by reason in skipped.json."""
+    lists it in skipped.csv and counts it by reason in the metrics."""
     max_bad_fraction: float = Field(ge=0, le=1)
     """Largest share of such records among those that were looked at, where they are left out; above it the stage fails."""
     max_pixels: int = Field(ge=1, le=MOST_PIXELS)
@@ -67,12 +67,19 @@ class Fetched(NamedTuple):
     """Records of each split that were kept."""
     found: dict[Split, int]
     """Records of each split that were there, good or bad."""
+    looked_at: int
+    """Records that the draw took, on its way or to its end, good or bad."""
     skipped: dict[str, int]
     """Records that were left out as bad, by kind of reason."""
 
+    def metrics(self) -> dict[str, Any]:
+        """Returns the figures as `dvc metrics` shows them."""
+        skipped = {"skipped": sum(self.skipped.values()), "skipped_by_kind": self.skipped}
+        return {"records": self.kept, "found": self.found, "looked_at": self.looked_at} | skipped
+
 
 def fetch_dataset(params: Fetch, out: Path) -> Fetched:
-    """Writes `out`/images/{split}-00000.tar, `out`/captions.jsonl and dataset.json, skipped.csv and skipped.json.
+    """Writes `out`/images/{split}-00000.tar, `out`/captions.jsonl, dataset.json and skipped.csv.
 
     The source is read once, from front to end. An image that the draw takes is read, decoded once to see that it is whole, and
     spooled to a file without a name beside `out`: until the shards are written, the images lie on the disk twice. Memory holds
@@ -98,9 +105,8 @@ def fetch_dataset(params: Fetch, out: Path) -> Fetched:
                     row = {"key": record.key, "split": split, "captions": record.captions}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
         screen.write(folder / "skipped.csv")
-        write_json(folder / "skipped.json", screen.kinds())
         write_json(folder / "dataset.json", dataset.description | {"records": counts})
-    return Fetched(counts, found, screen.kinds())
+    return Fetched(counts, found, screen.looked_at, screen.kinds())
 
 
 def gather(

@@ -3,6 +3,7 @@ import io
 import json
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -187,8 +188,12 @@ def test_skipped_records_are_listed_and_counted_and_all_that_follows_works(proje
     raw = project.folder / "data/raw"
     listed = list(csv.DictReader((raw / "skipped.csv").open(encoding="utf-8")))
     assert [row["record"] for row in listed] == [f"metadata.jsonl, line {n} (000{n - 1}.png)" for n in (4, 6, 8, 10)]
+    metrics = project.json("data/reports/fetch-dataset/metrics.json")
     kinds = {"empty image": 1, "not a readable image": 1, "too large an image": 1, "blank caption": 1}
-    assert project.json("data/raw/skipped.json") == kinds
+    assert (metrics["looked_at"], metrics["skipped"], metrics["skipped_by_kind"]) == (24, 4, kinds)
+    kept = Counter(json.loads(line)["split"] for line in (raw / "captions.jsonl").read_text().splitlines())
+    assert metrics["records"] == kept
+    assert sum(metrics["found"].values()) == 24
     assert project.json("data/reports/encode-images/metrics.json")["records"] == 20
     assert "left out: 1 empty image, 1 not a readable image" in capsys.readouterr().out
     project.train()
@@ -211,7 +216,8 @@ def test_nothing_skipped_leaves_a_header_and_images_of_every_format_are_encoded(
         Image.new("RGB", (40, 32), (9, 40 * number, 9)).save(images / f"{number:04d}.png", form)
     project.fetch_and_encode()
     assert (project.folder / "data/raw/skipped.csv").read_text() == "record,reason\n"
-    assert project.json("data/raw/skipped.json") == {}
+    metrics = project.json("data/reports/fetch-dataset/metrics.json")
+    assert (metrics["skipped"], metrics["skipped_by_kind"], metrics["records"]) == (0, {}, metrics["found"])
     extensions = set()
     for shard in (project.folder / "data/raw/images").glob("*.tar"):
         with tarfile.open(shard) as tar:
