@@ -156,13 +156,15 @@ def _field_names(annotation: Any) -> set[str]:
 
 def _path(place: str, location: tuple[int | str, ...], node: Any) -> str:
     """The dotted path of a key; pydantic's location has the names of a union's alternatives too, which the file has not."""
-    *above, last = location or ("",)
+    if not location:
+        return place
+    *above, last = location
     path = [place]
     for part in above:
         if isinstance(node, dict) and part in node:
             path.append(str(part))
             node = node[part]
-    return ".".join([*path, str(last)[:80]]).rstrip(".")
+    return ".".join([*path, str(last)[:80]])
 
 
 def _sentence(key: str, problem: ErrorDetails, known: list[str]) -> str:
