@@ -1,5 +1,6 @@
 """The console: how every command reads its parameters, says what is wrong, and ends."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -25,13 +26,21 @@ def run(app: Callable[[], Any]) -> None:
     """Runs an application: an expected error is one line on stderr; 2 for a wrong parameter, 1 for all else."""
     from t2i.params import ParamsError
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show ends no stage
     try:
         app()
     except ParamsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except (ValueError, OSError) as error:
         if os.environ.get("T2I_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
+
+
+def printable(text: str) -> str:
+    """Returns a text as one line; what a terminal would obey or cannot show (names of files may have it) is escaped."""
+    line = " ".join(text.splitlines())
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in line)

@@ -31,7 +31,7 @@ def base(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Samples and measures the base, once for all the models that are fine-tuned from it."""
-    from t2i.caches import check_caches
+    from t2i.caches import check_caches, dataset_digests
     from t2i.evaluate_base import evaluate_base
     from t2i.evaluation import Evaluator
     from t2i.family import Base, load_family
@@ -42,7 +42,7 @@ def base(
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
     family = load_family(load(params, "base", Base).family, base)
     inputs = Inputs(raw, latents, embeds)
-    check_caches(latents, embeds, raw / "dataset.json", params, base=base, hashes=runtime.verify_shards)
+    check_caches(latents, embeds, dataset_digests(raw), params, base=base, hashes=runtime.verify_shards)
     evaluator = Evaluator(section, inputs, clip, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
     _print(evaluate_base(evaluator, family, samples, report).metrics)
 
@@ -60,7 +60,7 @@ def model(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Samples and measures the fine-tuned model on the same prompts and seeds, the base's figures beside it."""
-    from t2i.caches import check_caches
+    from t2i.caches import check_caches, dataset_digests
     from t2i.evaluate_model import Sweep, evaluate_model
     from t2i.evaluation import Evaluator
     from t2i.family import Base, load_family
@@ -71,7 +71,7 @@ def model(
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
     family = load_family(load(params, "base", Base).family, model)
     inputs = Inputs(raw, latents, embeds)
-    check_caches(latents, embeds, raw / "dataset.json", params, base=None, hashes=runtime.verify_shards)
+    check_caches(latents, embeds, dataset_digests(raw), params, base=None, hashes=runtime.verify_shards)
     evaluator = Evaluator(section, inputs, clip, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
     sweep = load(params, "sweep", Sweep)
     _print(evaluate_model(sweep, evaluator, family, samples, base_report, report).metrics)

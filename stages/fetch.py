@@ -27,16 +27,21 @@ def base(
 @app.command()
 def dataset(
     out: Annotated[Path, typer.Option(help="Folder for image shards and captions.")] = Path("data/raw"),
+    report: Annotated[Path, typer.Option(help="Metrics file.")] = Path("data/reports/fetch-dataset/metrics.json"),
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Copies a source's images and captions into shards, split by hash into train and held-out records."""
     from t2i.fetch_dataset import Fetch, fetch_dataset
     from t2i.params import load
+    from t2i.work import write_json
 
-    kept, found, skipped = fetch_dataset(load(params, "fetch", Fetch), out)
-    print("dataset:", ", ".join(f"{count} of {found[split]} records {split}" for split, count in kept.items()))
-    if skipped:
-        print("left out:", ", ".join(f"{count} {kind}" for kind, count in skipped.items()), f"(each in {out / 'skipped.csv'})")
+    fetched = fetch_dataset(load(params, "fetch", Fetch), out)
+    write_json(report, fetched.metrics())
+    kept = (f"{count} of {fetched.found[split]} records {split}" for split, count in fetched.kept.items())
+    print("dataset:", ", ".join(kept))
+    if fetched.skipped:
+        counts = ", ".join(f"{count} {kind}" for kind, count in fetched.skipped.items())
+        print(f"left out: {counts} (each in {out / 'skipped.csv'})")
 
 
 if __name__ == "__main__":

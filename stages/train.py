@@ -29,7 +29,7 @@ def main(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Fine-tunes the UNet and writes a complete pipeline; interrupted, the same command goes on where it stopped."""
-    from t2i.caches import check_caches
+    from t2i.caches import check_caches, stated_digests
     from t2i.family import Base, load_family
     from t2i.launch import in_process_group, is_first_process, relaunch
     from t2i.params import load
@@ -42,7 +42,7 @@ def main(
         options |= {"validation-prompts": validation_prompts, "validation": validation, "report": report, "trackers": trackers}
         raise SystemExit(relaunch("stages.train", options, runtime.processes))
     if is_first_process():
-        check_caches(latents, embeds, dataset, params, base=base, hashes=runtime.verify_shards)
+        check_caches(latents, embeds, stated_digests(dataset), params, base=base, hashes=runtime.verify_shards)
     family = load_family(load(params, "base", Base).family, base, section.objective.scheduler_changes())
     inputs, outputs = Inputs(base, latents, embeds, validation_prompts, dataset), Outputs(out, validation, report, trackers)
     metrics = train(section, runtime, family, inputs, outputs)

@@ -16,7 +16,7 @@ import torch
 import t2i.params
 from t2i import checkpoint
 from t2i.batches import CachedRecords, micro_batches
-from t2i.caches import check_caches
+from t2i.caches import check_caches, dataset_digests
 from t2i.family import Family, load_family
 from t2i.images import EXTENSIONS
 from t2i.manifest import check_hashes, read_manifest
@@ -166,7 +166,7 @@ def _caches(sections: Sections, family: Family, params: Path, base: Path, data: 
         return f"{counted}, every byte as it was written" if deep else f"{counted}, sizes as written (--deep reads them)"
 
     def fitting() -> str:
-        check_caches(latents, embeds, data / "raw/dataset.json", params, base=base, hashes=False)
+        check_caches(latents, embeds, dataset_digests(data / "raw"), params, base=base, hashes=False)
         counts = {split: len(CachedRecords(latents, embeds, split)) for split in SPLITS}
         return f"made of this base, dataset and parameters; {counts['train']} records train, {counts['heldout']} held out"
 

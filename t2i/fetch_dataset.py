@@ -10,15 +10,16 @@ from typing import IO, Any, NamedTuple
 from pydantic import Field, field_validator
 from tqdm import tqdm
 
+from t2i.caches import dataset_digests
 from t2i.images import MOST_PIXELS
-from t2i.manifest import MANIFEST, write_manifest
+from t2i.manifest import write_manifest
 from t2i.params import Params, check, resolve_plugin
 from t2i.records import SPLITS, Split, split_of
-from t2i.screening import OnBad, Screen, check_captions, check_image
+from t2i.screening import OnBad, Screen, check_captions, image_check
 from t2i.selection import Kept, Selection
 from t2i.shards import write_shard
 from t2i.source import Record
-from t2i.work import fresh, sha256_of, write_json
+from t2i.work import fresh, write_json
 
 
 class Fetch(Params):
@@ -30,13 +31,16 @@ class Fetch(Params):
     """The folder that the sources of files read. Must exist, since DVC watches it."""
     on_bad: OnBad
     """What a record does whose image or caption cannot be used: `error` ends the stage and names it; `skip` leaves it out,
-    lists it in skipped.csv and counts it by reason in skipped.json."""
+    lists it in skipped.csv and counts it by reason in the metrics."""
     max_bad_fraction: float = Field(ge=0, le=1)
     """Largest share of such records among those that were looked at, where they are left out; above it the stage fails."""
     max_pixels: int = Field(ge=1, le=MOST_PIXELS)
-    """Pixels above which an image is bad, read from its header; decoding takes 8 to 20 bytes of memory a pixel."""
+    """Pixels above which an image is bad, read from its header; decoding takes 8 to 20 bytes of memory a pixel, and an image
+    that asks for more than 40 bytes a pixel of these, and 512 MB, is bad too."""
     min_side_px: int = Field(ge=1)
     """Width or height below which an image is bad, pixels."""
+    max_decode_seconds: float = Field(gt=0, le=86_400)
+    """Processor time in which an image must be decoded, else it is bad: some files of a few kilobytes would take hours."""
     heldout_fraction: float = Field(gt=0, lt=1)
     """Share of the records, by hash, that the fine-tune never sees."""
     max_train_records: int | None = Field(ge=1)
@@ -65,12 +69,19 @@ class Fetched(NamedTuple):
     """Records of each split that were kept."""
     found: dict[Split, int]
     """Records of each split that were there, good or bad."""
+    looked_at: int
+    """Records that the draw took, on its way or to its end, good or bad."""
     skipped: dict[str, int]
     """Records that were left out as bad, by kind of reason."""
 
+    def metrics(self) -> dict[str, Any]:
+        """Returns the figures as `dvc metrics` shows them."""
+        skipped = {"skipped": sum(self.skipped.values()), "skipped_by_kind": self.skipped}
+        return {"records": self.kept, "found": self.found, "looked_at": self.looked_at} | skipped
+
 
 def fetch_dataset(params: Fetch, out: Path) -> Fetched:
-    """Writes `out`/images/{split}-00000.tar, `out`/captions.jsonl and dataset.json, skipped.csv and skipped.json.
+    """Writes `out`/images/{split}-00000.tar, `out`/captions.jsonl, dataset.json and skipped.csv.
 
     The source is read once, from front to end. An image that the draw takes is read, decoded once to see that it is whole, and
     spooled to a file without a name beside `out`: until the shards are written, the images lie on the disk twice. Memory holds
@@ -96,10 +107,8 @@ def fetch_dataset(params: Fetch, out: Path) -> Fetched:
                     row = {"key": record.key, "split": split, "captions": record.captions}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
         screen.write(folder / "skipped.csv")
-        write_json(folder / "skipped.json", screen.kinds())
-        made = {"images": sha256_of(folder / "images" / MANIFEST), "captions": sha256_of(folder / "captions.jsonl")}
-        write_json(folder / "dataset.json", dataset.description | {"records": counts} | made)
-    return Fetched(counts, found, screen.kinds())
+        write_json(folder / "dataset.json", dataset.description | {"records": counts} | dataset_digests(folder))
+    return Fetched(counts, found, screen.looked_at, screen.kinds())
 
 
 def gather(
@@ -113,30 +122,31 @@ def gather(
         For each split, how many records there were; further ones of a key that is kept are not counted.
     """
     found = dict.fromkeys(SPLITS, 0)
-    for record in tqdm(records, desc="reading", unit=" records"):
-        split = split_of(record.identity, params.heldout_fraction)
-        selection = selections[split]
-        rank, known = selection.rank(record.identity), selection.kept.get(record.key)
-        found[split] += not known
-        if not known and not selection.takes(rank):
-            continue
-        screen.looked_at += 1
-        try:
-            if record.problem:
-                raise ValueError(record.problem)
-            check_captions(record.captions)
-            if known:
-                captions = tuple(dict.fromkeys((*known.captions, *record.captions)))
-                selection.kept[record.key] = replace(known, captions=captions)
+    with image_check(params.max_pixels, params.min_side_px, params.max_decode_seconds) as check_image:
+        for record in tqdm(records, desc="reading", unit=" records"):
+            split = split_of(record.identity, params.heldout_fraction)
+            selection = selections[split]
+            rank, known = selection.rank(record.identity), selection.kept.get(record.key)
+            found[split] += not known
+            if not known and not selection.takes(rank):
                 continue
-            content = record.read()
-            extension = check_image(content, params.max_pixels, params.min_side_px)
-        except ValueError as error:
-            screen.leave_out(record.place, str(error))
-            continue
-        captions = tuple(dict.fromkeys(record.captions))
-        selection.add(Kept(record.key, rank, captions, extension, spool.tell(), len(content)))
-        spool.write(content)
+            screen.looked_at += 1
+            try:
+                if record.problem:
+                    raise ValueError(record.problem)
+                check_captions(record.captions)
+                if known:
+                    captions = tuple(dict.fromkeys((*known.captions, *record.captions)))
+                    selection.kept[record.key] = replace(known, captions=captions)
+                    continue
+                content = record.read()
+                extension = check_image(content)
+            except ValueError as error:
+                screen.leave_out(record.place, str(error))
+                continue
+            captions = tuple(dict.fromkeys(record.captions))
+            selection.add(Kept(record.key, rank, captions, extension, spool.tell(), len(content)))
+            spool.write(content)
     return found
 
 

@@ -144,7 +144,7 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
     """Opens an image; whatever its bytes make Pillow raise, here or in the block, is a ValueError that says so."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `fetch.max_pixels` has judged its size
+            warnings.simplefilter("ignore")  # of sizes, which `fetch.max_pixels` judges, and of metadata that are not used
             with Image.open(io.BytesIO(content), formats=_formats()) as image:
                 yield image
     except MemoryError:

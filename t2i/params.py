@@ -6,8 +6,10 @@ the type of a regular expression, the reader, and what finds a plug-in (a source
 
 import difflib
 import importlib
+import math
 import pkgutil
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -15,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import Node
 
 
 class ParamsError(ValueError):
@@ -27,14 +30,18 @@ class Params(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+_MOST_BYTES, _MOST_VALUES, _MOST_PROBLEMS = 100_000, 100_000, 5
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 200, 200
+
 Section = TypeVar("Section", bound=Params)
 
 
 def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{_shown(pattern)} is no regular expression: {error}") from None
     return pattern
 
 
@@ -77,11 +84,10 @@ def check(model: type[Section], node: Any, place: str) -> Section:
         return model.model_validate(node)
     except ValidationError as error:
         known = sorted(_field_names(model))
-        raise ParamsError(
-            "; ".join(
-                _sentence(_path(place, problem["loc"], node), problem, known) for problem in error.errors(include_url=False)
-            )
-        ) from None
+        problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+        sentences = [_sentence(_path(place, problem["loc"], node), problem, known) for problem in problems[:_MOST_PROBLEMS]]
+        more = [f"and {len(problems) - _MOST_PROBLEMS} more"] if len(problems) > _MOST_PROBLEMS else []
+        raise ParamsError("; ".join(sentences + more)) from None
 
 
 def resolve_plugin(package: str, name: object) -> Any:
@@ -103,20 +109,46 @@ def read(path: Path) -> dict[str, Any]:
         ParamsError: where it is not there, or no YAML with sections.
     """
     try:
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise ParamsError(f"{path}: {size} bytes, wanted at most {_MOST_BYTES}: is it a parameter file?")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ParamsError(f"{path}: no such file; name another with --params") from None
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise ParamsError(f"{path}: {error.strerror}; name another with --params") from None
     try:
-        content = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+        content = _parsed(text)
+    except (YAMLError, RecursionError) as error:
         raise ParamsError(f"{path}: not YAML 1.2: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ParamsError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise ParamsError(
-            f"{path}: wanted sections such as `train:`, got {'an empty file' if content is None else repr(content)}"
+            f"{path}: wanted sections such as `train:`, got {'an empty file' if content is None else _shown(content)}"
         )
     return content
+
+
+def _parsed(text: str) -> Any:
+    yaml = YAML(typ="safe", pure=True)
+    node = yaml.compose(text)
+    if node is None:
+        return None
+    if _expanded(node, {}) > _MOST_VALUES:
+        raise ValueError(f"its aliases stand for more than {_MOST_VALUES} values; write them out, or use fewer")
+    return yaml.constructor.construct_document(node)
+
+
+def _expanded(node: Node, known: dict[Node, float]) -> float:
+    """Returns how many values a node has with its aliases written out: infinitely many where one stands inside itself."""
+    if node not in known:
+        known[node] = math.inf
+        parts = node.value if isinstance(node.value, list) else []
+        inner = [part for entry in parts for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[node] = 1.0 + sum(_expanded(part, known) for part in inner)
+    return known[node]
 
 
 def _field_names(annotation: Any) -> set[str]:
@@ -129,13 +161,15 @@ def _field_names(annotation: Any) -> set[str]:
 
 def _path(place: str, location: tuple[int | str, ...], node: Any) -> str:
     """The dotted path of a key; pydantic's location has the names of a union's alternatives too, which the file has not."""
-    *above, last = location or ("",)
+    if not location:
+        return place
+    *above, last = location
     path = [place]
     for part in above:
         if isinstance(node, dict) and part in node:
             path.append(str(part))
             node = node[part]
-    return ".".join([*path, str(last)]).rstrip(".")
+    return ".".join([*path, str(last)[:80]])
 
 
 def _sentence(key: str, problem: ErrorDetails, known: list[str]) -> str:
@@ -143,12 +177,17 @@ def _sentence(key: str, problem: ErrorDetails, known: list[str]) -> str:
     if isinstance(cause, ParamsError):
         return str(cause)
     if problem["type"] == "extra_forbidden":
-        return f"`{key}` is no parameter{_nearest(str(problem['loc'][-1]), known)}"
+        return f"`{key}` is no parameter{_nearest(str(problem['loc'][-1])[:80], known)}"
     if problem["type"] == "missing":
         return f"`{key}` is missing (nothing has a default in the code: every parameter stands in the file)"
     message = problem["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r} ({type(problem['input']).__name__})"
+    got = "" if isinstance(problem["input"], dict) else f", got {_shown(problem['input'])} ({type(problem['input']).__name__})"
     return f"`{key}`: {message[0].lower()}{message[1:]}{got}"
+
+
+def _shown(value: object) -> str:
+    """The start of a value: a few aliases of lists of aliases make one that has no end."""
+    return _REPR.repr(value)
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -157,4 +196,4 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names) or "nothing"
+    return ", ".join(f"`{name}`" for name in names[:50]) or "nothing"

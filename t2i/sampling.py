@@ -81,7 +81,8 @@ def some_keys(inputs: Inputs, split: Split, most: int, seed: int) -> list[str]:
     """
     keys = [member.key for member in index(inputs.raw / "images", split, EXTENSIONS.values())]
     if len(keys) < 2:
-        raise ValueError(f"{inputs.raw}: {len(keys)} {split} record, wanted 2 or more: see `fetch.heldout_fraction`")
+        advice = f"give more records, or change `fetch.heldout_fraction` or `fetch.max_{split}_records`"
+        raise ValueError(f"{inputs.raw}: {len(keys)} {split} record, wanted 2 or more: {advice}")
     return sorted(keys, key=lambda key: hash_fraction(f"{seed}:{key}"))[:most]
 
 

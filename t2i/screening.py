@@ -2,9 +2,13 @@
 
 import csv
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from t2i.bounds import Bounded
 from t2i.images import decode, identify
 
 OnBad = Literal["error", "skip"]
@@ -43,6 +47,30 @@ def check_image(content: bytes, max_pixels: int, min_side_px: int) -> str:
     extension = identify(content, max_pixels, min_side_px)
     decode(content, "#ffffff")
     return extension
+
+
+@contextmanager
+def image_check(max_pixels: int, min_side_px: int, max_decode_seconds: float) -> Iterator[Callable[[bytes], str]]:
+    """Gives check_image in a process of its own, which may take 512 MB and 40 bytes a pixel of max_pixels, and so much time.
+
+    The limits hold whatever the decoder: a progressive JPEG can repeat a scan of 60 megapixels thousands of times (40 ms for 90
+    bytes), a JPEG 2000 of 140 kB ask for 11 GB. What passes is decoded by the same code wherever it is decoded again, and costs
+    no more there: `encode images` needs no limits of its own.
+    """
+    check = partial(check_image, max_pixels=max_pixels, min_side_px=min_side_px)
+    with Bounded(check, max_decode_seconds, 2**29 + 40 * max_pixels) as bounded:
+
+        def checked(content: bytes) -> str:
+            try:
+                return bounded(content)
+            except TimeoutError as error:
+                raise ValueError(f"too slow an image: decoding it takes {error} (`fetch.max_decode_seconds`)") from None
+            except MemoryError as error:
+                raise ValueError(f"too large an image: decoding it takes {error} (`fetch.max_pixels`)") from None
+            except ChildProcessError as error:
+                raise ValueError(f"not a readable image: decoding it fails, {error}") from None
+
+        yield checked
 
 
 class Screen:

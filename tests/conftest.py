@@ -11,12 +11,17 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from hypothesis import settings
 from ruamel.yaml import YAML
 
 from stages import encode, evaluate, fetch, train
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
+
+settings.register_profile("short", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.register_profile("long", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -133,6 +133,17 @@ def test_an_edit_of_the_code_reruns_what_it_decides(repository, file, stages) ->
         path.write_bytes(before)
 
 
+def test_what_measures_reads_the_records_and_not_what_was_left_out(repository) -> None:
+    skipped = repository / "data/raw/skipped.csv"
+    before = skipped.read_bytes()
+    skipped.chmod(0o644)
+    skipped.write_bytes(before + b"another,empty image: no bytes\n")
+    try:
+        assert stale(repository) == {"fetch-dataset"}  # whose output it is
+    finally:
+        skipped.write_bytes(before)
+
+
 def test_a_corrected_caption_is_fetched_and_encodes_no_image(repository) -> None:
     metadata = repository / "data/local/metadata.jsonl"
     before = metadata.read_bytes()

@@ -1,9 +1,14 @@
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,6 +18,8 @@ from t2i.records import SPLITS
 from t2i.screening import Screen
 from t2i.selection import Selection
 from t2i.source import Record
+from tests.conftest import ROOT
+from tests.test_screening import many_scans
 
 
 def drawing(shade: int = 0) -> bytes:
@@ -33,6 +40,7 @@ def gathered(records: list[Record], **changes) -> tuple[dict[str, Selection], Sc
         "max_bad_fraction": 1.0,
         "max_pixels": 1000,
         "min_side_px": 8,
+        "max_decode_seconds": 30.0,
         "heldout_fraction": 0.1,
         "max_train_records": None,
         "max_heldout_records": None,
@@ -128,6 +136,13 @@ def test_what_is_bad_is_left_out_with_its_reason() -> None:
     assert screen.looked_at == 6
 
 
+def test_what_takes_too_long_to_decode_is_left_out_and_the_rest_is_kept() -> None:
+    records = [record("a", "x", content=many_scans((1000, 1000), 20_000)), record("b", "x")]
+    selections, screen, _, _ = gathered(records, max_decode_seconds=0.2, max_pixels=1_000_000)
+    assert [kept.key for selection in selections.values() for kept in selection.in_order()] == ["b"]
+    assert screen.kinds() == {"too slow an image": 1}
+
+
 @pytest.mark.parametrize("caption", ["", "  ", None, 3, {"text": "x"}, float("nan"), "a\0"])
 def test_a_caption_that_is_no_text_names_its_record(caption) -> None:
     with pytest.raises(ValueError, match=r"^line a: .*caption.*; mend it, or set `fetch.on_bad: skip`"):
@@ -138,6 +153,61 @@ def test_a_caption_with_separators_that_are_no_newlines_survives(project) -> Non
     metadata = project.folder / "images" / "metadata.jsonl"
     metadata.write_text(metadata.read_text().replace("square 3", "square\u2028three\u0085!"), encoding="utf-8")
     project.fetch_and_encode()
+
+
+def test_captions_of_any_kind_are_left_out_or_encoded_and_long_ones_are_counted_as_cut_short(project) -> None:
+    from stages import encode, fetch
+
+    bad = [None, float("nan"), 3, {"text": "a"}, [], [["a"]], "", [" \t\u2003\n"], "a\0b", "a \ud800 b", ["a", None], True]
+    good = ["a" * 10_000, "\U0001f600", "\u05e9\u05dc\u05d5\u05dd", "two\nlines\r\n", "[red]{0}%s", "a\u2028b", ["one", "two"]]
+    captions = [*bad, *good, *(f"square {n}" for n in range(24 - len(bad) - len(good)))]
+    rows = [json.dumps({"file_name": f"{n:04d}.png", "text": caption}) for n, caption in enumerate(captions)]
+    (project.folder / "images/metadata.jsonl").write_text("\n".join(rows))
+    project.params["fetch"] |= {"on_bad": "skip", "max_bad_fraction": 0.5}
+    project.write()
+    fetch.base()
+    fetch.dataset()
+    metrics = project.json("data/reports/fetch-dataset/metrics.json")
+    assert metrics["skipped_by_kind"] == {
+        "null caption": 2,
+        "caption that is no text": 5,
+        "no caption": 1,
+        "blank caption": 2,
+        "caption with a NUL": 1,
+        "caption that is no Unicode": 1,
+    }
+    kept = [json.loads(line)["captions"] for line in (project.folder / "data/raw/captions.jsonl").open(encoding="utf-8")]
+    wanted = [caption if isinstance(caption, list) else [caption] for caption in captions[len(bad) :]]
+    assert sorted(kept) == sorted(wanted)
+    encode.captions()
+    encoded = project.json("data/reports/encode-captions/metrics.json")
+    assert encoded == {"records": 12, "captions": 13, "truncated": 1}
+
+
+def test_names_that_are_no_text_are_printed_as_one_line_of_ascii(project) -> None:
+    images = project.folder / "images"
+    name = b"caf\xe9 [red]\x1b[31m\xc3\xa9.png"
+    (images / "0003.png").rename(os.fsdecode(bytes(images) + b"/" + name))
+    Path(os.fsdecode(bytes(images) + b"/" + name)).write_bytes(b"")
+    metadata = images / "metadata.jsonl"
+    metadata.write_bytes(metadata.read_bytes().replace(b"0003.png", name.replace(b"\x1b", b"\\u001b")))
+    shown = "metadata.jsonl, line 4 (caf\\udce9 [red]\\x1b[31m\\xe9.png)"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "stages.fetch", "dataset", "--out", "raw \u00e9"]
+    ended = [subprocess.run(command, cwd=project.folder, env=environment, capture_output=True)]
+    project.params["fetch"] |= {"on_bad": "skip", "max_bad_fraction": 0.5}
+    project.write()
+    ended.append(subprocess.run(command, cwd=project.folder, env=environment, capture_output=True))
+    refused, skipped = ended
+    assert refused.returncode == 1
+    last = refused.stderr.decode("ascii").splitlines()[-1]
+    assert last.startswith(f"error: {shown}: empty image: no bytes; mend it")
+    assert skipped.returncode == 0, skipped.stderr
+    assert "left out: 1 empty image (each in raw \\xe9/skipped.csv)" in skipped.stdout.decode("ascii")
+    rows = list(csv.DictReader((project.folder / "raw \u00e9/skipped.csv").open(encoding="utf-8", newline="")))
+    assert rows == [
+        {"record": "metadata.jsonl, line 4 (caf\\udce9 [red]\x1b[31m\u00e9.png)", "reason": "empty image: no bytes"}
+    ]
 
 
 def test_an_empty_split_is_an_error(project) -> None:
@@ -178,8 +248,12 @@ def test_skipped_records_are_listed_and_counted_and_all_that_follows_works(proje
     raw = project.folder / "data/raw"
     listed = list(csv.DictReader((raw / "skipped.csv").open(encoding="utf-8")))
     assert [row["record"] for row in listed] == [f"metadata.jsonl, line {n} (000{n - 1}.png)" for n in (4, 6, 8, 10)]
+    metrics = project.json("data/reports/fetch-dataset/metrics.json")
     kinds = {"empty image": 1, "not a readable image": 1, "too large an image": 1, "blank caption": 1}
-    assert project.json("data/raw/skipped.json") == kinds
+    assert (metrics["looked_at"], metrics["skipped"], metrics["skipped_by_kind"]) == (24, 4, kinds)
+    kept = Counter(json.loads(line)["split"] for line in (raw / "captions.jsonl").read_text().splitlines())
+    assert metrics["records"] == kept
+    assert sum(metrics["found"].values()) == 24
     assert project.json("data/reports/encode-images/metrics.json")["records"] == 20
     assert "left out: 1 empty image, 1 not a readable image" in capsys.readouterr().out
     project.train()
@@ -202,7 +276,8 @@ def test_nothing_skipped_leaves_a_header_and_images_of_every_format_are_encoded(
         Image.new("RGB", (40, 32), (9, 40 * number, 9)).save(images / f"{number:04d}.png", form)
     project.fetch_and_encode()
     assert (project.folder / "data/raw/skipped.csv").read_text() == "record,reason\n"
-    assert project.json("data/raw/skipped.json") == {}
+    metrics = project.json("data/reports/fetch-dataset/metrics.json")
+    assert (metrics["skipped"], metrics["skipped_by_kind"], metrics["records"]) == (0, {}, metrics["found"])
     extensions = set()
     for shard in (project.folder / "data/raw/images").glob("*.tar"):
         with tarfile.open(shard) as tar:

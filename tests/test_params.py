@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from t2i.runtime import Runtime
 from t2i.sampling import Evaluate
 from t2i.train import Train
 from t2i.views import EncodeImages
+from tests.test_pipeline import STAGES
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = {
@@ -97,6 +99,11 @@ def test_an_unknown_key_is_answered_with_its_path_and_the_nearest_name(tmp_path,
         ("precision", "fp8", "'fp32', 'bf16' or 'fp16', got 'fp8'"),
         ("schedule", {"name": "cosin"}, "`train.schedule`"),
         ("trainable", "attn[", "'attn[' is no regular expression"),
+        ("trainable", "(" * 50_000, "is no regular expression: maximum recursion depth exceeded"),
+        ("ema", [1, 2], "`train.ema`: input should be a valid dictionary"),
+        ("steps", 0, "`train.steps`: input should be greater than or equal to 1, got 0"),
+        ("steps", None, "set one of `steps` and `epochs`"),
+        ("epochs", 0, "`train.epochs`: input should be greater than or equal to 1, got 0"),
         ("epochs", 3, "set one of `steps` and `epochs`"),
     ],
 )
@@ -126,6 +133,7 @@ def test_an_unknown_source_lists_the_sources(tmp_path, params) -> None:
         ("max_bad_fraction", 1.5, "`fetch.max_bad_fraction`: input should be less than or equal to 1, got 1.5"),
         ("max_bad_fraction", float("nan"), "`fetch.max_bad_fraction`: input should be"),
         ("max_pixels", 10**9, "`fetch.max_pixels`: input should be less than or equal to 178956970"),
+        ("max_decode_seconds", 0.0, "`fetch.max_decode_seconds`: input should be greater than 0, got 0.0"),
         ("min_side_px", 0, "`fetch.min_side_px`: input should be greater than or equal to 1, got 0"),
     ],
 )
@@ -134,19 +142,78 @@ def test_what_becomes_of_bad_records_is_checked(tmp_path, params, key, value, sa
     assert said in complaint(tmp_path, params, "fetch")
 
 
+ALIASES = "a: &a [x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join(f'*{old}' for _ in range(9))}]\n" for old, new in pairwise("abcdefghij")
+)
+MERGES = "a: &a {x: 1}\n" + "".join(
+    f"{new}: &{new} {{<<: [{', '.join(f'*{old}' for _ in range(9))}]}}\n" for old, new in pairwise("abcdefghij")
+)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"", "an empty file"),
+        (b"# nothing\n---\n", "an empty file"),
         (b"train: {a: 1, a: 2}", "duplicate key"),
+        (b"train:\n  seed: 1\ntrain:\n  seed: 2\n", "duplicate key"),
         (b"train:\n\ta: 1", "not YAML"),
-        (b"train: \xff\xfe", "not UTF-8"),
-        (b"- a", "wanted sections"),
+        (b"train: \xff\xfe", "not UTF-8 at byte 7"),
+        ("train: {}".encode("utf-16"), "not UTF-8 at byte 0"),
+        (b"train: \0", "not YAML"),
+        (b"train: {}\n---\ntrain: {}", "a single document"),
+        (b"train: !!python/object/apply:os.abort []", "not YAML 1.2: could not determine a constructor"),
+        (b"- a\n" * 1000, r"wanted sections such as `train:`, got \['a', 'a', 'a', 'a', 'a', 'a', \.\.\.\]"),
+        (b"train: [1, 2]", r"`train`: .*dictionary.*, got \[1, 2\] \(list\)"),
+        (b"train:", "`train`: .*, got None"),
+        (b"train: " + b"[" * 40_000, "not YAML 1.2: maximum recursion depth exceeded"),
+        (b"train: " + b"1" * 5000, "4300 digits"),
+        (ALIASES.encode() + b"train: *j", "its aliases stand for more than 100000 values"),
+        (MERGES.encode() + b"train: *j", "its aliases stand for more than 100000 values"),
+        (b"train: &a {b: *a}", "its aliases stand for more than 100000 values"),
+        (b"# " + b"x" * 10_000_000, "10000002 bytes, wanted at most 100000: is it a parameter file?"),
+        (b"train: {" + b",".join(b"k%d: 1" % n for n in range(5000)) + b"}", "and 50[0-9][0-9] more$"),
+        (b"train: {" + b"k" * 1000 + b": 1}", "`train.k{80}` is no parameter"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_file_that_is_no_parameter_file_is_refused(tmp_path, content, said) -> None:
+def test_a_file_that_is_no_parameter_file_is_refused_in_a_line(tmp_path, content, said) -> None:
     (tmp_path / "params.yaml").write_bytes(content)
-    with pytest.raises(ParamsError, match=said):
+    started = time.process_time()
+    with pytest.raises(ParamsError, match=said) as caught:
+        load(tmp_path / "params.yaml", "train", Train)
+    assert time.process_time() - started < 3
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 4000
+
+
+def test_a_folder_and_nothing_are_no_parameter_files(tmp_path) -> None:
+    for path, said in ((tmp_path, "Is a directory; name another"), (tmp_path / "none.yaml", "no such file; name another")):
+        with pytest.raises(ParamsError, match=said):
+            load(path, "train", Train)
+
+
+def test_an_alias_is_what_it_stands_for(tmp_path) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    text = text.replace("batch_size: 16", "batch_size: &size 16", 1).replace("warmup_steps: 50", "warmup_steps: *size", 1)
+    (tmp_path / "params.yaml").write_text(text)
+    section = load(tmp_path / "params.yaml", "train", Train)
+    assert section.batch_size == section.warmup_steps == 16
+
+
+@pytest.mark.parametrize("value", ["yes", "no", "on", "Yes", "'true'", "1", "null", "", "1e400", "[true]"])
+def test_what_yaml_1_2_takes_for_no_boolean_is_none(tmp_path, value) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("use_flips: true", f"use_flips: {value}"))
+    with pytest.raises(ParamsError, match=r"`train.use_flips`: input should be a valid boolean, got "):
+        load(tmp_path / "params.yaml", "train", Train)
+
+
+@pytest.mark.parametrize("value", ["1e400", "-1e400", ".inf", ".nan"])
+def test_a_number_that_is_not_finite_is_refused(tmp_path, value) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(re.sub(r"  learning_rate: \S+", f"  learning_rate: {value}", text))
+    with pytest.raises(ParamsError, match=r"`train.learning_rate`: input should be a finite number, got -?(inf|nan)"):
         load(tmp_path / "params.yaml", "train", Train)
 
 
@@ -156,11 +223,13 @@ def test_dvc_style_exponents_are_numbers(tmp_path) -> None:
     assert load(tmp_path / "params.yaml", "train", Train).learning_rate == 1e-5
 
 
-@pytest.mark.parametrize("stage", ["stages.fetch dataset", "stages.encode images", "stages.train", "stages.evaluate model"])
+@pytest.mark.parametrize("stage", [stage["cmd"].removeprefix("python -m ") for stage in STAGES.values()])
 def test_a_bad_parameter_ends_a_stage_with_one_line_and_code_2(tmp_path, params, stage) -> None:
     for section in ("fetch", "train", "evaluate"):
         params[section]["sed"] = 1
+    params["base"]["revison"] = "main"
     params["encode"]["images"]["sed"] = 1
+    params["encode"]["captions"]["records_per_shad"] = 1
     with (tmp_path / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(params, file)
     started = time.monotonic()
@@ -168,7 +237,7 @@ def test_a_bad_parameter_ends_a_stage_with_one_line_and_code_2(tmp_path, params,
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.count("\n") == 1
     assert ended.stderr.startswith("error: params.yaml: `")
-    assert "did you mean `seed`?" in ended.stderr
+    assert re.search("did you mean `(seed|revision|records_per_shard)`?", ended.stderr)
     assert list(tmp_path.iterdir()) == [tmp_path / "params.yaml"]
     assert time.monotonic() - started < 30  # under 3 s on an idle machine
 

@@ -154,7 +154,9 @@ def test_folder_wants_one_metadata_file(tmp_path) -> None:
         ('["0000.png", "x"]', "line 4: wanted `file_name`"),
         ("not json", "line 4: wanted a JSON object, got 'not json'"),
         ("", "line 4: wanted a JSON object"),
+        ('{"a":' * 100_000, 'line 4: wanted a JSON object, got \'{"a":.*recursion'),
     ],
+    ids=["no caption", "no name", "a number", "a list", "words", "empty", "too deep"],
 )
 def test_folder_names_the_line_that_cannot_be_read(tmp_path, line, said) -> None:
     images = tiny.make_images(tmp_path / "images", 3)
@@ -407,7 +409,9 @@ def test_webdataset_leaves_what_lacks_a_part_to_the_policy(tmp_path) -> None:
         (b'{"text": "x"}', "no caption: no 'caption' (`fetch.source.caption.key`) in its json"),
         (b"{", "no caption: its json is no object, got '{'"),
         (b"[1]", "no caption: its json is no object, got '[1]'"),
+        (b"[" * 100_000, f"no caption: its json is no object, got '{'[' * 60}'"),
     ],
+    ids=["no key", "cut short", "a list", "too deep"],
 )
 def test_webdataset_leaves_a_json_without_the_key_to_the_policy(tmp_path, content, problem) -> None:
     write_tar(tmp_path / "0.tar", {"k.json": content, "k.jpg": IMAGES[0]})

@@ -65,7 +65,7 @@ def _json_rows(path: Path, caption_column: str) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"{path}, line {number}: wanted a JSON object, got {_shown(line.rstrip())} ({error})"
                 ) from None

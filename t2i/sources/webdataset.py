@@ -102,7 +102,7 @@ def _captions(source: Txt | Json, parts: dict[str, bytes]) -> Any:
         return json.loads(text)[source.key]
     except KeyError:
         raise ValueError(f"no caption: no {source.key!r} (`fetch.source.caption.key`) in its json") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise ValueError(f"no caption: its json is no object, got {text[:60]!r}") from None
 
 
