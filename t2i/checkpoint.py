@@ -81,7 +81,9 @@ def make_room(work: Path, *, restart: bool) -> None:
     (work / _FINISHED).unlink(missing_ok=True)
     for marker in work.parent.glob(f"*/{_FINISHED}"):
         if marker.parent != work:
-            shutil.rmtree(marker.parent)
+            marker.parent.rename(marker.parent.with_suffix(".tmp"))  # or a kill would take the mark, and leave the rest
+    for gone in work.parent.glob("*.tmp"):
+        shutil.rmtree(gone)
     for own in [*work.glob("step-*"), *work.glob("validation-*")] if restart else work.glob("step-*.partial"):
         shutil.rmtree(own)
 

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -14,6 +15,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
+        self._received_at = 0.0
 
     def __enter__(self) -> "Interrupt":
         """Takes the signals over."""
@@ -29,13 +31,20 @@ class Interrupt:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.signal is not None:
-            os._exit(128 + number)
-        self.signal = number
+            if not is_echo(number, self._received_at):
+                os._exit(128 + number)
+            return
+        self.signal, self._received_at = number, time.monotonic()
         print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
 
 
+def is_echo(number: int, first_at: float) -> bool:
+    """Whether a SIGTERM repeats one of `first_at` (time.monotonic): Linux sends one for each thread of a dying parent."""
+    return number == signal.SIGTERM and time.monotonic() - first_at < 1
+
+
 def die_with_parent() -> None:
-    """Asks, under DVC, for SIGTERM when the parent dies, so that no trainer outlives the `dvc repro` that started it."""
+    """Asks, under DVC, for SIGTERM when the parent dies, so that no stage outlives the `dvc repro` that started it."""
     if "DVC_STAGE" in os.environ:
         end_with_parent()
 

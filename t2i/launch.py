@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from types import FrameType
 
-from t2i.interrupts import die_with_parent, end_with_parent
+from t2i.interrupts import end_with_parent, is_echo
 
 
 def in_process_group() -> bool:
@@ -28,13 +29,17 @@ def relaunch(module: str, options: Mapping[str, object], processes: int) -> int:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", module]
     arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     received: list[int] = []
+    first_at = 0.0
     # A large checkpoint takes longer than the 30 s that torchrun gives its processes to end.
     environment = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
-    die_with_parent()
     child = subprocess.Popen([*command, *arguments], env=environment, start_new_session=True, preexec_fn=end_with_parent)
 
     def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal first_at
         del frame
+        if received and is_echo(number, first_at):
+            return
+        first_at = first_at or time.monotonic()
         received.append(number)
         child.send_signal(signal.SIGTERM if len(received) == 1 else signal.SIGKILL)
 

@@ -40,7 +40,7 @@ class ShardSet:
 
     def _add(self, name: str, write: Callable[[], File]) -> bool:
         row = self._finished / f"{name}.json"
-        found = row.exists()
+        found = row.exists() and (self.folder / name).exists()
         if not found:
             write_text(row, write().model_dump_json())
         self.rows.append(File.model_validate_json(row.read_text(encoding="utf-8")))

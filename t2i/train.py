@@ -22,7 +22,7 @@ from t2i.ema import Ema, EmaParams
 from t2i.execution import Overflows, make_accelerator, prepared_unet
 from t2i.family import Family
 from t2i.history import COLUMNS, History
-from t2i.interrupts import Interrupt, die_with_parent
+from t2i.interrupts import Interrupt
 from t2i.objective import Objective, ObjectiveParams, accumulate_gradients
 from t2i.optim import AdamWParams, Schedule, learning_rate, make_optimizer, trainable
 from t2i.params import Params, Regex
@@ -136,7 +136,6 @@ def train(params: Train, runtime: Runtime, family: Family, inputs: Inputs, outpu
         SystemExit: 130 or 143 when interrupted, once a checkpoint is on disk.
         ValueError: where the caches do not fit each other or the UNet, or the run does not converge.
     """
-    die_with_parent()
     check_installed(runtime.trackers)
     made_by = _made_by(params, inputs)
     work = work_folder("train", fingerprint(made_by, source_digest()))

@@ -49,7 +49,7 @@ class TrainingState:
         if found is None:
             return
         self.unet.load_state_dict(found.tensors["unet"])
-        self.ema.shadow = {name: tensor.to(self.ema.device) for name, tensor in found.tensors["ema"].items()}
+        self.ema.shadow = {name: tensor.to(self.ema.device, copy=True) for name, tensor in found.tensors["ema"].items()}
         self.ema.updates = found.state["ema_updates"]
         restore_optimizer(self.optimizer, dict(self.unet.named_parameters()), found.tensors["optimizer"])
         if self.scaler is not None:

@@ -63,6 +63,9 @@ class Validator:
                 found["latents"] = self._draw(unet, device)
         unet.train()
         found = {name: tensor.float().cpu().contiguous() for name, tensor in found.items()}
+        for name, tensor in found.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"validation after step {step}: {name} is not finite: lower `train.learning_rate`")
         with whole(path) as partial:
             save_file(found, partial)
             self.trackers.validation(step, found)

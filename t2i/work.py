@@ -128,17 +128,35 @@ def fresh(out: Path, size: int = 0) -> Iterator[Path]:
         size: bytes that will be written, as far as is known before.
 
     Raises:
-        ValueError: where the disk is full.
+        ValueError: where the disk is full, or another process is writing the same.
     """
     partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    held = os.open(partial, os.O_RDONLY)
     try:
-        with _room(out, size):
-            yield partial
-        publish(partial, out)
+        _hold(held, partial, out)
+        for left in partial.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        try:
+            with _room(out, size):
+                yield partial
+            publish(partial, out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(held)
+
+
+def _hold(held: int, partial: Path, out: Path) -> None:
+    """Locks a folder that is open; refuses one that another process writes, or has just given its final name."""
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(held), partial.stat()):
+            return
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    raise ValueError(f"{out}: another process is writing it: wait for it, or stop it")
 
 
 @contextmanager

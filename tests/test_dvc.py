@@ -15,6 +15,8 @@ from ruamel.yaml import YAML
 from tests import tiny
 from tests.conftest import ROOT, Project
 
+pytestmark = pytest.mark.xdist_group("dvc")  # the fixture is made once
+
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -26,6 +26,7 @@ Watch = Callable[[Callable[[], None]], object]
 """Arranges, in the child, for something to be called at every event."""
 
 _MOST_SECONDS = 120
+_CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.copyfile"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Victim:
     """A fork that runs an action and sends itself the signals `at` (from event to signal; events count from 1)."""
 
     def __init__(self, action: Callable[[], object], watch: Watch = id, at: Mapping[int, int] | None = None) -> None:
-        self._counter, self._log = mmap.mmap(-1, 8), tempfile.TemporaryFile()
+        self._counter, self._log = mmap.mmap(-1, 8), tempfile.TemporaryFile()  # noqa: SIM115
         self.pid = os.fork()
         if self.pid == 0:
             os._exit(_live(action, watch, dict(at or {}), self._counter, self._log.fileno()))
@@ -77,7 +78,7 @@ def victim(action: Callable[[], object], watch: Watch = id, at: Mapping[int, int
 def _live(action: Callable[[], object], watch: Watch, at: dict[int, int], counter: mmap.mmap, log: int) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.stdout = sys.stderr = open(2, "w", buffering=1, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stderr = open(2, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
     signal.alarm(_MOST_SECONDS)
     tqdm.monitor_interval = 0  # its thread is not in the fork
 
@@ -109,9 +110,7 @@ def file_changes(*folders: Path) -> Watch:
 
     def watch(event: Callable[[], None]) -> None:
         def hook(name: str, arguments: tuple[Any, ...]) -> None:
-            if name == "open" and not _writes(arguments[2]):
-                return
-            if name == "open" or name.startswith(("os.", "shutil.")):
+            if _writes(arguments[2]) if name == "open" else name in _CHANGES:
                 paths = [os.path.abspath(os.fsdecode(path)) for path in arguments[:2] if isinstance(path, str | bytes | Path)]
                 within_a_folder = name in ("os.remove", "os.rmdir") and arguments[1] != -1  # as shutil.rmtree does
                 if within_a_folder or any(path.startswith(starts) for path in paths):
@@ -153,6 +152,33 @@ def calls_of(model: str, *, training: bool | None = None) -> Watch:
         register_module_forward_hook(hook)
 
     return watch
+
+
+def of_rank(rank: int, watch: Watch) -> Watch:
+    """Watches in one of several processes alone."""
+
+    def watch_there(event: Callable[[], None]) -> None:
+        watch(lambda: event() if os.environ.get("RANK") == str(rank) else None)
+
+    return watch_there
+
+
+def together(processes: int, action: Callable[[], object]) -> None:
+    """Runs an action in forks that torchrun's agent starts, watches over, and ends when one of them has died."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "600"  # as t2i.launch
+    places = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(os.getpid())}
+    config = LaunchConfig(1, 1, processes, **places, max_restarts=0, start_method="fork")
+    elastic_launch(config, _quiet)(action)
+
+
+def _quiet(action: Callable[[], object]) -> None:
+    try:
+        action()
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 def spread(events: int, count: int) -> Sequence[int]:
