@@ -13,11 +13,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor
 
 from t2i.records import Split
-from t2i.shards import Reader, index
+from t2i.shards import Reader, index, read_tensors
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class CachedRecords:
                 f"record {lone} is in {has} but not in {lacks}: they were made from different datasets; run `dvc repro`"
             )
         self.keys = sorted(self.latents)
-        self.empty = load_file(embeds / "empty.safetensors")
+        self.empty = read_tensors(embeds / "empty.safetensors")
         self._reader = Reader()
 
     def __len__(self) -> int:

@@ -28,6 +28,7 @@ from t2i.roundtrip import psnr_of_records
 from t2i.sections import Sections, load_sections
 from t2i.shards import index
 from t2i.trackers import check_installed
+from t2i.weights import check_weights
 from t2i.work import holder, in_bytes, size_of
 
 
@@ -49,6 +50,7 @@ def doctor(params: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
         deep: whether caches and checkpoints are held to their sha256, byte by byte, and some records are decoded back.
     """
     yield from _checkout()
+    yield from _dvc()
     try:
         sections = load_sections(params)
     except ParamsError as error:
@@ -65,7 +67,9 @@ def doctor(params: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
     except (ValueError, OSError) as error:
         yield Finding("wrong", "base", str(error))
         return
-    yield Finding("ok", "base", f"{base}: loads as {sections.base.family}")
+    yield Finding("ok", "base", f"{base}: a {sections.base.family}")
+    if deep:
+        yield from _tried("weights", partial(_weights, base))
     yield from _needs(sections, base, data)
     yield from _caches(sections, family, params, base, data, deep=deep)
     yield from _work(data, deep=deep)
@@ -140,6 +144,13 @@ def _family(sections: Sections, base: Path) -> Family:
     return family
 
 
+def _weights(base: Path) -> str:
+    files = sorted(base.rglob("*.safetensors"))
+    for file in files:
+        check_weights(file)
+    return f"{len(files)} files of {base} are whole, every number in them is finite"
+
+
 def _needs(sections: Sections, base: Path, data: Path) -> Iterator[Finding]:
     """Memory and disk that training will hold."""
     trained, whole = count_weights(base / "unet", sections.train.trainable)
@@ -203,7 +214,6 @@ def _work(data: Path, *, deep: bool) -> Iterator[Finding]:
         if (process := holder(folder)) is not None:
             yield Finding("note", str(folder), f"process {process} is at work here")
         elif not (folder / "finished").exists():
-            steps = sorted(folder.glob("step-????????"))
             after = f", {steps[-1].name} the newest checkpoint" if steps else ""
             said = (
                 f"{in_bytes(size_of(folder))} of a run that was broken off{after}: the same command goes on; rm -r forgets it"
@@ -212,8 +222,18 @@ def _work(data: Path, *, deep: bool) -> Iterator[Finding]:
         for saved in steps if deep else ():
             problem = checkpoint.damage(saved)
             yield Finding("wrong" if problem else "ok", str(saved), problem or "every byte as it was written")
+
+
+def _dvc() -> Iterator[Finding]:
+    """What DVC says is in use; what a dead process has left there, its next run clears away by itself."""
     locks = Path(".dvc/tmp/rwlock")
     held = json.loads(locks.read_text(encoding="utf-8") or "{}") if locks.is_file() else {}
-    for path, process in re.findall(r'"([^"]+)": .*?"pid": (\d+)', json.dumps(held)):
-        if not psutil.pid_exists(int(process)):
-            yield Finding("wrong", "dvc", f"{path} is locked by process {process}, which is gone: rm {locks}")
+    readers = [one for those in held.get("read", {}).values() for one in those]
+    for process in {one["pid"] for one in [*held.get("write", {}).values(), *readers]}:
+        if psutil.pid_exists(process):
+            words = " ".join(psutil.Process(process).cmdline())
+            if "dvc" in words:
+                yield Finding("note", "dvc", f"process {process} is running a pipeline here ({words[:80]})")
+            else:
+                said = f"thinks that process {process} is running a pipeline here, but that is {words[:80]!r}: rm {locks}"
+                yield Finding("wrong", "dvc", said)

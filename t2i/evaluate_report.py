@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from pydantic import Field
-from safetensors.torch import load_file
 
 from t2i import advice
 from t2i.batches import CachedRecords
@@ -20,6 +19,7 @@ from t2i.params import Params
 from t2i.pictures import draw_grid
 from t2i.report import embedded, provenance, render
 from t2i.sampling import Evaluate, HeldOut, Inputs, captions, heldout, images_of, some_keys
+from t2i.shards import read_tensors
 from t2i.work import fresh
 
 _SHOWN = 6
@@ -142,7 +142,7 @@ def _training(family: Family, left: Left, most: int, device: str) -> Training:
     files = sorted(left.validation.glob("step-*.safetensors")) if prompts else []
     if len(files) > most:
         files = [files[round(n * (len(files) - 1) / (most - 1))] for n in range(most)]
-    decoded = [_decoded(family, load_file(file)["latents"], device) for file in files]
+    decoded = [_decoded(family, read_tensors(file)["latents"], device) for file in files]
     rows = zip(prompts, zip(*decoded, strict=True), strict=True)
     return Training([int(file.stem.removeprefix("step-")) for file in files], list(rows))
 

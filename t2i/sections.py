@@ -55,7 +55,7 @@ def load_sections(path: Path) -> Sections:
     for name, model in MODELS.items():
         try:
             found[name.replace(".", "_")] = load(path, name, model)
-        except ParamsError as error:  # noqa: PERF203
+        except ParamsError as error:
             problems.append(str(error))
     if problems:
         raise ParamsError("\n".join(dict.fromkeys(problems)))

@@ -134,8 +134,8 @@ class Reader:
         Raises:
             ValueError: naming the record, where its content is no whole safetensors file.
         """
-        content = self.content(member)
         try:
+            content = self.content(member)
             end = 8 + int.from_bytes(content[:8], "little")
             header = bytes(content[8:end])
             if header not in self._layouts:
@@ -143,6 +143,15 @@ class Reader:
             return {name: _view(content[end:], **entry) for name, entry in self._layouts[header].items()}
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
             raise ValueError(f"{member.shard}: record {member.key}: not a whole safetensors file ({error!r})") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file that stands by itself.
+
+    Raises:
+        ValueError: naming the file, where it is none, or not whole.
+    """
+    return Reader().tensors(Member(path, path.stem, "safetensors", 0, path.stat().st_size))
 
 
 def pack(tensors: Mapping[str, Tensor], place: str) -> bytes:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from t2i.batches import CachedRecords, derived_seed
@@ -21,6 +21,7 @@ from t2i.family import Family
 from t2i.precision import Precision
 from t2i.records import SPLITS, Split
 from t2i.runtime import Runtime
+from t2i.shards import read_tensors
 from t2i.trackers import Trackers
 from t2i.work import digest_of, fingerprint, whole
 
@@ -74,7 +75,7 @@ class Validator:
         """Returns a row a validated step: denoising errors by weights and split, and `overfit_gap`, held-out less training."""
         rows: list[dict[str, float | int]] = []
         for path in sorted(self.folder.glob("step-*.safetensors")):
-            errors = {name: t.mean().item() for name, t in sorted(load_file(path).items()) if name != "latents"}
+            errors = {name: t.mean().item() for name, t in sorted(read_tensors(path).items()) if name != "latents"}
             gap = errors["ema_heldout"] - errors["ema_train"]
             rows.append({"step": int(path.stem.removeprefix("step-")), **errors, "overfit_gap": gap})
         return rows
@@ -104,7 +105,7 @@ class Validator:
 
     def _draw(self, unet: nn.Module, device: torch.device) -> Tensor:
         p, most = self.runtime.validation, self.runtime.encode_batch_size
-        prompts = {name: t.float().to(device) for name, t in load_file(self.prompts / "embeds.safetensors").items()}
+        prompts = {name: t.float().to(device) for name, t in read_tensors(self.prompts / "embeds.safetensors").items()}
         empty = {name: t.float().to(device) for name, t in self._records["train"].empty.items()}
         count = len(next(iter(prompts.values())))
         _, moments, height, width = self._records["train"].moments(0).shape

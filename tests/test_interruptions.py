@@ -227,6 +227,30 @@ def test_two_processes_of_which_one_is_killed_all_end_and_the_next_run_goes_on(r
     assert trained(ready) == wanted
 
 
+def test_what_two_processes_began_one_ends(ready) -> None:  # noqa: F811
+    def losses() -> list[float]:
+        rows = (ready.folder / "data/reports/train/history.csv").read_text().splitlines()[1:]
+        return [float(row.split(",")[1]) for row in rows]
+
+    ready.params["train"] |= {"batch_size": 8, "steps": 6}
+    ready.params["runtime"] |= {"processes": 2, "micro_batch_size": 3, "checkpoint_every_seconds": 1e-9, "log_every_steps": 1}
+    ready.write()
+
+    def both() -> None:
+        together(2, lambda: t2i("train"))
+
+    assert victim(both).code == 0
+    unbroken = losses()
+    untrained(ready)
+    assert victim(both, of_rank(0, TRAINING), {2 * 3 + 1: signal.SIGKILL}).code == 1
+    ready.params["runtime"]["processes"] = 1
+    ready.write()
+    ended = victim(command("train"))
+    assert ended.code == 0, ended.said
+    assert "resuming after step 3 " in ended.said
+    assert losses() == pytest.approx(unbroken, rel=2e-6)
+
+
 def test_a_killed_process_ends_the_others_and_the_launcher(tmp_path) -> None:
     code = """
 import os, pathlib, signal, time

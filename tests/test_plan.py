@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from typer.testing import CliRunner
 
 from stages import encode, fetch
@@ -16,6 +17,7 @@ from t2i.sections import load_sections
 
 
 def planned(*arguments: str) -> dict[str, str]:
+    AcceleratorState._reset_state(reset_partial_state=True)  # as a new process finds it
     done = CliRunner().invoke(app, ["plan", *arguments])
     assert done.exit_code == 0, done.exception
     return {line[:22].strip(): line[23:] for line in done.output.splitlines()}
