@@ -3,6 +3,8 @@
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -46,3 +48,17 @@ def peak_memory(runtime: Runtime) -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def at_most(more: int, runtime: Runtime) -> Iterator[None]:
+    """Makes a CPU's allocations beyond some more bytes fail with a RuntimeError, before the kernel ends a process (Linux)."""
+    if sys.platform != "linux" or runtime.torch_device() != "cpu":
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (psutil.Process().memory_info().data + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

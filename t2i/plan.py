@@ -8,15 +8,16 @@ from pathlib import Path
 import psutil
 import torch
 
-from t2i.family import load_family
+from t2i.family import Family, load_family
 from t2i.fetch_dataset import Fetch
 from t2i.manifest import read_manifest
-from t2i.memory import available_memory, count_weights, peak_memory, state_bytes
+from t2i.memory import at_most, available_memory, count_weights, peak_memory, state_bytes
 from t2i.probe import Encoders, probe_encoders, probe_forward, probe_step
 from t2i.records import SPLITS, Split, read_captions
 from t2i.runtime import Runtime
 from t2i.sections import Sections, load_sections
 from t2i.shards import pack, shard_bytes
+from t2i.train import Train
 from t2i.work import in_bytes
 
 
@@ -55,8 +56,7 @@ def plan(params: Path, base: Path, raw: Path, records: int | None) -> list[tuple
     trained, whole = count_weights(base / "unet", train.trainable)
     state, free_memory, step = state_bytes(train, runtime, trained, whole), available_memory(runtime), None
     if state < free_memory:
-        with tempfile.TemporaryDirectory() as folder:
-            step = probe_step(train, runtime, family, encoders, Path(folder))
+        step = _step(train, runtime, family, encoders, free_memory)
     counts = {split: sum(dataset.image_shards[split]) for split in SPLITS}
     steps = train.total_steps(counts["train"])
     return [
@@ -69,6 +69,17 @@ def plan(params: Path, base: Path, raw: Path, records: int | None) -> list[tuple
         ("steps", f"{steps} of {train.batch_size} images: {steps * train.batch_size / counts['train']:.3g} epochs"),
         *_times(sections, dataset, encoders, forward, step),
     ]
+
+
+def _step(train: Train, runtime: Runtime, family: Family, encoders: Encoders, free_memory: int) -> float | None:
+    """The seconds of a step, or None where the memory does not suffice for one."""
+    try:
+        with at_most(free_memory, runtime), tempfile.TemporaryDirectory() as folder:
+            return probe_step(train, runtime, family, encoders, Path(folder))
+    except RuntimeError as error:  # PyTorch's, on either device: "out of memory", "can't allocate memory"
+        if "memory" not in str(error):
+            raise
+        return None
 
 
 def _disk(sections: Sections, dataset: Dataset, encoders: Encoders, trained: int, whole: int) -> Iterable[tuple[str, str]]:
@@ -86,7 +97,7 @@ def _memory(runtime: Runtime, whole: int, state: int, free: int, *, timed: bool)
     if timed:
         yield "", f"{in_bytes(peak_memory(runtime))} in all while steps were timed; {in_bytes(free)} were free"
     else:
-        yield "", f"only {in_bytes(free)} are free: no step was timed"
+        yield "", f"{in_bytes(free)} are free, in which no step could be made"
 
 
 def _fetched(raw: Path) -> Dataset:

@@ -40,9 +40,9 @@ class Encoders:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Returns the least seconds of some runs: two or more, of which the first warms up, for three seconds or so."""
+    """Returns the least seconds of some runs, of which the first warms up; of one alone where that takes five or more."""
     found: list[float] = []
-    while len(found) < 2 or (sum(found) < 3 and len(found) < 8):
+    while not found or (found[0] < 5 and (len(found) < 2 or (sum(found) < 3 and len(found) < 8))):
         started = time.perf_counter()
         work()
         if torch.cuda.is_available():
@@ -51,20 +51,27 @@ def seconds(work: Callable[[], object]) -> float:
     return min(found)
 
 
+def each(work: Callable[[int], object], most: int) -> float:
+    """Returns the seconds of one of a batch: of one alone where that takes long, else of as many as go through at once."""
+    alone = seconds(lambda: work(1))
+    most = min(most, _MOST_IN_A_BATCH)
+    return alone if alone > 0.2 or most == 1 else min(alone, seconds(lambda: work(most)) / most)
+
+
 def probe_encoders(family: Family, runtime: Runtime, resolution_px: int, caption: str) -> Encoders:
     """Encodes grey noise and a caption, and decodes it."""
-    device, count = runtime.torch_device(), min(_MOST_IN_A_BATCH, runtime.encode_batch_size)
+    device, most = runtime.torch_device(), runtime.encode_batch_size
     vae, text = family.load_vae(device), family.load_text(device)
-    pixels = torch.rand(count, 3, resolution_px, resolution_px).to(device) * 2 - 1
+    pixels = torch.rand(1, 3, resolution_px, resolution_px).to(device) * 2 - 1
     moments = family.encode_pixels(vae, pixels)
     latents = moments.chunk(2, dim=1)[0] * family.scaling_factor
     conditioning = family.encode_prompts(text, [caption])
     return Encoders(
         moments[0].cpu(),
         {name: tensor[0].cpu() for name, tensor in conditioning.items()},
-        seconds(lambda: family.encode_pixels(vae, pixels)) / count,
-        seconds(lambda: family.encode_prompts(text, [caption] * count)) / count,
-        seconds(lambda: family.decode_latents(vae, latents)) / count,
+        each(lambda count: family.encode_pixels(vae, pixels.expand(count, -1, -1, -1)), most),
+        each(lambda count: family.encode_prompts(text, [caption] * count), most),
+        each(lambda count: family.decode_latents(vae, latents.expand(count, -1, -1, -1)), most),
     )
 
 
@@ -88,29 +95,28 @@ def probe_step(params: Train, runtime: Runtime, family: Family, encoders: Encode
     ema = Ema(weights, params.ema, runtime.ema_device or accelerator.device)
     unet, optimizer = accelerator.prepare(bare, make_optimizer(trained, params.optimizer))
 
-    def step() -> None:
-        accumulate_gradients(accelerator, unet, objective, sampler, 0, shares)
+    def update() -> None:
         accelerator.clip_grad_norm_(unet.parameters(), params.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         ema.update(weights, params.ema.every_steps, last=False)
 
-    return seconds(step)
+    a_share = seconds(lambda: accumulate_gradients(accelerator, unet, objective, sampler, 0, shares[:1]))
+    return len(shares) * a_share + seconds(update)
 
 
 def probe_forward(family: Family, runtime: Runtime, precision: Precision, encoders: Encoders) -> float:
     """Returns the seconds of an image's pass through the UNet without gradients, as sampling and validation make it."""
-    device, count = runtime.torch_device(), min(_MOST_IN_A_BATCH, runtime.encode_batch_size)
+    device = runtime.torch_device()
     unet: Any = family.load_unet(random=False).to(device).eval()
-    latents = encoders.moments.chunk(2)[0].expand(count, -1, -1, -1).to(device)
-    conditioning = {name: t.to(device) for name, t in collate([encoders.conditioning] * count).items()}
-    timesteps = torch.full((count,), 500, device=device)
+    latents = encoders.moments.chunk(2)[0].to(device)
 
-    def forward() -> None:
+    def forward(count: int) -> None:
+        conditioning = {name: t.to(device) for name, t in collate([encoders.conditioning] * count).items()}
         with torch.no_grad(), computing_in(precision, device):
-            family.predict(unet, latents, timesteps, conditioning)
+            family.predict(unet, latents.expand(count, -1, -1, -1), torch.full((count,), 500, device=device), conditioning)
 
-    return seconds(forward) / count
+    return each(forward, runtime.encode_batch_size)
 
 
 def _cache(encoders: Encoders, count: int, folder: Path) -> CachedRecords:
