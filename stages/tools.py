@@ -130,3 +130,7 @@ def _lines(path: Path) -> list[str]:
 def main() -> None:
     """Runs the console script."""
     run(app)
+
+
+if __name__ == "__main__":
+    main()
