@@ -35,11 +35,21 @@ def run(app: Callable[[], Any]) -> None:
     except ParamsError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
-    except (ValueError, OSError) as error:
-        if os.environ.get("T2I_TRACEBACK"):
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        said = _explained(error)
+        if said is None or os.environ.get("T2I_TRACEBACK"):
             raise
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {printable(said)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _explained(error: Exception) -> str | None:
+    """What to say of an error, or None where only its traceback says it."""
+    if not isinstance(error, RuntimeError):
+        return str(error)
+    if "CUDA out of memory" in str(error) or "allocate memory" in str(error):  # as PyTorch has it, on either device
+        return f"{error}: lower `runtime.micro_batch_size` for training, `runtime.encode_batch_size` for all else"
+    return None
 
 
 def printable(text: str) -> str:

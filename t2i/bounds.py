@@ -100,4 +100,6 @@ def _limit_memory(most_bytes: int) -> None:
     """Lets the process have so much memory besides what it has now; elsewhere than on Linux, nothing bounds it."""
     if sys.platform == "linux":
         held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()  # data and stack
-        resource.setrlimit(resource.RLIMIT_DATA, (held + most_bytes, held + most_bytes))
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        most = held + most_bytes if hard == resource.RLIM_INFINITY else min(held + most_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))

@@ -3,8 +3,8 @@
 <work>/step-00000500/   MANIFEST.json (sha256 and size of each file), NAME.safetensors, state.json
 """
 
+import contextlib
 import json
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from t2i.work import fresh, sha256_of
+from t2i.work import flush, fresh, locked, sha256_of
 
 _MANIFEST = "MANIFEST.json"
 _FINISHED = "finished"
@@ -48,8 +48,8 @@ def save(work: Path, checkpoint: Checkpoint, keep: int) -> None:
         files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(files, indent=2), encoding="utf-8")
         for path in [*partial.iterdir(), partial]:
-            _flush(path)
-    _flush(work)
+            flush(path)
+    flush(work)
     for old in sorted(work.glob("step-????????"))[:-keep]:
         shutil.rmtree(old)
 
@@ -81,9 +81,13 @@ def make_room(work: Path, *, restart: bool) -> None:
     (work / _FINISHED).unlink(missing_ok=True)
     for marker in work.parent.glob(f"*/{_FINISHED}"):
         if marker.parent != work:
-            marker.parent.rename(marker.parent.with_suffix(".tmp"))  # or a kill would take the mark, and leave the rest
+            with (
+                contextlib.suppress(ValueError, FileNotFoundError),
+                locked(marker.parent),
+            ):  # others may be at it, or make room too
+                marker.parent.rename(marker.parent.with_suffix(".tmp"))  # or a kill would take the mark, and leave the rest
     for gone in work.parent.glob("*.tmp"):
-        shutil.rmtree(gone)
+        shutil.rmtree(gone, ignore_errors=True)
     for own in [*work.glob("step-*"), *work.glob("validation-*")] if restart else work.glob("step-*.partial"):
         shutil.rmtree(own)
 
@@ -98,11 +102,3 @@ def damage(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"unreadable ({error})"
     return None
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -33,10 +33,7 @@ def encode_images(
     Raises:
         ValueError: naming the image that cannot be read, the moments that overflow, or the PSNR that is too low.
     """
-    if params.resolution_px % family.vae_factor:
-        raise ValueError(
-            f"`encode.images.resolution_px` {params.resolution_px} is no multiple of the VAE's {family.vae_factor}"
-        )
+    params.check_factor(family.vae_factor)
     made_by = {
         "images": sha256_of(raw / MANIFEST),
         "vae": digest_of(base / "vae"),
@@ -56,7 +53,9 @@ def encode_images(
                 progress.update(len(own))
         return {
             "records": len(members),
-            **_check_psnr(params, psnr_of_records(params, family, vae, members, made.folder, device)),
+            **_check_psnr(
+                params, psnr_of_records(params, family, vae, members, made.folder, batch_size=batch_size, device=device)
+            ),
         }
 
 

@@ -27,9 +27,8 @@ def make_accelerator(precision: Precision, runtime: Runtime, trackers: Path) -> 
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
+    check_precision(precision, runtime)
     cpu = runtime.torch_device() == "cpu"
-    if precision == "fp16" and cpu:
-        raise ValueError("`train.precision` fp16 needs a GPU: on the CPU set bf16 or fp32")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = runtime.tf32
     patience = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=1))  # the others wait while one validates
     return Accelerator(
@@ -39,6 +38,12 @@ def make_accelerator(precision: Precision, runtime: Runtime, trackers: Path) -> 
         log_with=list(runtime.trackers) or None,
         project_dir=str(trackers),
     )
+
+
+def check_precision(precision: Precision, runtime: Runtime) -> None:
+    """Raises a ValueError where the device cannot train in a precision."""
+    if precision == "fp16" and runtime.torch_device() == "cpu":
+        raise ValueError("`train.precision` fp16 needs a GPU: on the CPU set bf16 or fp32")
 
 
 def prepared_unet(family: Family, runtime: Runtime, *, random: bool) -> Any:

@@ -44,8 +44,8 @@ def is_echo(number: int, first_at: float) -> bool:
 
 
 def die_with_parent() -> None:
-    """Asks, under DVC, for SIGTERM when the parent dies, so that no stage outlives the `dvc repro` that started it."""
-    if "DVC_STAGE" in os.environ:
+    """Asks for SIGTERM when the parent dies: no stage outlives the `dvc repro`, no process the launcher that started it."""
+    if {"DVC_STAGE", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
         end_with_parent()
 
 

@@ -95,12 +95,17 @@ def check_made_by(folder: Path, wanted: Mapping[str, Any]) -> None:
 
     Args:
         folder: the set.
-        wanted: what it should have been made by, as far as is known; of mappings, the keys that the manifest has are compared.
+        wanted: what it should have been made by, as far as is known; of mappings within, the keys that the manifest has.
 
     Raises:
         ValueError: naming the first difference, with both values.
     """
-    _compare(folder, read_manifest(folder).made_by, wanted, "")
+    made_by = read_manifest(folder).made_by
+    if unsaid := sorted(wanted.keys() - made_by.keys()):
+        raise ValueError(
+            f"{folder / MANIFEST}: does not say with which `{unsaid[0]}` it was made: run the stage that writes it again"
+        )
+    _compare(folder, made_by, wanted, "")
 
 
 def _compare(folder: Path, made_by: Mapping[str, Any], wanted: Mapping[str, Any], place: str) -> None:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from t2i.runtime import Runtime
 from t2i.train import Train
+from t2i.work import in_bytes
 
 
 def count_weights(unet: Path, trainable: str) -> tuple[int, int]:
@@ -28,17 +29,27 @@ def count_weights(unet: Path, trainable: str) -> tuple[int, int]:
 
 
 def state_bytes(params: Train, runtime: Runtime, trained: int, all_weights: int) -> int:
-    """Returns the bytes that weights, gradients, the optimizer and, where it lies beside them, the EMA take on the device."""
+    """Returns the bytes that weights, gradients, the optimizer and, where it lies beside them, the EMA take on a device.
+
+    Processes on the CPU share it, those on GPUs have one each.
+    """
     optimizer = 2 if params.optimizer.name == "adamw_8bit" else 8
     buckets = 4 if runtime.processes > 1 else 0
-    on_cpu = runtime.ema_device == "cpu" and runtime.torch_device() != "cpu"
-    return all_weights * (4 if on_cpu else 8) + trained * (4 + optimizer + buckets)
+    cpu = runtime.torch_device() == "cpu"
+    ema = 0 if runtime.ema_device == "cpu" and not cpu else 4
+    return (all_weights * (4 + ema) + trained * (4 + optimizer + buckets)) * (runtime.processes if cpu else 1)
+
+
+def checkpoints_bytes(runtime: Runtime, trained: int, all_weights: int) -> int:
+    """Returns the bytes on disk of the checkpoints that are kept, and of the one that is being written."""
+    return (runtime.keep_checkpoints + 1) * 8 * (all_weights + trained)
 
 
 def available_memory(runtime: Runtime) -> int:
     """Returns the bytes that are free where training will run."""
     if runtime.torch_device() == "cpu":
         return int(psutil.virtual_memory().available)
+    torch.cuda.empty_cache()
     return int(torch.cuda.mem_get_info()[0])
 
 
@@ -51,14 +62,27 @@ def peak_memory(runtime: Runtime) -> int:
 
 
 @contextmanager
-def at_most(more: int, runtime: Runtime) -> Iterator[None]:
-    """Makes a CPU's allocations beyond some more bytes fail with a RuntimeError, before the kernel ends a process (Linux)."""
-    if sys.platform != "linux" or runtime.torch_device() != "cpu":
-        yield
-        return
+def enough_memory(runtime: Runtime) -> Iterator[None]:
+    """Turns what PyTorch raises for want of memory into a MemoryError.
+
+    On the CPU, under Linux, what is free now is a limit while the block runs: the kernel would end a process that goes beyond.
+    """
+    limited = sys.platform == "linux" and runtime.torch_device() == "cpu"
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (psutil.Process().memory_info().data + more, hard))
+    limit = psutil.Process().memory_info().data + available_memory(runtime) if limited else soft
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     try:
         yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(f"{in_bytes(available_memory(runtime))} of free memory do not suffice") from None
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch raised it for want of memory: on a GPU, in cuBLAS, or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("ALLOC_FAILED", "allocate memory")
+    )

@@ -1,24 +1,23 @@
 """Verb: say what a run will take, before anything is encoded: records, shards, bytes, memory, steps, and time."""
 
+import contextlib
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
-from t2i.family import Family, load_family
+from t2i.family import load_family
 from t2i.fetch_dataset import Fetch
 from t2i.manifest import read_manifest
-from t2i.memory import at_most, available_memory, count_weights, peak_memory, state_bytes
+from t2i.memory import available_memory, checkpoints_bytes, count_weights, enough_memory, peak_memory, state_bytes
 from t2i.probe import Encoders, probe_encoders, probe_forward, probe_step
 from t2i.records import SPLITS, Split, read_captions
 from t2i.runtime import Runtime
 from t2i.sections import Sections, load_sections
 from t2i.shards import pack, shard_bytes
-from t2i.train import Train
-from t2i.work import in_bytes
+from t2i.work import free_bytes, in_bytes, work_root
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,14 @@ def plan(params: Path, base: Path, raw: Path, records: int | None) -> list[tuple
         raise ValueError(f"{base}: no pipeline is here; run `t2i fetch base`, which `dvc repro` does too")
     family = load_family(sections.base.family, base, train.objective.scheduler_changes())
     dataset = _imagined(sections.fetch, records) if records else _fetched(raw)
-    encoders = probe_encoders(family, runtime, sections.encode_images.resolution_px, dataset.a_caption)
-    forward = probe_forward(family, runtime, sections.evaluate.precision, encoders)
+    with enough_memory(runtime):
+        encoders = probe_encoders(family, runtime, sections.encode_images.resolution_px, dataset.a_caption)
+        forward = probe_forward(family, runtime, sections.evaluate.precision, encoders)
     trained, whole = count_weights(base / "unet", train.trainable)
     state, free_memory, step = state_bytes(train, runtime, trained, whole), available_memory(runtime), None
     if state < free_memory:
-        step = _step(train, runtime, family, encoders, free_memory)
+        with contextlib.suppress(MemoryError), enough_memory(runtime), tempfile.TemporaryDirectory() as folder:
+            step = probe_step(train, runtime, family, encoders, Path(folder))
     counts = {split: sum(dataset.image_shards[split]) for split in SPLITS}
     steps = train.total_steps(counts["train"])
     return [
@@ -71,31 +72,19 @@ def plan(params: Path, base: Path, raw: Path, records: int | None) -> list[tuple
     ]
 
 
-def _step(train: Train, runtime: Runtime, family: Family, encoders: Encoders, free_memory: int) -> float | None:
-    """The seconds of a step, or None where the memory does not suffice for one."""
-    try:
-        with at_most(free_memory, runtime), tempfile.TemporaryDirectory() as folder:
-            return probe_step(train, runtime, family, encoders, Path(folder))
-    except RuntimeError as error:  # PyTorch's, on either device: "out of memory", "can't allocate memory"
-        if "memory" not in str(error):
-            raise
-        return None
-
-
 def _disk(sections: Sections, dataset: Dataset, encoders: Encoders, trained: int, whole: int) -> Iterable[tuple[str, str]]:
     latents, embeds = cache_bytes(sections, dataset, encoders)
     text_shards = sum(-(-len(counts) // sections.encode_captions.records_per_shard) for counts in dataset.captions.values())
-    checkpoint, kept = 8 * (whole + trained), sections.runtime.keep_checkpoints + 1
     yield "moments", f"{in_bytes(latents)} in {sum(map(len, dataset.image_shards.values()))} shards"
     yield "embeddings", f"{in_bytes(embeds)} in {text_shards} shards"
-    yield "checkpoints", f"{in_bytes(kept * checkpoint)}: {kept} of {in_bytes(checkpoint)}"
-    yield "free disk", in_bytes(psutil.disk_usage(".").free)
+    kept = checkpoints_bytes(sections.runtime, trained, whole)
+    yield "checkpoints", f"{in_bytes(kept)}; {in_bytes(free_bytes(work_root()))} are free where they lie ({work_root()})"
 
 
 def _memory(runtime: Runtime, whole: int, state: int, free: int, *, timed: bool) -> Iterable[tuple[str, str]]:
     yield "memory", f"{in_bytes(state)} for weights, gradients, optimizer and EMA of {whole / 1e6:.3g} M parameters"
     if timed:
-        yield "", f"{in_bytes(peak_memory(runtime))} in all while steps were timed; {in_bytes(free)} were free"
+        yield "", f"{in_bytes(peak_memory(runtime))} held by this process at most; {in_bytes(free)} were free for a step"
     else:
         yield "", f"{in_bytes(free)} are free, in which no step could be made"
 
@@ -105,6 +94,8 @@ def _fetched(raw: Path) -> Dataset:
     if not (raw / "dataset.json").is_file():
         raise ValueError(f"{raw}: no dataset is here; run `t2i fetch dataset`, or say for how many records: --records 10000")
     files, captions = read_manifest(raw / "images").files, list(read_captions(raw / "captions.jsonl"))
+    if not captions:
+        raise ValueError(f"{raw / 'captions.jsonl'}: no records; run `t2i fetch dataset` again")
     return Dataset(
         {split: [file.count for file in files if file.name.startswith(f"{split}-")] for split in SPLITS},
         {split: [len(row["captions"]) for row in captions if row["split"] == split] for split in SPLITS},
@@ -114,7 +105,7 @@ def _fetched(raw: Path) -> Dataset:
 
 def _imagined(fetch: Fetch, records: int) -> Dataset:
     """Returns what so many records would be, with a caption each."""
-    heldout = max(1, round(records * fetch.heldout_fraction))
+    heldout = min(records - 1, max(1, round(records * fetch.heldout_fraction)))
     counts: dict[Split, int] = {
         "train": min(records - heldout, fetch.max_train_records or records),
         "heldout": min(heldout, fetch.max_heldout_records or records),
@@ -177,14 +168,16 @@ def _times(
         "evaluate base": measuring,
         "evaluate model": measuring + min(sections.sweep.prompts, prompts) * swept,
     }
-    whole = None if training is None else sum(value or 0 for value in times.values())
+    whole = None if training is None else sum(filter(None, times.values()))
     for name, value in (times | {"together": whole}).items():
-        yield f"time, {name}", "unknown" if value is None else f"about {_clock(value)}"
+        yield f"time, {name}", _clock(value)
     if step is not None:
         yield "speed", f"{step:.3g} s a step, {train.batch_size / step:.3g} images a second, on this machine"
 
 
-def _clock(value: float) -> str:
+def _clock(value: float | None) -> str:
+    if value is None:
+        return "unknown"
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    return f"about {hours} h {minutes:02d} min" if hours else f"about {minutes} min {rest:02d} s"

@@ -14,6 +14,7 @@ from t2i.ema import Ema
 from t2i.execution import make_accelerator, prepared_unet
 from t2i.family import Family
 from t2i.manifest import describe, write_manifest
+from t2i.memory import is_out_of_memory
 from t2i.objective import Objective, accumulate_gradients
 from t2i.optim import make_optimizer, trainable
 from t2i.precision import Precision, computing_in
@@ -55,7 +56,14 @@ def each(work: Callable[[int], object], most: int) -> float:
     """Returns the seconds of one of a batch: of one alone where that takes long, else of as many as go through at once."""
     alone = seconds(lambda: work(1))
     most = min(most, _MOST_IN_A_BATCH)
-    return alone if alone > 0.2 or most == 1 else min(alone, seconds(lambda: work(most)) / most)
+    if alone > 0.2 or most == 1:
+        return alone
+    try:
+        return min(alone, seconds(lambda: work(most)) / most)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return alone
 
 
 def probe_encoders(family: Family, runtime: Runtime, resolution_px: int, caption: str) -> Encoders:
@@ -95,14 +103,18 @@ def probe_step(params: Train, runtime: Runtime, family: Family, encoders: Encode
     ema = Ema(weights, params.ema, runtime.ema_device or accelerator.device)
     unet, optimizer = accelerator.prepare(bare, make_optimizer(trained, params.optimizer))
 
-    def update() -> None:
+    def share() -> None:
+        accumulate_gradients(accelerator, unet, objective, sampler, 0, shares[:1])
+
+    def last_share() -> None:
+        share()
         accelerator.clip_grad_norm_(unet.parameters(), params.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         ema.update(weights, params.ema.every_steps, last=False)
 
-    a_share = seconds(lambda: accumulate_gradients(accelerator, unet, objective, sampler, 0, shares[:1]))
-    return len(shares) * a_share + seconds(update)
+    first = seconds(share) if len(shares) > 1 else 0.0
+    return (len(shares) - 1) * first + seconds(last_share)
 
 
 def probe_forward(family: Family, runtime: Runtime, precision: Precision, encoders: Encoders) -> float:
@@ -125,7 +137,7 @@ def _cache(encoders: Encoders, count: int, folder: Path) -> CachedRecords:
     image = {"moments": encoders.moments[None], "flipped": torch.zeros(1, dtype=torch.uint8)}
     packed = {latents: pack(image, "probe"), embeds: pack({k: t[None] for k, t in encoders.conditioning.items()}, "probe")}
     for path, content in packed.items():
-        path.mkdir()
+        path.mkdir(parents=True)
         rows = [write_shard(path / "train-00000.tar", {f"{n:08d}": ("safetensors", content) for n in range(count)})]
         if path == embeds:
             (embeds / "empty.safetensors").write_bytes(content)

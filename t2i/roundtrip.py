@@ -13,7 +13,7 @@ from t2i.views import EncodeImages, views
 
 
 def psnr_of_records(
-    params: EncodeImages, family: Family, vae: nn.Module, images: list[Member], latents: Path, device: str
+    params: EncodeImages, family: Family, vae: nn.Module, images: list[Member], latents: Path, *, batch_size: int, device: str
 ) -> dict[str, list[float]]:
     """Returns the PSNR of every view of some records, by key, in decibels: source pixels against decoded moments.
 
@@ -23,7 +23,11 @@ def psnr_of_records(
         vae: that VAE.
         images: every record of the image shards.
         latents: folder of the shards of moments, which are named as those of the images.
+        batch_size: latents that go through the VAE at once.
         device: the VAE's.
+
+    Raises:
+        ValueError: where a record has no moments.
     """
     reader, sampled = Reader(), []
     for split in SPLITS:
@@ -38,10 +42,11 @@ def psnr_of_records(
     }
     found = {}
     for member in sampled:
+        if (row := stored.get((member.shard.name, member.key))) is None:
+            raise ValueError(f"{latents / member.shard.name}: no record {member.key}, which {member.shard} has")
         pixels = torch.stack([view.pixels for view in views(params, member, bytes(reader.content(member)))])
-        moments = reader.tensors(stored[member.shard.name, member.key])["moments"]
-        decoded = family.decode_latents(
-            vae, sample_latents(moments, None, family.scaling_factor, family.shift_factor).to(device)
-        )
-        found[member.key] = psnr(pixels, decoded.cpu()).tolist()
+        moments = reader.tensors(row)["moments"]
+        scaled = sample_latents(moments, None, family.scaling_factor, family.shift_factor)
+        decoded = torch.cat([family.decode_latents(vae, some.to(device)).cpu() for some in scaled.split(batch_size)])
+        found[member.key] = psnr(pixels, decoded).tolist()
     return found

@@ -3,11 +3,14 @@
 data/work/encode-images-HASH/train-00000.tar    and train-00000.tar.json, its row for the manifest, once it is whole
 """
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from t2i.manifest import File, describe, read_manifest, write_manifest
 from t2i.shards import write_shard
@@ -39,12 +42,24 @@ class ShardSet:
         return self._add(name, write)
 
     def _add(self, name: str, write: Callable[[], File]) -> bool:
-        row = self._finished / f"{name}.json"
-        found = row.exists() and (self.folder / name).exists()
+        path = self._finished / f"{name}.json"
+        found = self._row(path, self.folder / name)
+        row = found or write()
         if not found:
-            write_text(row, write().model_dump_json())
-        self.rows.append(File.model_validate_json(row.read_text(encoding="utf-8")))
+            write_text(path, row.model_dump_json())
+        self.rows.append(row)
         return not found
+
+    @staticmethod
+    def _row(path: Path, file: Path) -> File | None:
+        """The row of a file that is there as its row says, or None."""
+        if not (path.exists() and file.exists()):
+            return None
+        with contextlib.suppress(ValidationError):
+            row = File.model_validate_json(path.read_text(encoding="utf-8"))
+            if row.bytes == file.stat().st_size:
+                return row
+        return None
 
 
 @contextmanager
@@ -57,7 +72,7 @@ def shard_set(kind: str, made_by: dict[str, Any], out: Path) -> Iterator[ShardSe
         out: the final folder.
 
     Raises:
-        ValueError: where another process is at the same work, or a file is not as it was left.
+        ValueError: where another process is at the same work.
     """
     work = work_folder(kind, fingerprint(made_by, source_digest()))
     with locked(work):

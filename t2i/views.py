@@ -45,6 +45,11 @@ class EncodeImages(Params):
     min_psnr: float
     """Mean PSNR in decibels below which the stage fails: the VAE does not know such images, or the pixels are wrong."""
 
+    def check_factor(self, vae_factor: int) -> None:
+        """Raises a ValueError where the resolution is no multiple of what a latent stands for."""
+        if self.resolution_px % vae_factor:
+            raise ValueError(f"`encode.images.resolution_px` {self.resolution_px} is no multiple of the VAE's {vae_factor}")
+
     def count(self, split: Split) -> int:
         """Returns how many views an image of a split has; a held-out image has one, from the middle, not flipped."""
         if split == "heldout":

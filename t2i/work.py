@@ -18,13 +18,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a write fails with where the disk, a quota or the limit of a file's size (`ulimit -f`) is reached."""
 
 
-def work_folder(kind: str, fingerprint: str) -> Path:
-    """Returns (and makes) the folder of one piece of work, `<root>/<kind>-<fingerprint>`.
+def work_root() -> Path:
+    """Returns T2I_WORK_DIR where that is set, else data/work of the checkout (DVC_ROOT names it in DVC's own copies too)."""
+    return Path(os.environ.get("T2I_WORK_DIR") or Path(os.environ.get("DVC_ROOT", ".")) / "data" / "work")
 
-    The root is T2I_WORK_DIR where that is set, else data/work of the checkout (DVC_ROOT names it in DVC's own copies too).
-    """
-    root = Path(os.environ.get("T2I_WORK_DIR") or Path(os.environ.get("DVC_ROOT", ".")) / "data" / "work")
-    folder = root / f"{kind}-{fingerprint}"
+
+def work_folder(kind: str, fingerprint: str) -> Path:
+    """Returns (and makes) the folder of one piece of work, `<root>/<kind>-<fingerprint>`."""
+    folder = work_root() / f"{kind}-{fingerprint}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -96,27 +97,37 @@ def holder(folder: Path) -> int | None:
 
 def publish(folder: Path, out: Path) -> None:
     """Gives a finished folder its final name; what stood there before goes only then."""
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     try:
-        _swap(folder, out, old)
+        _swap(folder, out)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         partial = out.with_name(out.name + ".partial")  # the work folder is on another disk
         shutil.rmtree(partial, ignore_errors=True)
-        with _room(out, size_of(folder)):
-            shutil.copytree(folder, partial)
-        _swap(partial, out, old)
+        try:
+            with _room(out, size_of(folder)):
+                shutil.copytree(folder, partial)
+            _swap(partial, out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def _swap(folder: Path, out: Path, old: Path) -> None:
+def _swap(folder: Path, out: Path) -> None:
+    """Renames a folder to `out`; where that fails, what was there before is there again."""
+    old = out.with_name(out.name + ".old")
     if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
         out.rename(old)
-    folder.rename(out)
+    try:
+        folder.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -167,6 +178,7 @@ def whole(path: Path, size: int = 0) -> Iterator[Path]:
     try:
         with _room(path, size):
             yield partial
+            flush(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -175,7 +187,7 @@ def whole(path: Path, size: int = 0) -> Iterator[Path]:
 @contextmanager
 def _room(path: Path, size: int) -> Iterator[None]:
     """Refuses before writing, and explains after it, a disk that has no room."""
-    if size > shutil.disk_usage(path.parent).free:
+    if size > free_bytes(path):
         raise ValueError(_no_room(path, size, os.strerror(errno.ENOSPC)))
     try:
         yield
@@ -189,8 +201,23 @@ def _room(path: Path, size: int) -> Iterator[None]:
 
 def _no_room(path: Path, size: int, reason: str) -> str:
     needed = f"{in_bytes(size)} needed, " if size else ""
-    free = in_bytes(shutil.disk_usage(path.parent).free)
+    free = in_bytes(free_bytes(path))
     return f"{path}: {reason}: {needed}{free} free on its disk; make room, and run the same command again: it goes on"
+
+
+def flush(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def free_bytes(path: Path) -> int:
+    """Returns the bytes that are free on the disk where a path lies, or would."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
 
 
 def size_of(folder: Path) -> int:
@@ -200,8 +227,9 @@ def size_of(folder: Path) -> int:
 
 def in_bytes(size: int) -> str:
     """Returns a number of bytes with a unit: `1.5 GB`."""
-    power = min(4, (len(str(size)) - 1) // 3)
-    return f"{size / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+    rounded = float(f"{size:.3g}")
+    power = min(4, (len(f"{rounded:.0f}") - 1) // 3)
+    return f"{rounded / 1000**power:g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def write_text(path: Path, text: str) -> None:

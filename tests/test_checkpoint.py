@@ -1,9 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from t2i.checkpoint import Checkpoint, finish, load_newest, make_room, save
+from t2i.work import locked
 
 
 def saved(work: Path, *steps: int, keep: int = 9) -> None:
@@ -66,3 +68,24 @@ def test_only_finished_runs_make_room_for_another(tmp_path) -> None:
     assert load_newest(tmp_path / "this") is not None
     make_room(tmp_path / "this", restart=True)
     assert load_newest(tmp_path / "this") is None
+
+
+def test_what_is_done_and_still_held_is_left_and_several_may_make_room_at_once(tmp_path) -> None:
+    for name in ("held", *map(str, range(40))):
+        (tmp_path / name).mkdir()
+        saved(tmp_path / name, 5)
+        finish(tmp_path / name)
+    children = []
+    with locked(tmp_path / "held"):
+        for own in ("one", "two"):
+            (tmp_path / own).mkdir()
+            child = os.fork()
+            if child == 0:
+                try:
+                    make_room(tmp_path / own, restart=False)
+                except BaseException:
+                    os._exit(1)
+                os._exit(0)
+            children.append(child)
+        assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    assert {path.name for path in tmp_path.iterdir()} == {"held", "one", "two"}

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -43,3 +44,27 @@ time.sleep(60)
     parent.send_signal(number)
     assert parent.wait(timeout=60) == 128 + number
     assert len(list(tmp_path.glob("stopped-*"))) == 2
+
+
+def test_a_second_ctrl_c_ends_every_process_at_once(tmp_path) -> None:
+    code = """
+import os, pathlib, time
+from t2i.interrupts import Interrupt, die_with_parent
+die_with_parent()
+with Interrupt():
+    pathlib.Path('started-' + str(os.getpid())).touch()
+    while True:
+        time.sleep(0.1)
+"""
+    parent = launch(code, tmp_path)
+    while len(started := list(tmp_path.glob("started-*"))) < 2:
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(timeout=10) == 130
+    processes = [int(path.name.removeprefix("started-")) for path in started]
+    deadline = time.monotonic() + 10
+    while any(map(psutil.pid_exists, processes)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [number for number in processes if psutil.pid_exists(number)]

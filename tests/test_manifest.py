@@ -76,7 +76,9 @@ def test_a_manifest_that_is_damaged_or_of_another_version_is_refused(folder, con
 
 def test_what_a_set_was_made_by_is_compared_with_both_values_shown(folder) -> None:
     check_made_by(folder, {})
-    check_made_by(folder, {"vae": "1f", "params": {"resolution_px": 64, "another": 1}, "unknown": 3})
+    check_made_by(folder, {"vae": "1f", "params": {"resolution_px": 64, "another": 1}})
+    with pytest.raises(ValueError, match=r"manifest.json: does not say with which `tokenizer` it was made"):
+        check_made_by(folder, {"tokenizer": "3"})
     with pytest.raises(ValueError, match=r"set: was made with `vae` '1f', but now that is '2e': run the stage"):
         check_made_by(folder, {"vae": "2e"})
     with pytest.raises(ValueError, match=r"`params.resolution_px` 64, but now that is 32"):

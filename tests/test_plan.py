@@ -12,7 +12,7 @@ from t2i.families.stable_diffusion import Family
 from t2i.memory import count_weights, state_bytes
 from t2i.optim import make_optimizer, trainable
 from t2i.plan import _fetched, cache_bytes
-from t2i.probe import probe_encoders
+from t2i.probe import probe_encoders, probe_step
 from t2i.sections import load_sections
 
 
@@ -86,3 +86,24 @@ def test_the_state_that_is_planned_is_what_a_step_leaves(project, tiny_base, pat
     part, whole = count_weights(tiny_base / "unet", pattern)
     assert (part, whole) == (sum(weight.numel() for weight in trained), sum(weight.numel() for weight in weights.values()))
     assert state_bytes(sections.train, sections.runtime, part, whole) == sum(tensor.nbytes for tensor in held)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1])
+def test_a_step_that_is_probed_is_one_that_trains(project, monkeypatch, micro_batch_size) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    project.params["runtime"]["micro_batch_size"] = micro_batch_size
+    project.write()
+    fetch.base()
+    sections, family = load_sections(project.folder / "params.yaml"), Family(project.folder / "data/base")
+    encoders = probe_encoders(family, sections.runtime, 32, "a square")
+    trained: list[int] = []
+    step = torch.optim.AdamW.step
+
+    def counted(self: torch.optim.AdamW, *arguments: object) -> object:
+        trained.append(sum(weight.grad is not None for group in self.param_groups for weight in group["params"]))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    assert probe_step(sections.train, sections.runtime, family, encoders, project.folder / "probe") > 0
+    assert len(trained) > 1
+    assert min(trained) == max(trained) > 0

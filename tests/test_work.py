@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i.work import digest_of, fingerprint, fresh, locked, publish, work_folder, write_json
+from t2i.work import digest_of, fingerprint, fresh, in_bytes, locked, publish, work_folder, write_json
 
 
 def _fail(folder: Path) -> None:
@@ -25,10 +25,7 @@ def test_what_fails_leaves_nothing_and_the_old_stays(tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_publish_crosses_disks(tmp_path, monkeypatch) -> None:
-    source, out = tmp_path / "source", tmp_path / "out"
-    source.mkdir()
-    (source / "a").write_text("x")
+def on_another_disk(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     rename = Path.rename
 
     def refused(self: Path, target: Path) -> Path:
@@ -37,9 +34,61 @@ def test_publish_crosses_disks(tmp_path, monkeypatch) -> None:
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refused)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    source, out = tmp_path / "source", tmp_path / "out"
+    for folder, content in ((source, "new"), (out, "old")):
+        folder.mkdir()
+        (folder / "a").write_text(content)
+    return source, out
+
+
+def test_publish_crosses_disks(pair, tmp_path, monkeypatch) -> None:
+    source, out = pair
+    on_another_disk(monkeypatch, source)
     publish(source, out)
-    assert (out / "a").read_text() == "x"
+    assert (out / "a").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_disk_that_is_full_when_another_publishes_to_it_keeps_what_it_had(pair, tmp_path, monkeypatch) -> None:
+    source, out = pair
+    on_another_disk(monkeypatch, source)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copytree", full)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="out: No space left on device: 3 bytes needed"):
+                publish(source, out)
+            assert (out / "a").read_text() == "old"
+            assert {path.name for path in tmp_path.iterdir()} == {"out", "source"}
+    publish(source, out)
+    assert (out / "a").read_text() == "new"
+
+
+def test_an_output_that_is_a_link_stays_one_and_its_folder_is_replaced(pair, tmp_path) -> None:
+    _, out = pair
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    for content in ("second", "third"):
+        with fresh(link) as folder:
+            (folder / "a").write_text(content)
+        assert link.is_symlink()
+        assert (out / "a").read_text() == content
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "source", "link"}
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (999_999, "1 MB"), (10**9, "1 GB"), (10**16, "10000 TB")],
+)
+def test_bytes_have_a_unit(size, said) -> None:
+    assert in_bytes(size) == said
 
 
 def test_a_lock_names_its_holder_and_goes_with_it(tmp_path) -> None:

@@ -46,6 +46,8 @@ class Family:
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         self.scaling_factor: float = vae.get("scaling_factor", 0.18215)
         self.shift_factor: float = vae.get("shift_factor") or 0.0
+        if "block_out_channels" not in vae:
+            raise ValueError(f"{folder / 'vae' / 'config.json'}: no `block_out_channels`: wanted an AutoencoderKL's")
         self.vae_factor: int = 2 ** (len(vae["block_out_channels"]) - 1)
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **self._scheduler_changes)
         self.alphas_cumprod: Float[Tensor, " timesteps"] = scheduler.alphas_cumprod.float()
@@ -138,7 +140,14 @@ class Family:
         def save(tensors: Mapping[str, Tensor], file: Path) -> None:
             save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file, metadata={"format": "pt"})
 
-        shutil.copytree(self.folder, out, dirs_exist_ok=True, ignore=lambda at, names: names if Path(at).name == "unet" else [])
+        # copyfile leaves the modes behind: what DVC has linked may not be written.
+        shutil.copytree(
+            self.folder,
+            out,
+            copy_function=shutil.copyfile,
+            dirs_exist_ok=True,
+            ignore=lambda at, names: names if Path(at).name == "unet" else [],
+        )
         (out / "unet").mkdir(exist_ok=True)
         shutil.copyfile(self.folder / "unet" / "config.json", out / "unet" / "config.json")
         for file in out.rglob("*.safetensors"):
