@@ -8,30 +8,12 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from t2i.encode_captions import EncodeCaptions
-from t2i.evaluate_model import Sweep
-from t2i.evaluate_report import Report
-from t2i.family import Base
-from t2i.fetch_dataset import Fetch
 from t2i.params import ParamsError, load
-from t2i.runtime import Runtime
-from t2i.sampling import Evaluate
+from t2i.sections import MODELS
 from t2i.train import Train
-from t2i.views import EncodeImages
 from tests.test_pipeline import STAGES
 
 ROOT = Path(__file__).parent.parent
-SECTIONS = {
-    "base": Base,
-    "fetch": Fetch,
-    "encode.images": EncodeImages,
-    "encode.captions": EncodeCaptions,
-    "train": Train,
-    "evaluate": Evaluate,
-    "sweep": Sweep,
-    "report": Report,
-    "runtime": Runtime,
-}
 
 
 @pytest.fixture
@@ -43,25 +25,25 @@ def complaint(tmp_path: Path, params: dict, section: str) -> str:
     with (tmp_path / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(params, file)
     with pytest.raises(ParamsError) as caught:
-        load(tmp_path / "params.yaml", section, SECTIONS[section])
+        load(tmp_path / "params.yaml", section, MODELS[section])
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_params_yaml_has_the_sections_and_no_others(params) -> None:
-    for section, model in SECTIONS.items():
+    for section, model in MODELS.items():
         load(ROOT / "params.yaml", section, model)
-    assert set(params) == {section.split(".")[0] for section in SECTIONS}
+    assert set(params) == {section.split(".")[0] for section in MODELS}
     assert set(params["encode"]) == {"images", "captions"}
 
 
 @pytest.mark.parametrize("section", ["base", "fetch", "encode.images", "encode.captions", "train", "runtime"])
 def test_the_recipe_of_the_base_has_what_the_stages_ask_for(section) -> None:
-    load(ROOT / "base/recipe/params.yaml", section, SECTIONS[section])
+    load(ROOT / "base/recipe/params.yaml", section, MODELS[section])
 
 
 def test_every_parameter_is_documented() -> None:
-    for model in SECTIONS.values():
+    for model in MODELS.values():
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"
 
