@@ -34,8 +34,8 @@ def main(
         _params(folder, resolution_px, steps)
         for stage in STAGES:
             stages[stage] = measured(["-m", *f"stages.{stage}".split()], folder)
-    figures = {"resolution_px": resolution_px, "steps": steps, "records": records}
-    figures["stages"] = {stage: cost._asdict() for stage, cost in stages.items()}
+    costs = {stage: cost._asdict() for stage, cost in stages.items()}
+    figures = {"resolution_px": resolution_px, "steps": steps, "records": records, "stages": costs}
     Path(__file__).with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=2))
 

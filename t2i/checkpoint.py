@@ -81,10 +81,8 @@ def make_room(work: Path, *, restart: bool) -> None:
     (work / _FINISHED).unlink(missing_ok=True)
     for marker in work.parent.glob(f"*/{_FINISHED}"):
         if marker.parent != work:
-            with (
-                contextlib.suppress(ValueError, FileNotFoundError),
-                locked(marker.parent),
-            ):  # others may be at it, or make room too
+            others = contextlib.suppress(ValueError, FileNotFoundError)  # may be at it, or make room too
+            with others, locked(marker.parent):
                 marker.parent.rename(marker.parent.with_suffix(".tmp"))  # or a kill would take the mark, and leave the rest
     for gone in work.parent.glob("*.tmp"):
         shutil.rmtree(gone, ignore_errors=True)

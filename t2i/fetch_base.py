@@ -125,8 +125,7 @@ def _replace_vae(source: Path, pipeline: Path) -> None:
     """Puts a VAE in the place of the pipeline's, whose UNet must take its latents."""
     shutil.rmtree(pipeline / "vae")
     _copy_model(source, pipeline / "vae", None)
-    channels = _config(pipeline / "vae").get("latent_channels")
-    wanted = _config(pipeline / "unet")["in_channels"]
+    channels, wanted = _setting(pipeline / "vae", "latent_channels"), _setting(pipeline / "unet", "in_channels")
     if channels != wanted:
         raise ValueError(f"`base.vae`: its latents have {channels} channels, but the base's UNet takes {wanted}")
 
@@ -135,15 +134,22 @@ def _leave_out_layers(text_encoder: Path, count: int) -> None:
     """Takes the last layers out of a CLIPTextModel: its output is then what `clip_skip` takes, after the final layer norm."""
     from safetensors.torch import load_file, save_file
 
-    config = _config(text_encoder)
-    kept = config["num_hidden_layers"] - count
+    layers = _setting(text_encoder, "num_hidden_layers")
+    kept = layers - count
     if kept < 1:
-        raise ValueError(f"`base.clip_skip` is {count}, but the text encoder has {config['num_hidden_layers']} layers")
-    gone = tuple(f"encoder.layers.{layer}." for layer in range(kept, config["num_hidden_layers"]))
+        raise ValueError(f"`base.clip_skip` is {count}, but the text encoder has {layers} layers")
+    gone = tuple(f"encoder.layers.{layer}." for layer in range(kept, layers))
     for file in text_encoder.glob("*.safetensors"):
         tensors = {name: t for name, t in load_file(file).items() if not name.removeprefix("text_model.").startswith(gone)}
         save_file(tensors, file, metadata={"format": "pt"})
-    write_json(text_encoder / "config.json", config | {"num_hidden_layers": kept})
+    write_json(text_encoder / "config.json", _config(text_encoder) | {"num_hidden_layers": kept})
+
+
+def _setting(model: Path, name: str) -> int:
+    value = _config(model).get(name)
+    if not isinstance(value, int):
+        raise ValueError(f"{model / 'config.json'}: got {name} = {value!r}, wanted a number: put the model's own in its place")
+    return value
 
 
 def _config(model: Path) -> dict[str, Any]:

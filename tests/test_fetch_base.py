@@ -119,3 +119,14 @@ def test_another_vae_takes_the_place_of_the_bases(tmp_path) -> None:
     (other / "config.json").write_text(json.dumps(config | {"latent_channels": 16}))
     with pytest.raises(ValueError, match="its latents have 16 channels, but the base's UNet takes 4"):
         fetch_base(params(local=str(base), clip=str(base / "clip"), vae=str(other)), tmp_path / "out", tmp_path / "clip")
+
+
+@pytest.mark.parametrize(("part", "name"), [("unet", "in_channels"), ("text_encoder", "num_hidden_layers")])
+def test_a_configuration_that_lacks_what_is_asked_of_it_is_named(tmp_path, part, name) -> None:
+    base = tiny.make_base(tmp_path / "base")
+    config = json.loads((base / part / "config.json").read_text())
+    del config[name]
+    (base / part / "config.json").write_text(json.dumps(config))
+    asked = params(local=str(base), clip=str(base / "clip"), vae=str(base / "vae"), clip_skip=1)
+    with pytest.raises(ValueError, match=rf"{part}/config.json: got {name} = None, wanted a number"):
+        fetch_base(asked, tmp_path / "out", tmp_path / "clip")

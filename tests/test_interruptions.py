@@ -1,5 +1,6 @@
 """What else breaks a run off: Ctrl-C, SIGTERM, DVC's end, a lost process, a second run, a loss of NaN; and odd places."""
 
+import io
 import os
 import re
 import shutil
@@ -114,6 +115,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.delenv("SHELL", raising=False)  # DVC then takes /bin/sh, which in Debian stays between it and the stage
     tiny.make_base(tmp_path / "base/tiny")
     tiny.make_images(tmp_path / "data/local", 16)
     project = Project(tmp_path, Path("base/tiny"))
@@ -161,7 +163,7 @@ class Repro:
         return self._process.wait()
 
     def _read(self) -> bool:
-        assert self._process.stdout is not None
+        assert isinstance(self._process.stdout, io.BufferedReader)
         chunk = self._process.stdout.read1(4096)
         self.said += chunk.decode(errors="replace")
         return bool(chunk)

@@ -205,7 +205,7 @@ def test_dvc_style_exponents_are_numbers(tmp_path) -> None:
     assert load(tmp_path / "params.yaml", "train", Train).learning_rate == 1e-5
 
 
-@pytest.mark.parametrize("stage", [stage["cmd"].removeprefix("python -m ") for stage in STAGES.values()])
+@pytest.mark.parametrize("stage", [stage["cmd"].removeprefix("exec python -m ") for stage in STAGES.values()])
 def test_a_bad_parameter_ends_a_stage_with_one_line_and_code_2(tmp_path, params, stage) -> None:
     for section in ("fetch", "train", "evaluate"):
         params[section]["sed"] = 1

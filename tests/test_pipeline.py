@@ -38,7 +38,7 @@ def imports_of(tree: ast.AST, *, inside: str | None = None) -> set[str]:
 
 def closure(command: str) -> set[str]:
     """Every file of ours that a command runs, whichever plug-ins are chosen; those by the name that dvc.yaml gives them."""
-    words = command.removeprefix("python -m ").split()
+    words = command.removeprefix("exec python -m ").split()
     start = file_of(words[0])
     assert start is not None, command
     files = {str(start.relative_to(ROOT))}
@@ -82,7 +82,7 @@ def test_no_plugin_imports_what_is_not_declared_whichever_is_chosen(package: str
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_declared_sections_are_exactly_those_that_the_command_loads(stage: str) -> None:
-    words = STAGES[stage]["cmd"].removeprefix("python -m ").split()
+    words = STAGES[stage]["cmd"].removeprefix("exec python -m ").split()
     path = file_of(words[0])
     assert path is not None
     tree = ast.parse(path.read_text(encoding="utf-8"))

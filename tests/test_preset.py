@@ -9,8 +9,9 @@ from ruamel.yaml import YAML
 from stages import tools
 from t2i.params import ParamsError, load
 from t2i.preset import presets, write_preset
+from t2i.sections import MODELS
 from tests import tiny
-from tests.test_params import ROOT, SECTIONS
+from tests.test_params import ROOT
 
 NAMES = list(presets(ROOT / "presets"))
 
@@ -25,7 +26,7 @@ def preset(name: str, folder: Path) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_is_a_whole_and_valid_parameter_file(tmp_path, name) -> None:
     path = preset(name, tmp_path)
-    for section, model in SECTIONS.items():
+    for section, model in MODELS.items():
         load(path, section, model)
     said = path.read_text(encoding="utf-8")
     assert said.startswith("# Every number that changes a result")

@@ -24,10 +24,10 @@ from t2i.history import COLUMNS, History
 from t2i.images import view
 from t2i.params import ParamsError, check, load
 from t2i.records import hash_fraction, split_of
+from t2i.sections import MODELS
 from t2i.selection import Kept, Selection
 from tests.conftest import ROOT
 from tests.test_batches import write_caches
-from tests.test_params import SECTIONS
 
 TEXT = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
@@ -45,7 +45,7 @@ def places(node: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(value, (*above, key))
 
 
-PLACES = [(section, place) for section in SECTIONS for place in places(section_of(TEXT, section))]
+PLACES = [(section, place) for section in MODELS for place in places(section_of(TEXT, section))]
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates() | st.binary(max_size=3),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=2),
@@ -76,7 +76,7 @@ def dumped(node: Any) -> str:
 def complaint_about(section: str, content: Any) -> str:
     """What is said of a section; nothing where it is taken."""
     try:
-        check(SECTIONS[section], content, section)
+        check(MODELS[section], content, section)
     except ParamsError as error:
         return str(error)
     return ""
@@ -102,13 +102,13 @@ def test_any_other_name_of_a_key_is_refused_by_its_path(at, name) -> None:
     assert f"`{above}.{name}` is no parameter" in said or f"`{above}`" in said
 
 
-@given(st.sampled_from(sorted(SECTIONS)), st.integers(1, 10**6), st.floats(1e-12, 1e3))
+@given(st.sampled_from(sorted(MODELS)), st.integers(1, 10**6), st.floats(1e-12, 1e3))
 def test_a_section_that_is_written_and_read_is_itself(section, number, rate) -> None:
     whole = dict(TEXT, train=TEXT["train"] | {"steps": number, "learning_rate": rate, "seed": -number})
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "params.yaml").write_text(dumped(whole), encoding="utf-8")
-        read = load(Path(folder) / "params.yaml", section, SECTIONS[section])
-        assert check(SECTIONS[section], read.model_dump(), section) == read
+        read: Any = load(Path(folder) / "params.yaml", section, MODELS[section])
+        assert check(MODELS[section], read.model_dump(), section) == read
         assert section != "train" or (read.steps, read.learning_rate, read.seed) == (number, rate, -number)
 
 

@@ -1,5 +1,6 @@
 """The stages, run for real on a random tiny checkpoint."""
 
+import io
 import json
 import re
 import shutil
@@ -39,7 +40,7 @@ def run_train(project: Project, *, until_step: int | None = None) -> tuple[int, 
     """Runs the stage as a process; with until_step, sends SIGTERM once that step is reported."""
     project.write()
     child = subprocess.Popen([sys.executable, "-m", "stages.train"], cwd=project.folder, stderr=subprocess.PIPE)
-    assert child.stderr is not None
+    assert isinstance(child.stderr, io.BufferedReader)
     said = b""
     while chunk := child.stderr.read1(4096):
         said += chunk

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ GATED = {"X-Error-Code": "GatedRepo"}
 @pytest.fixture
 def hub(project: Project, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A Hub that wants the token, for a project whose base, CLIP and images come from it."""
-    source = {"name": "hub", "id": "someone/squares", "config": None, "split": "train", "revision": None}
+    source: dict[str, Any] = {"name": "hub", "id": "someone/squares", "config": None, "split": "train", "revision": None}
     source |= {"image_column": "image", "caption_column": "text", "streaming": True, "max_rows": None}
     project.params["base"] |= {"hub": "someone/tiny", "clip": "someone/clip"}
     project.params["fetch"]["source"] = source
