@@ -9,19 +9,18 @@ from stages.console import ParamsFile, application, run
 
 app = application("Measure the base and a fine-tuned model on held-out prompts, and show them on one page.")
 
+FromBase = Annotated[Path, typer.Option("--base", help="The pipeline, from `fetch base`.")]
 Clip = Annotated[Path, typer.Option("--clip", help="The CLIP that measures, from `fetch base`.")]
 Raw = Annotated[Path, typer.Option("--raw", help="Images and captions, from `fetch dataset`.")]
 Latents = Annotated[Path, typer.Option("--latents", help="Moments, from `encode images`.")]
 Embeds = Annotated[Path, typer.Option("--embeds", help="Embeddings, from `encode captions`.")]
-DATA = Path("data")
-
-
 Samples = Annotated[Path, typer.Option("--samples", help="Folder for the images drawn.")]
+DATA = Path("data")
 
 
 @app.command()
 def base(
-    base: Annotated[Path, typer.Option(help="The pipeline, from `fetch base`.")] = DATA / "base",
+    base: FromBase = DATA / "base",
     clip: Clip = DATA / "base-clip",
     raw: Raw = DATA / "raw",
     latents: Latents = DATA / "latents",
@@ -31,7 +30,7 @@ def base(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Samples and measures the base, once for all the models that are fine-tuned from it."""
-    from t2i.caches import check_caches, dataset_digests
+    from t2i.caches import check_data
     from t2i.evaluate_base import evaluate_base
     from t2i.evaluation import Evaluator
     from t2i.family import Base, load_family
@@ -40,15 +39,16 @@ def base(
     from t2i.sampling import Evaluate, Inputs
 
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
-    family = load_family(load(params, "base", Base).family, base)
-    inputs = Inputs(raw, latents, embeds)
-    check_caches(latents, embeds, dataset_digests(raw), params, base=base, hashes=runtime.verify_shards)
+    kind = load(params, "base", Base).family
+    check_data(raw, latents, embeds, params, base=base, hashes=runtime.verify_shards)
+    family, inputs = load_family(kind, base), Inputs(raw, latents, embeds)
     evaluator = Evaluator(section, inputs, clip, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
     _print(evaluate_base(evaluator, family, samples, report).metrics)
 
 
 @app.command()
 def model(
+    base: FromBase = DATA / "base",
     model: Annotated[Path, typer.Option(help="The fine-tuned pipeline, from `train`.")] = DATA / "model",
     clip: Clip = DATA / "base-clip",
     raw: Raw = DATA / "raw",
@@ -60,7 +60,7 @@ def model(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Samples and measures the fine-tuned model on the same prompts and seeds, the base's figures beside it."""
-    from t2i.caches import check_caches, dataset_digests
+    from t2i.caches import check_data
     from t2i.evaluate_model import Sweep, evaluate_model
     from t2i.evaluation import Evaluator
     from t2i.family import Base, load_family
@@ -69,17 +69,16 @@ def model(
     from t2i.sampling import Evaluate, Inputs
 
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
-    family = load_family(load(params, "base", Base).family, model)
-    inputs = Inputs(raw, latents, embeds)
-    check_caches(latents, embeds, dataset_digests(raw), params, base=None, hashes=runtime.verify_shards)
+    sweep, kind = load(params, "sweep", Sweep), load(params, "base", Base).family
+    check_data(raw, latents, embeds, params, base=base, hashes=runtime.verify_shards)
+    family, inputs = load_family(kind, model), Inputs(raw, latents, embeds)
     evaluator = Evaluator(section, inputs, clip, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
-    sweep = load(params, "sweep", Sweep)
     _print(evaluate_model(sweep, evaluator, family, samples, base_report, report).metrics)
 
 
 @app.command()
 def report(
-    base: Annotated[Path, typer.Option(help="The pipeline whose VAE decodes, from `fetch base`.")] = DATA / "base",
+    base: FromBase = DATA / "base",
     model: Annotated[Path, typer.Option(help="The fine-tuned pipeline, from `train`.")] = DATA / "model",
     raw: Raw = DATA / "raw",
     latents: Latents = DATA / "latents",
@@ -94,26 +93,19 @@ def report(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Puts what the stages left into pictures, and on one page that needs nothing but itself."""
+    from t2i.caches import check_data
     from t2i.evaluate_report import Left, Report, evaluate_report
     from t2i.family import Base, load_family
     from t2i.params import load
     from t2i.runtime import Runtime
     from t2i.sampling import Evaluate, Inputs
 
-    section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
-    kind = load(params, "base", Base).family
+    section, shown = load(params, "evaluate", Evaluate), load(params, "report", Report)
+    kind, runtime = load(params, "base", Base).family, load(params, "runtime", Runtime)
+    check_data(raw, latents, embeds, params, base=base, hashes=runtime.verify_shards)
     left = Left(Inputs(raw, latents, embeds), validation_prompts, samples, reports, validation, model)
-    warnings = evaluate_report(
-        load(params, "report", Report),
-        section,
-        load_family(kind, base),
-        load_family(kind, model),
-        left,
-        params.read_text(encoding="utf-8"),
-        pictures,
-        page,
-        runtime.torch_device(),
-    )
+    family, tuned, text = load_family(kind, base), load_family(kind, model), params.read_text(encoding="utf-8")
+    warnings = evaluate_report(shown, section, family, tuned, left, text, pictures, page, runtime.torch_device())
     for warning in warnings:
         print(f"warning: {warning.what} {warning.to_try}")
     print(f"the report: {page}; side by side: {pictures / 'grid.png'}")

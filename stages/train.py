@@ -36,14 +36,14 @@ def main(
     from t2i.runtime import Runtime
     from t2i.train import Inputs, Outputs, Train, train
 
-    section, runtime = load(params, "train", Train), load(params, "runtime", Runtime)
+    section, runtime, kind = load(params, "train", Train), load(params, "runtime", Runtime), load(params, "base", Base).family
     if runtime.processes > 1 and not in_process_group():
         options = {"base": base, "latents": latents, "embeds": embeds, "dataset": dataset, "out": out, "params": params}
         options |= {"validation-prompts": validation_prompts, "validation": validation, "report": report, "trackers": trackers}
         raise SystemExit(relaunch("stages.train", options, runtime.processes))
     if is_first_process():
         check_caches(latents, embeds, stated_digests(dataset), params, base=base, hashes=runtime.verify_shards)
-    family = load_family(load(params, "base", Base).family, base, section.objective.scheduler_changes())
+    family = load_family(kind, base, section.objective.scheduler_changes())
     inputs, outputs = Inputs(base, latents, embeds, validation_prompts, dataset), Outputs(out, validation, report, trackers)
     metrics = train(section, runtime, family, inputs, outputs)
     if metrics:

@@ -5,10 +5,9 @@ DVC sees to that where it runs the stages; this is for who runs one by hand, mov
 
 import json
 from pathlib import Path
-from typing import Any
 
 from t2i.manifest import MANIFEST, check_hashes, check_made_by
-from t2i.params import read
+from t2i.params import read_section
 from t2i.work import digest_of, sha256_of
 
 DTYPE = "float16"
@@ -27,15 +26,21 @@ def dataset_digests(raw: Path) -> dict[str, str]:
 
 def stated_digests(dataset: Path) -> dict[str, str]:
     """Returns the same as dataset.json states them."""
-    described = json.loads(dataset.read_text(encoding="utf-8"))
-    if missing := {"images", "captions"} - described.keys():
-        raise ValueError(f"{dataset}: no digest of the {' and '.join(sorted(missing))}; run `fetch dataset` again")
-    return {name: described[name] for name in ("images", "captions")}
+    try:
+        described = json.loads(dataset.read_text(encoding="utf-8"))
+        return {name: described[name] for name in ("images", "captions")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{dataset}: damaged, or of another version ({error!r}); run `fetch dataset` again") from None
 
 
-def check_caches(
-    latents: Path, embeds: Path, dataset: dict[str, str], params: Path, *, base: Path | None, hashes: bool
-) -> None:
+def check_data(raw: Path, latents: Path, embeds: Path, params: Path, *, base: Path, hashes: bool) -> None:
+    """Refuses images or caches that are damaged or stale: `check_caches`, where the dataset is at hand."""
+    if hashes:
+        check_hashes(raw / "images")
+    check_caches(latents, embeds, dataset_digests(raw), params, base=base, hashes=hashes)
+
+
+def check_caches(latents: Path, embeds: Path, dataset: dict[str, str], params: Path, *, base: Path, hashes: bool) -> None:
     """Refuses caches that are damaged, or stale.
 
     Args:
@@ -43,18 +48,19 @@ def check_caches(
         embeds: embeddings.
         dataset: digests of the images and the captions that they should be made of.
         params: params.yaml; of the section `encode`, what decides the caches is compared.
-        base: the pipeline that should have encoded them; None: not compared.
+        base: the pipeline that should have encoded them.
         hashes: whether every byte is read, or sizes alone are compared.
 
     Raises:
         ValueError: naming the file and both values.
     """
-    stated = read(params).get("encode", {})
-    of_latents: dict[str, Any] = {"dtype": DTYPE, "images": dataset["images"], "params": stated.get("images")}
-    of_embeds: dict[str, Any] = {"dtype": DTYPE, "captions": dataset["captions"], "params": stated.get("captions")}
-    if base is not None:
-        of_latents["vae"], of_embeds["text"] = digest_of(base / "vae"), text_digests(base)
+    of_latents = {"images": dataset["images"], "params": read_section(params, "encode.images"), "vae": digest_of(base / "vae")}
+    of_embeds = {
+        "captions": dataset["captions"],
+        "params": read_section(params, "encode.captions"),
+        "text": text_digests(base),
+    }
     for folder, wanted in ((latents, of_latents), (embeds, of_embeds)):
-        check_made_by(folder, wanted)
+        check_made_by(folder, wanted | {"dtype": DTYPE})
         if hashes:
             check_hashes(folder)

@@ -14,7 +14,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from t2i.work import flush, fresh, locked, sha256_of
+from t2i.locks import locked
+from t2i.work import flush, fresh, sha256_of
 
 _MANIFEST = "MANIFEST.json"
 _FINISHED = "finished"

@@ -20,7 +20,7 @@ class Clip:
 
         self.device, self.batch_size = device, batch_size
         self.model = load(CLIPModel, folder).eval().to(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.processor = CLIPImageProcessorPil.from_pretrained(folder)
 
     @torch.no_grad()

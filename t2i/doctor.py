@@ -9,16 +9,17 @@ from t2i.batches import CachedRecords
 from t2i.caches import check_caches, dataset_digests
 from t2i.family import Family, load_family
 from t2i.images import EXTENSIONS
+from t2i.locks import holder
 from t2i.manifest import check_hashes, read_manifest
 from t2i.memory import available_memory, checkpoints_bytes, count_weights, state_bytes
 from t2i.params import ParamsError
 from t2i.records import SPLITS
 from t2i.roundtrip import psnr_of_records
-from t2i.sections import Sections, load_sections
+from t2i.sections import Sections, load_sections, unread
 from t2i.shards import index
 from t2i.surroundings import Finding, checkout, device, dvc, tried
 from t2i.weights import check_weights
-from t2i.work import free_bytes, holder, in_bytes, size_of, work_root
+from t2i.work import free_bytes, in_bytes, size_of, work_root
 
 
 def doctor(params: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
@@ -37,6 +38,8 @@ def doctor(params: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
         yield from (Finding("wrong", "parameters", line) for line in str(error).splitlines())
         return
     yield Finding("ok", "parameters", f"{params}: every section is as it should be")
+    for name in unread(params):
+        yield Finding("note", "parameters", f"no stage reads the section `{name}`: take it out if it is not yours")
     yield from device(sections)
     base = data / "base" if (data / "base").is_dir() else Path(sections.base.local)
     if sections.base.hub is not None and base != data / "base":

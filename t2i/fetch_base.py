@@ -15,6 +15,7 @@ NOT_TAKEN = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of a pipeline that neither training nor sampling here uses."""
 
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "*-of-*.safetensors")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def fetch_base(params: Base, out: Path, clip_out: Path) -> str:
@@ -76,7 +77,10 @@ def _parts(source: Path) -> dict[str, Any]:
     """The entries of model_index.json that name a part which is used here."""
     index_file = source / "model_index.json"
     if not index_file.is_file():
-        raise ValueError(f"{index_file}: missing: {source} is no pipeline in diffusers' layout")
+        raise ValueError(
+            f"{index_file}: missing: {source} is no pipeline in diffusers' layout; a checkpoint of one file becomes one by "
+            "`StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)`"
+        )
     index = _read(index_file)
     parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and any(kind[:1]) and name not in NOT_TAKEN}
     for name in parts:
@@ -93,8 +97,8 @@ def _copy_pipeline(source: Path, out: Path, variant: str | None) -> None:
     if "safety_checker" in index:
         index["requires_safety_checker"] = False
     write_json(out / "model_index.json", index)
-    for licence in source.glob("LICENSE*"):
-        shutil.copyfile(licence, out / licence.name)
+    for licence in filter(Path.is_file, source.glob("LICENSE*")):
+        shutil.copyfile(licence, out / (licence.name if licence.suffix in (".md", ".txt") else f"{licence.name}.txt"))
 
 
 def _copy_model(source: Path, out: Path, variant: str | None) -> None:
@@ -106,11 +110,10 @@ def _copy_model(source: Path, out: Path, variant: str | None) -> None:
     weights = [file for file in source.glob(f"*{infix}.safetensors") if variant or file.name.count(".") == 1]
     needs_weights = (source / "config.json").is_file()
     if needs_weights and not weights:
-        pickled = [file.name for file in source.iterdir() if file.suffix in (".bin", ".ckpt", ".pt", ".pth")]
-        why = f"only {pickled[0]}, a pickle, which can run code: convert it with" if pickled else "none; save it by"
+        pickled = [file.name for file in source.iterdir() if file.suffix in _PICKLES]
         raise ValueError(
-            f"{source}: wanted {infix}.safetensors weights, found {why} "
-            "`model.save_pretrained(folder, safe_serialization=True)`"
+            f"{source}: wanted {infix}.safetensors weights, found {pickled[0] if pickled else 'none'} (a pickle, such as .bin, "
+            "can run code, and is not taken): convert it with `model.save_pretrained(folder, safe_serialization=True)`"
         )
     for file in [*source.glob("*.json"), *source.glob("*.txt")]:
         if file.suffix == ".json":

@@ -1,5 +1,6 @@
 """Interrupts: the first signal asks for a stop at the next safe place, the second stops at once."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -35,7 +36,8 @@ class Interrupt:
                 os._exit(128 + number)
             return
         self.signal, self._received_at = number, time.monotonic()
-        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # no print: the loop may be writing to sys.stderr at this very moment
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
 
 def is_echo(number: int, first_at: float) -> bool:

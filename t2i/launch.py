@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,7 +27,8 @@ def relaunch(module: str, options: Mapping[str, object], processes: int) -> int:
 
     SIGINT and SIGTERM reach every process; the code is then 130 or 143.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", module]
+    place = ["--master-addr=127.0.0.1", f"--master-port={_free_port()}"]  # `--standalone` unpickles what its open port is sent
+    command = [sys.executable, "-m", "torch.distributed.run", *place, f"--nproc-per-node={processes}", "-m", module]
     arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     received: list[int] = []
     first_at = 0.0
@@ -47,3 +49,10 @@ def relaunch(module: str, options: Mapping[str, object], processes: int) -> int:
         signal.signal(number, forward)
     code = child.wait()
     return 128 + received[0] if received else code
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port

@@ -59,17 +59,8 @@ def load(path: Path, section: str, model: type[Section]) -> Section:
     Raises:
         ParamsError: naming the file, the key's path, what was got, what was wanted, and the nearest right name.
     """
-    node: Any = read(path)
-    walked: list[str] = []
-    for name in section.split("."):
-        if not isinstance(node, dict) or name not in node:
-            known = list(node) if isinstance(node, dict) else []
-            place = ".".join(walked) or "the top level"
-            raise ParamsError(f"{path}: no section `{section}`: {place} has {_listed(known)}")
-        node = node[name]
-        walked.append(name)
     try:
-        return check(model, node, section)
+        return check(model, read_section(path, section), section)
     except ParamsError as error:
         raise ParamsError(f"{path}: {error}") from None
 
@@ -100,6 +91,24 @@ def resolve_plugin(package: str, name: object) -> Any:
     if name not in known:
         raise ParamsError(f"{name!r} is no module of {package}: it has {_listed(known)}{_nearest(str(name), known)}")
     return importlib.import_module(f"{package}.{name}")
+
+
+def read_section(path: Path, section: str) -> Any:
+    """Returns one section of a parameter file as it is written, unchecked.
+
+    Raises:
+        ParamsError: where it is not there.
+    """
+    node: Any = read(path)
+    walked: list[str] = []
+    for name in section.split("."):
+        if not isinstance(node, dict) or name not in node:
+            known = list(node) if isinstance(node, dict) else []
+            place = ".".join(walked) or "the top level"
+            raise ParamsError(f"{path}: no section `{section}`: {place} has {_listed(known)}")
+        node = node[name]
+        walked.append(name)
+    return node
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def draw_grid(
             pen.text((at, top + _TEXT_PX), heading, fill="#777777", font=small)
             picture.paste(image.resize((_CELL_PX - 4, _CELL_PX - 4), Image.Resampling.LANCZOS), (at, top + 2 * _TEXT_PX - 2))
     out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(out)
+    picture.save(out, "PNG")
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> str:

@@ -1,5 +1,6 @@
 """Verb: write a preset, a file of differences, into params.yaml, whose comments stay."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from t2i.params import ParamsError
+from t2i.work import write_text
 
 
 def presets(folder: Path) -> dict[str, str]:
@@ -33,10 +35,9 @@ def write_preset(name: str, folder: Path, params: Path) -> list[str]:
     yaml.representer.add_representer(type(None), lambda shown, _: shown.represent_scalar("tag:yaml.org,2002:null", "null"))
     whole = yaml.load(params.read_text(encoding="utf-8"))
     changed = _merge(whole, yaml.load(path.read_text(encoding="utf-8")), name)
-    partial = params.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        yaml.dump(whole, file)
-    partial.rename(params)
+    text = io.StringIO()
+    yaml.dump(whole, text)
+    write_text(params, text.getvalue())
     return changed
 
 

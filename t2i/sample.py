@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 from t2i.family import Family
 from t2i.pictures import draw_grid
 from t2i.sampling import Drawing, draw
-from t2i.work import fingerprint, sha256_of
+from t2i.work import fingerprint, sha256_of, whole
 
 
 def sample(
@@ -44,9 +44,11 @@ def sample(
         model = sha256_of(folder / "unet" / "diffusion_pytorch_model.safetensors")
         for (prompt, its_seed), image in zip(wanted, drawn[name], strict=True):
             files.append(out / f"{_slug(prompt)}-{its_seed}{f'-{name}' if len(families) > 1 else ''}.png")
-            image.save(files[-1], pnginfo=_made_by(how, prompt, its_seed, folder, model))
+            with whole(files[-1]) as partial:
+                image.save(partial, "PNG", pnginfo=_made_by(how, prompt, its_seed, folder, model))
     rows = [(f"{prompt} ({its_seed})", [its[at] for its in drawn.values()]) for at, (prompt, its_seed) in enumerate(wanted)]
-    draw_grid(rows, list(drawn), out / "grid.png")
+    with whole(out / "grid.png") as partial:
+        draw_grid(rows, list(drawn), partial)
     return [*files, out / "grid.png"]
 
 

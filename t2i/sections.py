@@ -9,7 +9,7 @@ from t2i.evaluate_model import Sweep
 from t2i.evaluate_report import Report
 from t2i.family import Base
 from t2i.fetch_dataset import Fetch
-from t2i.params import Params, ParamsError, load
+from t2i.params import Params, ParamsError, load, read, read_section
 from t2i.runtime import Runtime
 from t2i.sampling import Evaluate
 from t2i.train import Train
@@ -42,6 +42,15 @@ class Sections:
     sweep: Sweep
     report: Report
     runtime: Runtime
+
+
+def unread(path: Path) -> list[str]:
+    """Returns the sections of a parameter file that no stage of ours reads: another's, or a slip."""
+    named, within = read(path), read_section(path, "encode")
+    known = {section.partition(".")[0] for section in MODELS}
+    return [str(name) for name in named if name not in known] + [
+        f"encode.{name}" for name in within if f"encode.{name}" not in MODELS
+    ]
 
 
 def load_sections(path: Path) -> Sections:

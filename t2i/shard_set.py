@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from t2i.locks import locked
 from t2i.manifest import File, describe, read_manifest, write_manifest
 from t2i.shards import write_shard
-from t2i.work import fingerprint, locked, publish, source_digest, whole, work_folder, write_text
+from t2i.work import fingerprint, publish, source_digest, whole, work_folder, write_text
 
 
 class ShardSet:

@@ -23,6 +23,7 @@ from t2i.execution import Overflows, make_accelerator, prepared_unet
 from t2i.family import Family
 from t2i.history import COLUMNS, History
 from t2i.interrupts import Interrupt
+from t2i.locks import locked
 from t2i.objective import Objective, ObjectiveParams, accumulate_gradients
 from t2i.optim import AdamWParams, Schedule, learning_rate, make_optimizer, trainable
 from t2i.params import Params, Regex
@@ -35,7 +36,6 @@ from t2i.work import (
     digest_of,
     fingerprint,
     fresh,
-    locked,
     sha256_of,
     size_of,
     source_digest,

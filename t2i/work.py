@@ -1,7 +1,6 @@
 """The work folder: where unfinished things lie, whose they are, and how a finished one takes its final name."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+from t2i.locks import hold
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a write fails with where the disk, a quota or the limit of a file's size (`ulimit -f`) is reached."""
@@ -58,41 +59,6 @@ def digest_of(folder: Path) -> str:
     """Returns one sha256 for the names and the contents of a folder's files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return hashlib.sha256("".join(f"{path.relative_to(folder)} {sha256_of(path)}\n" for path in files).encode()).hexdigest()
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds a folder's lock, which the kernel frees with the process.
-
-    Raises:
-        ValueError: naming the process that holds it.
-    """
-    with (folder / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise ValueError(
-                f"{folder}: process {holder} is at this very work; wait for it, or stop it (kill {holder})"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def holder(folder: Path) -> int | None:
-    """Returns the process that holds a folder's lock, or None; changes nothing."""
-    path = folder / "lock"
-    if not path.exists():
-        return None
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return int(file.read() or 0)
-    return None
 
 
 def publish(folder: Path, out: Path) -> None:
@@ -145,7 +111,7 @@ def fresh(out: Path, size: int = 0) -> Iterator[Path]:
     partial.mkdir(parents=True, exist_ok=True)
     held = os.open(partial, os.O_RDONLY)
     try:
-        _hold(held, partial, out)
+        hold(held, partial, out)
         for left in partial.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
@@ -157,17 +123,6 @@ def fresh(out: Path, size: int = 0) -> Iterator[Path]:
             raise
     finally:
         os.close(held)
-
-
-def _hold(held: int, partial: Path, out: Path) -> None:
-    """Locks a folder that is open; refuses one that another process writes, or has just given its final name."""
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(held), partial.stat()):
-            return
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    raise ValueError(f"{out}: another process is writing it: wait for it, or stop it")
 
 
 @contextmanager

@@ -1,10 +1,7 @@
 """A tiny checkpoint, made once, and a project around it that the stages run in."""
 
-import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +84,5 @@ class Project:
 @pytest.fixture
 def project(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("T2I_WORK_DIR", raising=False)
     tiny.make_images(tmp_path / "images", 24)
     return Project(tmp_path, tiny_base)

@@ -12,8 +12,16 @@ _NEW_NAMESPACE_OF_MOUNTS, _NEW_NAMESPACE_OF_USERS = 0x00020000, 0x10000000
 def mount(folder: Path, size: int) -> bool:
     """Puts a tmpfs of some bytes over a folder, for this process alone; returns whether it could."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_NEW_NAMESPACE_OF_MOUNTS) and libc.unshare(_NEW_NAMESPACE_OF_MOUNTS | _NEW_NAMESPACE_OF_USERS):
-        return False
+    user, group = os.geteuid(), os.getegid()
+    if libc.unshare(_NEW_NAMESPACE_OF_MOUNTS):
+        if libc.unshare(_NEW_NAMESPACE_OF_MOUNTS | _NEW_NAMESPACE_OF_USERS):
+            return False
+        maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}  # or none may write
+        try:
+            for name, content in maps.items():
+                Path("/proc/self", name).write_text(content)
+        except OSError:
+            return False
     private = 1 << 18 | 1 << 14
     libc.mount(None, b"/", None, private, None)
     return libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode()) == 0

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from stages import encode, evaluate, fetch
+from t2i.params import ParamsError
 from tests import tiny
 from tests.conftest import Project
 
@@ -48,7 +49,7 @@ def change_params(project: Project, section: str, **changes: object) -> None:
 )
 def test_caches_made_with_other_parameters_are_refused(cached, section, changes, said) -> None:
     change_params(cached, section, **changes)
-    for run in (cached.train, evaluate.base):
+    for run in (cached.train, evaluate.base, evaluate.model, evaluate.report):
         with pytest.raises(ValueError, match=said + r".*: run the stage that writes it again"):
             run()
     assert not (cached.folder / "data/model").exists()
@@ -74,7 +75,7 @@ def test_caches_of_another_base_are_refused(cached, part, said) -> None:
         path.write_text(path.read_text() + "\n")
     else:
         save_file({name: tensor * 2 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
-    for run in (cached.train, evaluate.base):
+    for run in (cached.train, evaluate.base, evaluate.model, evaluate.report):
         with pytest.raises(ValueError, match=said):
             run()
 
@@ -104,7 +105,7 @@ def test_a_cache_of_another_dtype_is_refused(cached) -> None:
 )
 def test_a_flipped_bit_is_found_before_training_unless_it_is_not_to_be_looked_for(cached, file) -> None:
     flip(cached.folder / "data" / file)
-    for run in (cached.train, evaluate.base):
+    for run in (cached.train, evaluate.base, evaluate.model, evaluate.report):
         with pytest.raises(ValueError, match=rf"{Path(file).name}: expected sha256 \w+, found \w+"):
             run()
     assert not list((cached.folder / "data").glob("work/train-*/step-*"))
@@ -112,10 +113,25 @@ def test_a_flipped_bit_is_found_before_training_unless_it_is_not_to_be_looked_fo
     cached.train()
 
 
-def test_a_flipped_bit_in_an_image_shard_is_found_before_encoding(cached) -> None:
+def test_a_flipped_bit_in_an_image_shard_is_found_by_all_who_read_it(cached) -> None:
     flip(cached.folder / "data/raw/images/train-00000.tar")
-    with pytest.raises(ValueError, match=r"train-00000.tar: expected sha256"):
-        encode.images()
+    for run in (encode.images, evaluate.base, evaluate.model, evaluate.report):
+        with pytest.raises(ValueError, match=r"train-00000.tar: expected sha256"):
+            run()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"images": "'])
+def test_a_description_of_the_dataset_that_is_damaged_is_named(cached, content) -> None:
+    (cached.folder / "data/raw/dataset.json").write_text(content)
+    with pytest.raises(ValueError, match=r"dataset.json: damaged, or of another version .*; run `fetch dataset` again"):
+        cached.train()
+
+
+@pytest.mark.parametrize("section", [None, 3, {"images": {}}])
+def test_caches_need_the_section_that_they_are_held_to(cached, section) -> None:
+    cached.params["encode"] = section
+    with pytest.raises(ParamsError, match=r"no section `encode\.\w+`"):
+        cached.train()
 
 
 def test_a_line_of_captions_that_is_damaged_is_named(cached) -> None:

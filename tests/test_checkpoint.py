@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from t2i.checkpoint import Checkpoint, finish, load_newest, make_room, save
-from t2i.work import locked
+from t2i.locks import locked
 
 
 def saved(work: Path, *steps: int, keep: int = 9) -> None:

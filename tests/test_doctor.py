@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from stages import fetch
 from stages.tools import app
+from t2i.locks import locked
 from t2i.manifest import read_manifest, write_manifest
 from t2i.shards import Reader, index, pack, write_shard
-from t2i.work import locked
 from tests.conftest import ROOT, Project
 from tests.test_caches import flip
 
@@ -59,6 +59,14 @@ def test_every_parameter_that_is_wrong_is_a_line(checkout) -> None:
     lines = said(wrong=2)
     assert "`train.batch_sise` is no parameter; did you mean `batch_size`?" in lines
     assert "`sweep.prompts`" in lines
+
+
+def test_sections_that_no_stage_reads_are_said(checkout) -> None:
+    checkout.params |= {"trian": {"steps": 5}, "encode": checkout.params["encode"] | {"imagess": {}}}
+    checkout.write()
+    lines = said()
+    assert "note   parameters: no stage reads the section `trian`" in lines
+    assert "note   parameters: no stage reads the section `encode.imagess`" in lines
 
 
 @pytest.mark.parametrize(

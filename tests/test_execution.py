@@ -1,11 +1,17 @@
+import json
+import shutil
+from typing import Any
+
 import pytest
 import torch
+from accelerate import AutocastKwargs
 
-from t2i.execution import MOST_OVERFLOWS, Overflows, prepared_unet
+from t2i.execution import MOST_OVERFLOWS, Overflows, make_accelerator, prepared_unet
 from t2i.families.stable_diffusion import Family
 from t2i.params import load
 from t2i.runtime import Runtime
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Project
+from tests.test_stages import files
 
 
 def overflowing(
@@ -44,6 +50,49 @@ def test_overflow_without_end_is_an_error_that_says_what_to_do() -> None:
 
 def test_without_a_scaler_nothing_is_taken_again() -> None:
     assert not Overflows(None).met(torch.tensor(float("nan")))  # the history says what is wrong
+
+
+class Overflowing(torch.amp.GradScaler):
+    """A loss scaler that makes some of the losses, counted from 1, too large."""
+
+    def __init__(self, *at: int) -> None:
+        super().__init__("cpu")
+        self.losses, self.at = 0, at
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        self.losses += 1
+        return super().scale(loss) * (float("inf") if self.losses in self.at else 1.0)
+
+
+def trained_with(scaler: torch.amp.GradScaler, project: Project, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What training leaves that scales its losses as in fp16, and computes in fp32, so that any CPU can."""
+
+    def scaling(*arguments: Any) -> Any:
+        accelerator = make_accelerator(*arguments)
+        accelerator.scaler, accelerator.native_amp, accelerator.state._mixed_precision = scaler, True, "fp16"
+        accelerator.autocast_handler = AutocastKwargs(enabled=False)
+        return accelerator
+
+    monkeypatch.setattr("t2i.train.make_accelerator", scaling)
+    project.train()
+    data = project.folder / "data"
+    left = files(data)
+    for name in ("model", "validation", "work"):
+        shutil.rmtree(data / name)
+    return left
+
+
+def test_overflows_in_training_change_the_loss_scale_and_nothing_else(project, monkeypatch) -> None:
+    project.fetch_and_encode()
+    wanted = trained_with(Overflowing(), project, monkeypatch)
+    found = trained_with(Overflowing(1, 4, 5), project, monkeypatch)
+    (state,) = (name for name in wanted if name.endswith("step-00000006/state.json"))
+    before, after = json.loads(wanted[state]), json.loads(found[state])
+    assert (before.pop("scaler")["scale"], after.pop("scaler")["scale"]) == (2**16, 2**13)
+    assert before == after
+    changed = {name for name in wanted if found[name] != wanted[name]}
+    assert {name.rpartition("/")[2] for name in changed} <= {"state.json", "MANIFEST.json"}
+    assert found.keys() == wanted.keys()
 
 
 def test_attention_and_checkpointing_are_what_runtime_says(tiny_base) -> None:

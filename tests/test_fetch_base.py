@@ -121,6 +121,16 @@ def test_another_vae_takes_the_place_of_the_bases(tmp_path) -> None:
         fetch_base(params(local=str(base), clip=str(base / "clip"), vae=str(other)), tmp_path / "out", tmp_path / "clip")
 
 
+def test_licences_go_along_as_text(tmp_path) -> None:
+    base = tiny.make_base(tmp_path / "base")
+    for name in ("LICENSE", "LICENSE.md", "LICENSE-2.0"):
+        (base / name).write_text(name)
+    (base / "LICENSES").mkdir()
+    fetch_base(params(local=str(base), clip=str(base / "clip")), tmp_path / "out", tmp_path / "clip")
+    found = {path.name: path.read_text() for path in (tmp_path / "out").glob("LICENSE*")}
+    assert found == {"LICENSE.txt": "LICENSE", "LICENSE.md": "LICENSE.md", "LICENSE-2.0.txt": "LICENSE-2.0"}
+
+
 @pytest.mark.parametrize(("part", "name"), [("unet", "in_channels"), ("text_encoder", "num_hidden_layers")])
 def test_a_configuration_that_lacks_what_is_asked_of_it_is_named(tmp_path, part, name) -> None:
     base = tiny.make_base(tmp_path / "base")

@@ -1,6 +1,7 @@
 """Disks that are full: a real tmpfs of a few kilobytes, and a real limit on the size of files."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,16 @@ from t2i.checkpoint import load_newest
 from tests.conftest import Project
 from tests.disks import limit_files, mount
 from tests.test_stages import files
-from tests.victims import Ended, t2i, victim
+from tests.victims import Ended, calls_of, t2i, victim
 
 NO_MOUNTS = 77
 
 
 def on_small_disk(folder: Path, size: int, *words: str) -> Ended:
-    """Runs a command in a fork whose folder lies on a disk of its own; what it leaves there is copied to FOLDER-after."""
+    """Runs a command in a fork whose folder lies on a disk of its own; what it leaves there is copied to FOLDER-after.
+
+    Where none may be had, the test is skipped; one with a limit on files' sizes stands beside it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     after = folder.with_name(folder.name + "-after")
 
@@ -30,7 +34,7 @@ def on_small_disk(folder: Path, size: int, *words: str) -> Ended:
 
     ended = victim(run)
     if ended.code == NO_MOUNTS:
-        pytest.skip("no tmpfs may be mounted here; the limit on files' sizes is tried all the same")
+        pytest.skip("no tmpfs may be mounted here; the limit on files' sizes is tried in its place")
     return ended
 
 
@@ -106,6 +110,29 @@ def test_a_checkpoint_that_has_no_room_leaves_the_one_before_it_and_a_rerun_goes
     assert files(model) == unbroken
 
 
+def test_a_checkpoint_over_the_limit_of_a_files_size_leaves_the_one_before_it_and_a_rerun_goes_on(encoded) -> None:
+    assert victim(lambda: t2i("train")).code == 0
+    model = encoded.folder / "data/model"
+    unbroken = files(model)
+    shutil.rmtree(model)
+    shutil.rmtree(encoded.folder / "data/work")
+    training = calls_of("UNet2DConditionModel", training=True)
+    assert victim(lambda: t2i("train"), training, {2: signal.SIGTERM}).code == 128 + signal.SIGTERM
+    (run,) = encoded.folder.glob("data/work/train-*")
+    ended = with_small_files(len(files(run)["step-00000002/unet.safetensors"]) - 1, "train")
+    assert ended.code == 1
+    assert "step-00000003: File too large: " in ended.said
+    assert "needed, " in ended.said
+    assert "Traceback" not in ended.said
+    assert not model.exists()
+    newest = load_newest(run)
+    assert newest is not None
+    assert newest.state["step"] == 2
+    ended = victim(lambda: t2i("train"))
+    assert "resuming after step 2" in ended.said
+    assert files(model) == unbroken
+
+
 def test_an_export_that_has_no_room_leaves_no_model_and_a_rerun_writes_it(encoded) -> None:
     assert victim(lambda: t2i("train")).code == 0
     model = encoded.folder / "data/model"
@@ -123,6 +150,23 @@ def test_an_export_that_has_no_room_leaves_no_model_and_a_rerun_writes_it(encode
     ended = victim(lambda: t2i("train"))
     assert "resuming after step 6" in ended.said
     assert files(model) == unbroken
+
+
+@pytest.mark.parametrize(
+    ("stage", "out", "file"),
+    [("base", "base", "unet/diffusion_pytorch_model.safetensors"), ("dataset", "raw", "images/train-00000.tar")],
+)
+def test_fetch_over_the_limit_of_a_files_size_leaves_nothing_under_a_final_name(project, stage, out, file) -> None:
+    getattr(fetch, stage)()
+    unbroken = files(project.folder / "data" / out)
+    shutil.rmtree(project.folder / "data")
+    ended = with_small_files(len(unbroken[file]) - 1, "fetch", stage)
+    assert ended.code == 1
+    assert "File too large" in ended.said
+    assert "Traceback" not in ended.said
+    assert not (project.folder / "data" / out).exists()
+    getattr(fetch, stage)()
+    assert files(project.folder / "data" / out) == unbroken
 
 
 @pytest.mark.parametrize("stage", ["base", "dataset"])

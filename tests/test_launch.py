@@ -21,9 +21,28 @@ def launch(code: str, folder: Path) -> subprocess.Popen:
     )
 
 
+def started(parent: subprocess.Popen, folder: Path) -> list[Path]:
+    """Waits until both processes have left a file that says so."""
+    deadline = time.monotonic() + 60
+    while len(found := list(folder.glob("started-*"))) < 2:
+        if parent.poll() is not None or time.monotonic() > deadline:
+            parent.kill()
+            pytest.fail(f"only {len(found)} of 2 processes started")
+        time.sleep(0.05)
+    return found
+
+
+def lives(number: int) -> bool:
+    """Whether a process is there and no zombie, which it stays where a container's PID 1 waits for none."""
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_every_process_runs(tmp_path) -> None:
     code = "import os, pathlib; pathlib.Path(os.environ['RANK'] + '-of-' + os.environ['WORLD_SIZE']).touch()"
-    assert launch(code, tmp_path).wait() == 0
+    assert launch(code, tmp_path).wait(timeout=60) == 0
     assert {path.name for path in tmp_path.glob("*-of-2")} == {"0-of-2", "1-of-2"}
 
 
@@ -39,8 +58,7 @@ pathlib.Path('started-' + os.environ['RANK']).touch()
 time.sleep(60)
 """
     parent = launch(code, tmp_path)
-    while len(list(tmp_path.glob("started-*"))) < 2:
-        time.sleep(0.05)
+    started(parent, tmp_path)
     parent.send_signal(number)
     assert parent.wait(timeout=60) == 128 + number
     assert len(list(tmp_path.glob("stopped-*"))) == 2
@@ -57,14 +75,12 @@ with Interrupt():
         time.sleep(0.1)
 """
     parent = launch(code, tmp_path)
-    while len(started := list(tmp_path.glob("started-*"))) < 2:
-        time.sleep(0.05)
+    processes = [int(path.name.removeprefix("started-")) for path in started(parent, tmp_path)]
     parent.send_signal(signal.SIGINT)
     time.sleep(1.5)
     parent.send_signal(signal.SIGINT)
     assert parent.wait(timeout=10) == 130
-    processes = [int(path.name.removeprefix("started-")) for path in started]
     deadline = time.monotonic() + 10
-    while any(map(psutil.pid_exists, processes)) and time.monotonic() < deadline:
+    while any(map(lives, processes)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not [number for number in processes if psutil.pid_exists(number)]
+    assert not [number for number in processes if lives(number)]

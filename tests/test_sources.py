@@ -492,6 +492,14 @@ def test_hub_reads_a_local_dataset_with_the_images_untouched(home, streaming) ->
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_hub_unpickles_no_member_of_a_tar(home, streaming) -> None:
+    members = {"0.jpg": IMAGES[0], "0.txt": b"red", "0.pth": b"cos\nsystem\n(S'false'\ntR."}
+    write_tar(home / "set/train-0.tar", members)
+    dataset = from_hub(home / "set", streaming=streaming, image_column="jpg", caption_column="txt")
+    assert taken(dataset) == [(IMAGES[0], ("red",))]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_hub_reads_parquet_with_lists_of_captions_and_leaves_nulls_to_the_policy(home, streaming) -> None:
     rows = [{"image": {"bytes": image, "path": None}, "text": ["a", "b"]} for image in IMAGES]
     write_parquet(home / "set" / "train-0.parquet", [*rows, {"image": None, "text": ["c"]}])

@@ -57,6 +57,17 @@ def test_what_the_token_opens_is_fetched_and_the_token_written_nowhere(hub, proj
         assert "0123456789abcdef" in said or "records train" in said
 
 
+def test_no_stage_and_no_tracker_writes_the_token(hub, project, capfd) -> None:
+    project.params["runtime"]["trackers"] = ["tensorboard", "dvclive"]
+    project.write()
+    project.fetch_and_encode()
+    project.train()
+    project.evaluate()
+    assert list(project.folder.glob("data/trackers/*/*/events*"))
+    assert list(project.folder.glob("data/trackers/*/dvclive/metrics.json"))
+    assert found_in(project.folder, "".join(capfd.readouterr())) == []
+
+
 def test_a_traceback_that_is_asked_for_has_no_token(hub, project) -> None:
     hub.refusals["files"] = (403, GATED)
     environment = os.environ | hub.environment(project.folder / "home")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from t2i.work import digest_of, fingerprint, fresh, in_bytes, locked, publish, work_folder, write_json
+from t2i.locks import locked
+from t2i.work import digest_of, fingerprint, fresh, in_bytes, publish, work_folder, write_json
 
 
 def _fail(folder: Path) -> None:
@@ -92,7 +93,7 @@ def test_bytes_have_a_unit(size, said) -> None:
 
 
 def test_a_lock_names_its_holder_and_goes_with_it(tmp_path) -> None:
-    code = f"from t2i.work import Path, locked\nwith locked(Path({str(tmp_path)!r})): print('held', flush=True); input()"
+    code = f"from t2i.locks import Path, locked\nwith locked(Path({str(tmp_path)!r})): print('held', flush=True); input()"
     root = Path(__file__).parent.parent
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
     assert holder.stdout is not None
@@ -118,7 +119,6 @@ def test_fingerprints_and_digests_change_with_content_only(tmp_path) -> None:
 
 def test_the_work_folder_is_of_the_checkout_unless_told(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("T2I_WORK_DIR", raising=False)
     assert work_folder("train", "abc") == tmp_path / "data/work/train-abc"
     monkeypatch.setenv("T2I_WORK_DIR", str(tmp_path / "other"))
     assert work_folder("train", "abc") == tmp_path / "other/train-abc"

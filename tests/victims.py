@@ -5,6 +5,7 @@ Python's start with torch takes seconds, a fork takes none; and an event, unlike
 
 import itertools
 import mmap
+import multiprocessing
 import os
 import signal
 import sys
@@ -161,6 +162,15 @@ def of_rank(rank: int, watch: Watch) -> Watch:
         watch(lambda: event() if os.environ.get("RANK") == str(rank) else None)
 
     return watch_there
+
+
+def may_share_locks() -> bool:
+    """Whether forks may share a lock, which `together` needs: where there is no /dev/shm they may not."""
+    try:
+        multiprocessing.get_context("fork").Lock()
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def together(processes: int, action: Callable[[], object]) -> None:

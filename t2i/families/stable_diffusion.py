@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from t2i.prediction import PredictionType
 from t2i.pretrained import load
 
+_UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+"""Parts of a pipeline that are not loaded, whatever lies there."""
+
 
 class Text(NamedTuple):
     """Tokenizer and text encoder."""
@@ -181,7 +184,7 @@ class Family:
         text = self.load_text("cpu")
         parts = {"unet": self.load_unet(random=False), "vae": self.load_vae("cpu"), "text_encoder": text.encoder}
         pipeline = StableDiffusionPipeline.from_pretrained(
-            self.folder, **parts, tokenizer=text.tokenizer, safety_checker=None, requires_safety_checker=False
+            self.folder, **parts, tokenizer=text.tokenizer, **_UNUSED, use_safetensors=True, requires_safety_checker=False
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -223,7 +226,7 @@ class Family:
         """Returns scaled latents, by StableDiffusionPipeline without its VAE and text encoder."""
         from diffusers import StableDiffusionPipeline
 
-        absent = {"vae": None, "text_encoder": None, "tokenizer": None, "safety_checker": None, "feature_extractor": None}
+        absent = {"vae": None, "text_encoder": None, "tokenizer": None, **_UNUSED}
         pipeline = StableDiffusionPipeline.from_pretrained(
             self.folder, unet=unet, scheduler=self._sampling_scheduler(), requires_safety_checker=False, **absent
         )

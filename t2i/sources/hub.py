@@ -71,7 +71,9 @@ def load(params: Params, local: Path) -> Dataset:
 def _rows(named: str, params: Params, commit: str | None) -> Any:
     """The rows of the split; of a stream, none is decoded ahead."""
     import datasets
+    from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+    WebDataset.DECODERS.pop("pth", None)  # it would unpickle such members of tars, whichever columns are wanted
     if not params.streaming:
         return datasets.load_dataset(named, params.config, split=params.split, revision=commit)
     builder = datasets.load_dataset_builder(named, params.config, revision=commit)
