@@ -21,6 +21,9 @@ from t2i.prediction import PredictionType
 Conditioning = dict[str, Tensor]
 """Named tensors [b, ...]: all the UNet takes besides latents and timesteps."""
 
+NOT_TAKEN = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of a pipeline that neither training nor sampling here uses, whatever lies there."""
+
 
 class Base(Params):
     """Section `base`: what is fine-tuned, and what measures it."""

@@ -6,13 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from t2i.family import Base
+from t2i.family import NOT_TAKEN, Base
 from t2i.hub import Repository, download, split_revision
 from t2i.weights import check_weights
 from t2i.work import fresh, write_json
-
-NOT_TAKEN = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of a pipeline that neither training nor sampling here uses."""
 
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "*-of-*.safetensors")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")

@@ -56,11 +56,11 @@ def hold(held: int, partial: Path, out: Path) -> None:
     """
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(held), partial.stat()):
-            return
+        ours = os.path.samestat(os.fstat(held), partial.stat())
     except (BlockingIOError, FileNotFoundError):
-        pass
-    raise ValueError(f"{out}: {_locker(held)} is writing it; wait for it, or stop it")
+        ours = False
+    if not ours:
+        raise ValueError(f"{out}: {_locker(held)} is writing it; wait for it, or stop it")
 
 
 def _locker(descriptor: int) -> str:

@@ -86,6 +86,19 @@ def test_encode_on_a_full_disk_keeps_the_shards_that_are_finished(encoded, monke
     assert files(encoded.folder / "data/latents") == unbroken
 
 
+def check_that_it_goes_on(ended: Ended, run: Path, model: Path, unbroken: dict[str, bytes]) -> None:
+    """A training that had no room for its third checkpoint leaves the second, and ends from there as an unbroken one."""
+    assert ended.code == 1
+    assert "needed, " in ended.said
+    assert "Traceback" not in ended.said
+    assert not model.exists()
+    newest = load_newest(run)
+    assert newest is not None
+    assert newest.state["step"] == 2
+    assert "resuming after step 2" in victim(lambda: t2i("train")).said
+    assert files(model) == unbroken
+
+
 def test_a_checkpoint_that_has_no_room_leaves_the_one_before_it_and_a_rerun_goes_on(encoded) -> None:
     assert victim(lambda: t2i("train")).code == 0
     model, work = encoded.folder / "data/model", encoded.folder / "data/work"
@@ -93,21 +106,12 @@ def test_a_checkpoint_that_has_no_room_leaves_the_one_before_it_and_a_rerun_goes
     shutil.rmtree(work)
     shutil.rmtree(model)
     ended = on_small_disk(work, one * 5 // 2, "train")  # two are kept: the third does not fit beside them
-    assert ended.code == 1
     assert "step-00000003: No space left on device: " in ended.said
-    assert "needed, " in ended.said
-    assert "Traceback" not in ended.said
-    assert not model.exists()
     work.rmdir()
     (encoded.folder / "data/work-after").rename(work)
     (run,) = work.glob("train-*")
     assert sorted(path.name for path in run.glob("step-*")) == ["step-00000001", "step-00000002"]
-    newest = load_newest(run)
-    assert newest is not None
-    assert newest.state["step"] == 2
-    ended = victim(lambda: t2i("train"))
-    assert "resuming after step 2" in ended.said
-    assert files(model) == unbroken
+    check_that_it_goes_on(ended, run, model, unbroken)
 
 
 def test_a_checkpoint_over_the_limit_of_a_files_size_leaves_the_one_before_it_and_a_rerun_goes_on(encoded) -> None:
@@ -120,17 +124,8 @@ def test_a_checkpoint_over_the_limit_of_a_files_size_leaves_the_one_before_it_an
     assert victim(lambda: t2i("train"), training, {2: signal.SIGTERM}).code == 128 + signal.SIGTERM
     (run,) = encoded.folder.glob("data/work/train-*")
     ended = with_small_files(len(files(run)["step-00000002/unet.safetensors"]) - 1, "train")
-    assert ended.code == 1
     assert "step-00000003: File too large: " in ended.said
-    assert "needed, " in ended.said
-    assert "Traceback" not in ended.said
-    assert not model.exists()
-    newest = load_newest(run)
-    assert newest is not None
-    assert newest.state["step"] == 2
-    ended = victim(lambda: t2i("train"))
-    assert "resuming after step 2" in ended.said
-    assert files(model) == unbroken
+    check_that_it_goes_on(ended, run, model, unbroken)
 
 
 def test_an_export_that_has_no_room_leaves_no_model_and_a_rerun_writes_it(encoded) -> None:

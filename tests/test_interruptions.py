@@ -339,16 +339,14 @@ def odd(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
         yield project
 
 
-def from_fetch_to_train() -> None:
-    for words in ("fetch base", "fetch dataset", "encode images", "encode captions", "train"):
-        run(*words.split())
+BEFORE_TRAINING = ("fetch base", "fetch dataset", "encode images", "encode captions")
 
 
 def test_a_path_with_spaces_and_letters_of_any_kind_works_with_a_strict_umask(odd) -> None:
     before = os.umask(0o077)
     try:
-        from_fetch_to_train()
-        for words in ("evaluate base", "evaluate model", "evaluate report", "sample ü --num 1 --out samples-猫"):
+        evaluating = ("evaluate base", "evaluate model", "evaluate report", "sample ü --num 1 --out samples-猫")
+        for words in (*BEFORE_TRAINING, "train", *evaluating):
             run(*words.split())
     finally:
         os.umask(before)
@@ -372,12 +370,12 @@ def test_another_user_than_root_fetches_encodes_and_trains(odd) -> None:
             os.listdir(folder)
 
     def from_fetch_to_train_as_nobody() -> None:
-        for words in ("fetch base", "fetch dataset", "encode images", "encode captions", "train"):
+        for words in (*BEFORE_TRAINING, "train"):
             with contextlib.suppress(SystemExit):
                 t2i(*words.split())  # imports what another user may not read: Python in root's home
         shutil.rmtree("data")
         become_nobody()
-        for words in ("fetch base", "fetch dataset", "encode images", "encode captions"):
+        for words in BEFORE_TRAINING:
             run(*words.split())
         for path in (odd.folder / "data").rglob("*"):
             if path.is_file() and "work" not in path.parts:

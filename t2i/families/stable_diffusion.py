@@ -17,11 +17,9 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
+from t2i.family import NOT_TAKEN
 from t2i.prediction import PredictionType
 from t2i.pretrained import load
-
-_UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-"""Parts of a pipeline that are not loaded, whatever lies there."""
 
 
 class Text(NamedTuple):
@@ -182,9 +180,10 @@ class Family:
         from diffusers import StableDiffusionPipeline
 
         text = self.load_text("cpu")
-        parts = {"unet": self.load_unet(random=False), "vae": self.load_vae("cpu"), "text_encoder": text.encoder}
+        parts = {"text_encoder": text.encoder, "tokenizer": text.tokenizer, **dict.fromkeys(NOT_TAKEN)}
+        parts |= {"unet": self.load_unet(random=False), "vae": self.load_vae("cpu")}
         pipeline = StableDiffusionPipeline.from_pretrained(
-            self.folder, **parts, tokenizer=text.tokenizer, **_UNUSED, use_safetensors=True, requires_safety_checker=False
+            self.folder, **parts, use_safetensors=True, requires_safety_checker=False
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -226,7 +225,7 @@ class Family:
         """Returns scaled latents, by StableDiffusionPipeline without its VAE and text encoder."""
         from diffusers import StableDiffusionPipeline
 
-        absent = {"vae": None, "text_encoder": None, "tokenizer": None, **_UNUSED}
+        absent = {"vae": None, "text_encoder": None, "tokenizer": None, **dict.fromkeys(NOT_TAKEN)}
         pipeline = StableDiffusionPipeline.from_pretrained(
             self.folder, unet=unet, scheduler=self._sampling_scheduler(), requires_safety_checker=False, **absent
         )
