@@ -24,8 +24,8 @@ def application(help: str) -> typer.Typer:
 
 def run(app: Callable[[], Any]) -> None:
     """Runs an application: an expected error is one line on stderr; 2 for a wrong parameter, 1 for all else."""
-    from t2i.interrupts import die_with_parent
-    from t2i.params import ParamsError
+    from t2i.core.params import ParamsError
+    from t2i.core.signals import die_with_parent
 
     die_with_parent()
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -19,13 +19,13 @@ def images(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Encodes every image, so that training never loads the VAE; decodes some back and reports their PSNR."""
-    from t2i.encode_images import encode_images
-    from t2i.family import Base, load_family
-    from t2i.manifest import check_hashes
-    from t2i.params import load
-    from t2i.runtime import Runtime
-    from t2i.views import EncodeImages
-    from t2i.work import write_json
+    from t2i.core.files import write_json
+    from t2i.core.params import load
+    from t2i.data.manifest import check_hashes
+    from t2i.encode.images import encode_images
+    from t2i.encode.views import EncodeImages
+    from t2i.model.family import Base, load_family
+    from t2i.model.runtime import Runtime
 
     section, runtime = load(params, "encode.images", EncodeImages), load(params, "runtime", Runtime)
     family = load_family(load(params, "base", Base).family, base)
@@ -50,11 +50,11 @@ def captions(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Encodes every caption, so that training never loads the text encoder."""
-    from t2i.encode_captions import EncodeCaptions, encode_captions
-    from t2i.family import Base, load_family
-    from t2i.params import load
-    from t2i.runtime import Runtime
-    from t2i.work import write_json
+    from t2i.core.files import write_json
+    from t2i.core.params import load
+    from t2i.encode.captions import EncodeCaptions, encode_captions
+    from t2i.model.family import Base, load_family
+    from t2i.model.runtime import Runtime
 
     section, runtime = load(params, "encode.captions", EncodeCaptions), load(params, "runtime", Runtime)
     family = load_family(load(params, "base", Base).family, base)

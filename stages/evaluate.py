@@ -30,13 +30,13 @@ def base(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Samples and measures the base, once for all the models that are fine-tuned from it."""
-    from t2i.caches import check_data
-    from t2i.evaluate_base import evaluate_base
-    from t2i.evaluation import Evaluator
-    from t2i.family import Base, load_family
-    from t2i.params import load
-    from t2i.runtime import Runtime
-    from t2i.sampling import Evaluate, Inputs
+    from t2i.core.params import load
+    from t2i.data.caches import check_data
+    from t2i.evaluate.base import evaluate_base
+    from t2i.evaluate.evaluator import Evaluator
+    from t2i.evaluate.heldout import Evaluate, Inputs
+    from t2i.model.family import Base, load_family
+    from t2i.model.runtime import Runtime
 
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
     kind = load(params, "base", Base).family
@@ -60,13 +60,13 @@ def model(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Samples and measures the fine-tuned model on the same prompts and seeds, the base's figures beside it."""
-    from t2i.caches import check_data
-    from t2i.evaluate_model import Sweep, evaluate_model
-    from t2i.evaluation import Evaluator
-    from t2i.family import Base, load_family
-    from t2i.params import load
-    from t2i.runtime import Runtime
-    from t2i.sampling import Evaluate, Inputs
+    from t2i.core.params import load
+    from t2i.data.caches import check_data
+    from t2i.evaluate.evaluator import Evaluator
+    from t2i.evaluate.heldout import Evaluate, Inputs
+    from t2i.evaluate.model import Sweep, evaluate_model
+    from t2i.model.family import Base, load_family
+    from t2i.model.runtime import Runtime
 
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
     sweep, kind = load(params, "sweep", Sweep), load(params, "base", Base).family
@@ -93,12 +93,12 @@ def report(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Puts what the stages left into pictures, and on one page that needs nothing but itself."""
-    from t2i.caches import check_data
-    from t2i.evaluate_report import Left, Report, evaluate_report
-    from t2i.family import Base, load_family
-    from t2i.params import load
-    from t2i.runtime import Runtime
-    from t2i.sampling import Evaluate, Inputs
+    from t2i.core.params import load
+    from t2i.data.caches import check_data
+    from t2i.evaluate.heldout import Evaluate, Inputs
+    from t2i.evaluate.report import Left, Report, evaluate_report
+    from t2i.model.family import Base, load_family
+    from t2i.model.runtime import Runtime
 
     section, shown = load(params, "evaluate", Evaluate), load(params, "report", Report)
     kind, runtime = load(params, "base", Base).family, load(params, "runtime", Runtime)

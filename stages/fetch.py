@@ -17,9 +17,9 @@ def base(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Copies the base from a folder or the Hub: safetensors only, a Hub revision resolved to a commit."""
-    from t2i.family import Base
-    from t2i.fetch_base import fetch_base
-    from t2i.params import load
+    from t2i.core.params import load
+    from t2i.fetch.base import fetch_base
+    from t2i.model.family import Base
 
     print("base:", fetch_base(load(params, "base", Base), out, clip_out))
 
@@ -31,9 +31,9 @@ def dataset(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Copies a source's images and captions into shards, split by hash into train and held-out records."""
-    from t2i.fetch_dataset import Fetch, fetch_dataset
-    from t2i.params import load
-    from t2i.work import write_json
+    from t2i.core.files import write_json
+    from t2i.core.params import load
+    from t2i.fetch.dataset import Fetch, fetch_dataset
 
     fetched = fetch_dataset(load(params, "fetch", Fetch), out)
     write_json(report, fetched.metrics())

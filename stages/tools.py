@@ -9,7 +9,7 @@ from stages import encode, evaluate, fetch, train
 from stages.console import ParamsFile, application, run
 
 if TYPE_CHECKING:
-    from t2i.family import Family
+    from t2i.model.family import Family
 
 app = application("Fine-tune Stable Diffusion on your own captioned images. `dvc repro` runs the stages in their order.")
 app.add_typer(fetch.app, name="fetch")
@@ -40,11 +40,11 @@ def sample(
     wanted = [*(prompts or []), *(_lines(prompts_file) if prompts_file else [])]
     if not wanted or (base and compare):
         raise typer.BadParameter('give a prompt (t2i sample "red heart") or --prompts-file, and one of --base and --compare')
-    from t2i.params import load
-    from t2i.runtime import Runtime
-    from t2i.sample import sample
-    from t2i.sampling import Drawing, Evaluate
-    from t2i.views import EncodeImages
+    from t2i.core.params import load
+    from t2i.encode.views import EncodeImages
+    from t2i.evaluate.heldout import Drawing, Evaluate
+    from t2i.model.runtime import Runtime
+    from t2i.tools.sample import sample
 
     section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
     how = Drawing(
@@ -69,14 +69,15 @@ def preset(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Changes params.yaml to what a preset says; `git checkout params.yaml` takes it back."""
-    import t2i.preset
+    from t2i.tools.preset import presets as known_presets
+    from t2i.tools.preset import write_preset
 
     if (name is None) != list_them:
         raise typer.BadParameter("name a preset, or --list them")
     if name is None:
-        lines = [f"{known}: {use}" for known, use in t2i.preset.presets(presets).items()]
+        lines = [f"{known}: {use}" for known, use in known_presets(presets).items()]
     else:
-        lines = t2i.preset.write_preset(name, presets, params)
+        lines = write_preset(name, presets, params)
     print("\n".join(lines))
 
 
@@ -88,7 +89,7 @@ def plan(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Says what a run will take, before anything is encoded: bytes, memory, steps, and times from some seconds of probing."""
-    from t2i.plan import plan
+    from t2i.tools.plan import plan
 
     for name, said in plan(params, base, raw, records):
         print(f"{name:22} {said}")
@@ -101,7 +102,7 @@ def doctor(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Looks at checkout, parameters, device, base, caches and disk before a long run; exit code 1 where something is wrong."""
-    from t2i.doctor import doctor
+    from t2i.tools.doctor import doctor
 
     wrong = 0
     for finding in doctor(params, data, deep=deep):
@@ -113,8 +114,8 @@ def doctor(
 
 
 def _families(params: Path, folders: dict[str, Path]) -> "dict[str, tuple[Family, Path]]":
-    from t2i.family import Base, load_family
-    from t2i.params import load
+    from t2i.core.params import load
+    from t2i.model.family import Base, load_family
 
     name = load(params, "base", Base).family
     for folder in folders.values():

@@ -29,12 +29,12 @@ def main(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Fine-tunes the UNet and writes a complete pipeline; interrupted, the same command goes on where it stopped."""
-    from t2i.caches import check_caches, stated_digests
-    from t2i.family import Base, load_family
-    from t2i.launch import in_process_group, is_first_process, relaunch
-    from t2i.params import load
-    from t2i.runtime import Runtime
-    from t2i.train import Inputs, Outputs, Train, train
+    from t2i.core.params import load
+    from t2i.data.caches import check_caches, stated_digests
+    from t2i.model.family import Base, load_family
+    from t2i.model.launch import in_process_group, is_first_process, relaunch
+    from t2i.model.runtime import Runtime
+    from t2i.train.loop import Inputs, Outputs, Train, train
 
     section, runtime, kind = load(params, "train", Train), load(params, "runtime", Runtime), load(params, "base", Base).family
     if runtime.processes > 1 and not in_process_group():

@@ -177,7 +177,7 @@ def together(processes: int, action: Callable[[], object]) -> None:
     """Runs an action in forks that torchrun's agent starts, watches over, and ends when one of them has died."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "600"  # as t2i.launch
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "600"  # as t2i/model/launch.py
     places = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(os.getpid())}
     config = LaunchConfig(1, 1, processes, **places, max_restarts=0, start_method="fork")
     elastic_launch(config, _quiet)(action)

@@ -9,7 +9,7 @@ import typer
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTokenizer
 
-from t2i import params
+from t2i.core import params
 
 
 class Params(params.Params):

@@ -19,8 +19,8 @@ from pydantic import Field
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from t2i import params
-from t2i.sources.openmoji import names
+from t2i.core import params
+from t2i.fetch.sources.openmoji import names
 
 
 class Params(params.Params):

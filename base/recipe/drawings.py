@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from t2i.records import hash_fraction
-from t2i.sources.openmoji import STYLES, UNSEEN_FRACTION, draw, names
+from t2i.data.records import hash_fraction
+from t2i.fetch.sources.openmoji import STYLES, UNSEEN_FRACTION, draw, names
 
 COLOURS = {
     "white": "ffffff",

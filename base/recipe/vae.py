@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from drawings import Layers, codes, draw_layers, in_any_style, in_style
 from pydantic import Field
 
-from t2i import params
+from t2i.core import params
 
 
 class Params(params.Params):

@@ -1,0 +1,120 @@
+"""Manifest: what a set of files consists of, and what made it; whether it is whole, and still what would be made now."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from t2i.core.files import sha256_of, write_json
+from t2i.core.params import Params
+
+MANIFEST = "manifest.json"
+_VERSION = 2
+
+
+class File(Params):
+    """One file of a set."""
+
+    name: str
+    count: int
+    """Records in it."""
+    bytes: int
+    sha256: str
+
+
+class Manifest(Params):
+    """manifest.json."""
+
+    version: int
+    made_by: dict[str, Any]
+    """All that decided the content: parameters, digests of what was read, versions."""
+    files: list[File]
+
+
+def describe(path: Path, count: int) -> File:
+    """Returns a file's row for the manifest."""
+    return File(name=path.name, count=count, bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
+def write_manifest(folder: Path, files: list[File], made_by: dict[str, Any]) -> None:
+    """Writes manifest.json: the files by name, and what made them."""
+    files = sorted(files, key=lambda file: file.name)
+    write_json(folder / MANIFEST, Manifest(version=_VERSION, made_by=made_by, files=files).model_dump())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Returns a set's manifest, once every file that it names, and no other, is there with the size that it states.
+
+    Raises:
+        ValueError: naming the manifest or the file, what was expected and what was found.
+    """
+    path, remedy = folder / MANIFEST, f"run the stage that writes {folder}"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.get("version", _VERSION) != _VERSION:
+            raise ValueError(f"{path}: version {content['version']!r}, wanted {_VERSION}; {remedy} again")
+        manifest = Manifest.model_validate(content)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: missing: this set was never finished; {remedy}") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise ValueError(f"{path}: damaged: {place or 'the whole'}: {problem['msg']}; {remedy} again") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: damaged ({error}); {remedy} again") from None
+    present = {file.name: file.stat().st_size for file in folder.iterdir() if file != path and file.name[0] != "."}
+    expected = {file.name: file.bytes for file in manifest.files}
+    for name, size in expected.items():
+        if present.get(name) != size:
+            found = "nothing" if name not in present else f"{present[name]} bytes"
+            raise ValueError(f"{folder / name}: expected {size} bytes, found {found}; {remedy} again")
+    if extra := sorted(set(present) - set(expected)):
+        raise ValueError(f"{folder / extra[0]}: not in {path}; {remedy} again")
+    return manifest
+
+
+def check_hashes(folder: Path) -> None:
+    """Reads every file of a set through, and sees that it is the one that was written: some seconds for 10 GB.
+
+    Raises:
+        ValueError: naming the file, the sha256 expected and that found.
+    """
+    for file in tqdm(read_manifest(folder).files, desc=f"checking {folder}", unit=" files", delay=2):
+        if (found := sha256_of(folder / file.name)) != file.sha256:
+            raise ValueError(
+                f"{folder / file.name}: expected sha256 {file.sha256[:16]}, found {found[:16]}: it is not as it was written; "
+                f"run the stage that writes {folder} again"
+            )
+
+
+def check_made_by(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Refuses a set that was made by something else than what is here now.
+
+    Args:
+        folder: the set.
+        wanted: what it should have been made by, as far as is known; of mappings within, the keys that the manifest has.
+
+    Raises:
+        ValueError: naming the first difference, with both values.
+    """
+    made_by = read_manifest(folder).made_by
+    if unsaid := sorted(wanted.keys() - made_by.keys()):
+        raise ValueError(
+            f"{folder / MANIFEST}: does not say with which `{unsaid[0]}` it was made: run the stage that writes it again"
+        )
+    _compare(folder, made_by, wanted, "")
+
+
+def _compare(folder: Path, made_by: Mapping[str, Any], wanted: Mapping[str, Any], place: str) -> None:
+    for name, made in made_by.items():
+        if name not in wanted or made == (now := wanted[name]):
+            continue
+        if isinstance(made, Mapping) and isinstance(now, Mapping) and "name" not in made:
+            _compare(folder, made, now, f"{place}{name}.")
+        else:
+            raise ValueError(
+                f"{folder}: was made with `{place}{name}` {made!r}, but now that is {now!r}: run the stage that writes it again"
+            )

@@ -1,0 +1,218 @@
+"""Shards: standard WebDataset tars, written with the same bytes each time and read by index from a map of the file.
+
+What lies on disk, a line a set (any webdataset user can read all of it):
+
+    data/raw/images/{train,heldout}-00000.tar     KEY.png|jpg|webp|...: the image as it came
+    data/latents/{train,heldout}-00000.tar        KEY.safetensors: moments [views, 2c, h, w] float16, unscaled;
+                                                  original_size [views, 2] and crop [views, 2] (top, left) int32;
+                                                  flipped [views] uint8
+    data/embeds/{train,heldout}-00000.tar         KEY.safetensors: each conditioning tensor [captions, ...] float16
+    data/embeds/empty.safetensors                 each conditioning tensor [1, ...]: what a dropped prompt becomes
+    data/validation-prompts/embeds.safetensors    each conditioning tensor [prompts, ...]; the prompts in prompts.json
+
+Beside each set stands manifest.json: for each file its count, bytes and sha256, and what made the set.
+"""
+
+import json
+import math
+import mmap
+import os
+import tarfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from t2i.core.files import whole
+from t2i.data.manifest import File, describe, read_manifest
+
+os.environ.setdefault("WDS_SECURE", "1")
+
+_BLOCK = 512
+_DTYPES = {
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+}
+
+
+class Member(NamedTuple):
+    """Where a record's file lies."""
+
+    shard: Path
+    key: str
+    extension: str
+    offset: int
+    """Bytes from the start of the shard to the start of the file's content."""
+    size: int
+    """Bytes of content."""
+
+
+def write_shard(path: Path, members: Mapping[str, tuple[str, bytes]]) -> File:
+    """Writes one tar, sorted by key and free of times and owners, so that equal records give equal bytes.
+
+    Args:
+        path: the shard; written beside itself and renamed.
+        members: extension and content of the file of each key.
+
+    Returns:
+        Its row for the manifest.
+
+    Raises:
+        ValueError: where the disk is full.
+    """
+    from webdataset import TarWriter
+
+    size = shard_bytes(len(content) for _, content in members.values())
+    with whole(path, size) as partial, partial.open("wb") as file:
+        with TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
+            for key in sorted(members):
+                extension, content = members[key]
+                writer.write({"__key__": key, extension: content})
+        file.flush()
+        os.fsync(file.fileno())
+    return describe(path, len(members))
+
+
+def shard_bytes(sizes: Iterable[int]) -> int:
+    """Returns the bytes of a shard whose records have some sizes."""
+    end = sum(_BLOCK + _padded(size) for size in sizes) + 2 * _BLOCK
+    return -(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+
+def index(folder: Path, split: str, extensions: Collection[str] = ("safetensors",)) -> list[Member]:
+    """Returns where every record of a split lies, in the order of the shards.
+
+    Args:
+        folder: the set.
+        split: `train` or `heldout`.
+        extensions: those that its records may have.
+
+    Raises:
+        ValueError: where a tar holds anything but plain files of such names, each key once, as many as its manifest states.
+    """
+    members: dict[str, Member] = {}
+    for file in read_manifest(folder).files:
+        if not file.name.startswith(f"{split}-"):
+            continue
+        path, before = folder / file.name, len(members)
+        for member in scan(path):
+            if member.extension not in extensions:
+                wanted = ", ".join(sorted(set(extensions)))
+                raise ValueError(f"{path}: record {member.key} is a .{member.extension}, wanted one of {wanted}: not opened")
+            if member.key in members:
+                raise ValueError(f"{path}: record {member.key} is there twice, first in {members[member.key].shard.name}")
+            members[member.key] = member
+        if (found := len(members) - before) != file.count:
+            raise ValueError(f"{path}: expected {file.count} records, found {found}; run the stage that writes it again")
+    return list(members.values())
+
+
+class Reader:
+    """Maps shards once and gives records as tensors that share the file's memory."""
+
+    def __init__(self) -> None:
+        self._maps: dict[Path, mmap.mmap] = {}
+        self._layouts: dict[bytes, dict[str, Any]] = {}
+
+    def content(self, member: Member) -> memoryview:
+        """Returns a record's bytes, without a copy."""
+        if member.shard not in self._maps:
+            with member.shard.open("rb") as file:
+                self._maps[member.shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return memoryview(self._maps[member.shard])[member.offset : member.offset + member.size]
+
+    def tensors(self, member: Member) -> dict[str, Tensor]:
+        """Returns a safetensors record's tensors, without a copy.
+
+        Raises:
+            ValueError: naming the record, where its content is no whole safetensors file.
+        """
+        try:
+            content = self.content(member)
+            end = 8 + int.from_bytes(content[:8], "little")
+            header = bytes(content[8:end])
+            if header not in self._layouts:
+                self._layouts[header] = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+            return {name: _view(content[end:], **entry) for name, entry in self._layouts[header].items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"{member.shard}: record {member.key}: not a whole safetensors file ({error!r})") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file that stands by itself.
+
+    Raises:
+        ValueError: naming the file, where it is none, or not whole.
+    """
+    return Reader().tensors(Member(path, path.stem, "safetensors", 0, path.stat().st_size))
+
+
+def pack(tensors: Mapping[str, Tensor], place: str) -> bytes:
+    """Returns tensors as safetensors bytes, floating ones cast to float16.
+
+    Raises:
+        ValueError: naming the place and the tensor, where a value is not finite after the cast.
+    """
+    packed = {}
+    for name, tensor in tensors.items():
+        cast = tensor.half() if tensor.is_floating_point() else tensor
+        if cast.is_floating_point() and not torch.isfinite(cast).all():
+            raise ValueError(f"{place}: `{name}` is not finite in float16 (largest magnitude {tensor.abs().max().item():.3g})")
+        packed[name] = cast.contiguous()
+    packed_bytes: bytes = to_safetensors(packed)
+    return packed_bytes
+
+
+def scan(path: Path) -> Iterator[Member]:
+    """Yields the members of an ustar file; only plain files named KEY.EXTENSION are let through.
+
+    Raises:
+        ValueError: naming the byte where it is no such file, or is cut short.
+    """
+    again = "run the stage that writes it again"
+    with path.open("rb", buffering=0) as file:
+        end = os.fstat(file.fileno()).st_size
+        offset = 0
+        while (header := file.read(_BLOCK)).strip(b"\0"):
+            if len(header) < _BLOCK or not _checksum_holds(header):
+                raise ValueError(f"{path}: damaged or cut short at byte {offset}; {again}")
+            name, size = header[:100].rstrip(b"\0").decode("latin-1"), _number(header[124:136])
+            key, _, extension = name.partition(".")
+            if header[156:157] not in (b"0", b"\0") or not key or not extension or "/" in name or header[345] != 0:
+                raise ValueError(f"{path}: member {name!r} at byte {offset} is no plain file named KEY.EXTENSION")
+            if size is None or offset + _BLOCK + size > end:
+                raise ValueError(f"{path}: cut short inside {name!r}, at byte {offset}; {again}")
+            yield Member(path, key, extension, offset + _BLOCK, size)
+            offset += _BLOCK + _padded(size)
+            file.seek(offset)
+        if len(header) < _BLOCK:
+            raise ValueError(f"{path}: no end is marked at byte {offset}; {again}")
+
+
+def _checksum_holds(header: bytes) -> bool:
+    return _number(header[148:156]) == sum(header[:148]) + 8 * 32 + sum(header[156:])
+
+
+def _number(field: bytes) -> int | None:
+    """An octal number of a tar's header."""
+    digits = field.strip(b"\0 ")
+    return int(digits, 8) if digits and not digits.strip(b"01234567") else None
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _view(data: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
+    start, end = data_offsets
+    count = math.prod(shape)
+    if not 0 <= start <= end <= len(data) or min(shape, default=0) < 0 or end - start != count * _DTYPES[dtype].itemsize:
+        raise ValueError(f"{dtype} {shape} at {data_offsets} of {len(data)} bytes")
+    return torch.frombuffer(data, dtype=_DTYPES[dtype], count=count, offset=start).view(shape)

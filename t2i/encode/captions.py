@@ -1,0 +1,88 @@
+"""Verb: run the text encoder over every caption once, and keep the conditioning."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
+
+from t2i.core.files import fresh, sha256_of, write_json
+from t2i.core.params import Params
+from t2i.data.caches import DTYPE, text_digests
+from t2i.data.records import SPLITS, read_captions
+from t2i.data.shards import pack
+from t2i.encode.shard_set import shard_set
+from t2i.model.family import Family
+
+
+class EncodeCaptions(Params):
+    """Section `encode.captions`."""
+
+    records_per_shard: int = Field(ge=1)
+    """Records in a tar."""
+    validation_prompts: list[str]
+    """Prompts that are drawn while training runs, to be looked at."""
+
+
+def encode_captions(
+    params: EncodeCaptions, family: Family, base: Path, captions: Path, out: Path, drawn: Path, *, batch_size: int, device: str
+) -> dict[str, Any]:
+    """Writes the conditioning of every caption in captions.jsonl to shards in `out`, and that of a dropped prompt.
+
+    The validation prompts' goes to the folder `drawn`, apart: nothing that is measured hangs on them.
+
+    Returns:
+        Metrics: counts of records and captions, and of captions longer than the tokenizer lets through.
+    """
+    rows = list(read_captions(captions))
+    made_by = {
+        "captions": sha256_of(captions),
+        "text": text_digests(base),
+        "params": params.model_dump(exclude={"validation_prompts"}),
+        "dtype": DTYPE,
+        "torch": torch.__version__.split("+")[0],
+    }
+    said = list(dict.fromkeys(caption for row in rows for caption in row["captions"]))
+    with (
+        shard_set("encode-captions", made_by, out) as made,
+        tqdm(total=len(rows), desc="encoding", unit=" records") as progress,
+    ):
+        text = family.load_text(device)
+        encode = partial(_encode, family, text, batch_size)
+        made.add_file("empty.safetensors", lambda: pack(encode([""]), "the empty prompt"))
+        for split in SPLITS:
+            own = [row for row in rows if row["split"] == split]
+            for number, start in enumerate(range(0, len(own), params.records_per_shard)):
+                chunk = own[start : start + params.records_per_shard]
+                made.add(f"{split}-{number:05d}.tar", partial(_encode_shard, encode, chunk))
+                progress.update(len(chunk))
+        _keep_prompts(encode, params.validation_prompts, drawn)
+    counted = sum(len(row["captions"]) for row in rows)
+    return {"records": len(rows), "captions": counted, "truncated": family.count_truncated(text, said)}
+
+
+def _encode_shard(encode: Callable[[list[str]], dict[str, Tensor]], rows: list[dict[str, Any]]) -> dict[str, tuple[str, bytes]]:
+    """Returns the records of a shard; a caption met twice is encoded once."""
+    unique = list(dict.fromkeys(caption for row in rows for caption in row["captions"]))
+    encoded, place = encode(unique), {caption: at for at, caption in enumerate(unique)}
+    contents = {}
+    for row in rows:
+        own = {name: t[[place[caption] for caption in row["captions"]]] for name, t in encoded.items()}
+        contents[row["key"]] = ("safetensors", pack(own, f"captions of {row['key']}"))
+    return contents
+
+
+def _keep_prompts(encode: Callable[[list[str]], dict[str, Tensor]], prompts: list[str], out: Path) -> None:
+    with fresh(out) as folder:
+        write_json(folder / "prompts.json", prompts)
+        if prompts:
+            (folder / "embeds.safetensors").write_bytes(pack(encode(prompts), "the validation prompts"))
+
+
+def _encode(family: Family, text: Any, batch_size: int, captions: list[str]) -> dict[str, Tensor]:
+    batches = [family.encode_prompts(text, captions[at : at + batch_size]) for at in range(0, len(captions), batch_size)]
+    return {name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}

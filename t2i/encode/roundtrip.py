@@ -1,0 +1,52 @@
+"""The round trip: how well images come back from their stored moments, which shows that pixels, VAE and shards fit."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from t2i.data.records import SPLITS, hash_fraction
+from t2i.data.shards import Member, Reader, scan
+from t2i.encode.views import EncodeImages, views
+from t2i.model.family import Family
+from t2i.model.latents import psnr, sample_latents
+
+
+def psnr_of_records(
+    params: EncodeImages, family: Family, vae: nn.Module, images: list[Member], latents: Path, *, batch_size: int, device: str
+) -> dict[str, list[float]]:
+    """Returns the PSNR of every view of some records, by key, in decibels: source pixels against decoded moments.
+
+    Args:
+        params: `psnr_records` is how many of each split are looked at, chosen by hash; the rest made the views.
+        family: the checkpoint whose VAE encoded them.
+        vae: that VAE.
+        images: every record of the image shards.
+        latents: folder of the shards of moments, which are named as those of the images.
+        batch_size: latents that go through the VAE at once.
+        device: the VAE's.
+
+    Raises:
+        ValueError: where a record has no moments.
+    """
+    reader, sampled = Reader(), []
+    for split in SPLITS:
+        own = [member for member in images if member.shard.name.startswith(f"{split}-")]
+        sampled += sorted(own, key=lambda member: hash_fraction(member.key))[: params.psnr_records]
+    keys = {(member.shard.name, member.key) for member in sampled}
+    stored = {
+        (row.shard.name, row.key): row
+        for path in sorted({latents / name for name, _ in keys})
+        for row in scan(path)
+        if (path.name, row.key) in keys
+    }
+    found = {}
+    for member in sampled:
+        if (row := stored.get((member.shard.name, member.key))) is None:
+            raise ValueError(f"{latents / member.shard.name}: no record {member.key}, which {member.shard} has")
+        pixels = torch.stack([view.pixels for view in views(params, member, bytes(reader.content(member)))])
+        moments = reader.tensors(row)["moments"]
+        scaled = sample_latents(moments, None, family.scaling_factor, family.shift_factor)
+        decoded = torch.cat([family.decode_latents(vae, some.to(device)).cpu() for some in scaled.split(batch_size)])
+        found[member.key] = psnr(pixels, decoded).tolist()
+    return found

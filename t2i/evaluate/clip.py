@@ -1,0 +1,42 @@
+"""The CLIP that measures: images and texts as unit vectors (Radford et al. 2021, arXiv 2103.00020)."""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from t2i.model.pretrained import load
+
+
+class Clip:
+    """A CLIPModel with its tokenizer and image processor, in fp32."""
+
+    def __init__(self, folder: Path, device: str, batch_size: int) -> None:
+        from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+        self.device, self.batch_size = device, batch_size
+        self.model = load(CLIPModel, folder).eval().to(device)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.processor = CLIPImageProcessorPil.from_pretrained(folder)
+
+    @torch.no_grad()
+    def image_features(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
+        """Returns the unit-normalised features of some RGB images, of which no more than a batch is held at once."""
+        features, coming = [], iter(images)
+        while batch := list(islice(coming, self.batch_size)):
+            pixels = self.processor(images=batch, return_tensors="pt").pixel_values
+            features.append(self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output.cpu())
+        return torch.nn.functional.normalize(torch.cat(features), dim=-1)
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """Returns the unit-normalised features of some texts, cut to the tokenizer's length."""
+        features = []
+        for at in range(0, len(texts), self.batch_size):
+            tokens = self.tokenizer(list(texts[at : at + self.batch_size]), padding=True, truncation=True, return_tensors="pt")
+            features.append(self.model.get_text_features(**tokens.to(self.device)).pooler_output.cpu())
+        return torch.nn.functional.normalize(torch.cat(features), dim=-1)

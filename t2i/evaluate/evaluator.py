@@ -1,0 +1,177 @@
+"""Evaluation: all that is measured alike of the base and of a fine-tuned model, on the same prompts, seeds and records."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from t2i.core.files import fresh, to_csv, write_json, write_text
+from t2i.data.batches import CachedRecords
+from t2i.data.pixels import to_pixels
+from t2i.data.records import SPLITS, Split
+from t2i.evaluate.clip import Clip
+from t2i.evaluate.heldout import Drawing, Evaluate, HeldOut, Inputs, draw, heldout, images_of, some_keys
+from t2i.evaluate.metrics import Nearest, clip_score, cmmd, copied, found, interval, kid
+from t2i.model.denoising import denoising_errors, fixed_records, timestep_grid
+from t2i.model.family import Family
+
+Statistic = Callable[[Int[Tensor, " n"]], float]
+"""Gives the figure of some of the records that it is about, by their places."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found out about a model."""
+
+    metrics: dict[str, float | int]
+    """Figures by name, five significant digits: what differs beyond is rounding."""
+    intervals: dict[str, list[float]]
+    """The 95 % interval of each, where it has one."""
+    timesteps: list[dict[str, float | int]]
+    """Denoising errors by timestep."""
+    nearest: list[dict[str, Any]]
+    """What the samples are nearest to among the training images, the nearest first."""
+
+    def write(self, report: Path) -> None:
+        """Writes metrics.json, intervals.json, timesteps.csv and nearest.json into a folder."""
+        write_json(report / "metrics.json", self.metrics)
+        write_json(report / "intervals.json", self.intervals)
+        write_text(report / "timesteps.csv", to_csv(self.timesteps))
+        write_json(report / "nearest.json", self.nearest)
+
+
+class Evaluator:
+    """Measures models of one dataset: what of the data every model is held against is loaded once."""
+
+    def __init__(self, params: Evaluate, inputs: Inputs, clip: Path, *, batch_size: int, device: str) -> None:
+        self.params, self.inputs, self.batch_size, self.device = params, inputs, batch_size, device
+        self.clip = Clip(clip, device, batch_size)
+        self.records: HeldOut = heldout(params, inputs)
+        self.real = self.clip.image_features(self.records.real)
+        self.prompts = self.clip.text_features(self.records.prompts)
+        self.train_keys = some_keys(inputs, "train", params.train_images, params.seed)
+        self.train = self.clip.image_features(images_of(inputs, "train", self.train_keys))
+
+    def draw(self, family: Family, prompts: Sequence[str], keys: Sequence[str], guidance_scale: float) -> list[Image.Image]:
+        """Returns an image a prompt, from noise that its key decides."""
+        p = self.params
+        how = Drawing(
+            num_inference_steps=p.num_inference_steps,
+            guidance_scale=guidance_scale,
+            size_px=self.records.resolution_px,
+            precision=p.precision,
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+        return draw(how, family, prompts, [(p.seed, key) for key in keys])
+
+    def evaluate(self, family: Family, samples: Path) -> Evaluation:
+        """Samples and measures a model; keeps its images as `samples`/KEY.png and `samples`/retention/NUMBER.png."""
+        retention = self.params.retention_prompts
+        drawn = self.draw(family, self.records.prompts, self.records.keys, self.params.guidance_scale)
+        kept = self.draw(family, retention, [f"retention:{prompt}" for prompt in retention], self.params.guidance_scale)
+        _save(drawn, self.records.keys, kept, samples)
+
+        images = self.clip.image_features(drawn)
+        place, near = self._nearest(images, drawn)
+        copies = copied(near, self._nearest(self.real, self.records.real)[1])
+        errors = self._errors(family)
+        heldout_errors, train_errors = (errors[split].mean(dim=1) for split in ("heldout", "train"))
+        statistics: dict[str, tuple[int, Statistic]] = {
+            "cmmd": (len(drawn), lambda rows: cmmd(self.real[rows], images[rows])),
+            "kid": (len(drawn), lambda rows: kid(self.real[rows], images[rows])),
+            "prompt_retrieval": (len(drawn), _mean(found(images, self.prompts))),
+            "clip_score": (len(drawn), lambda rows: clip_score(images[rows], self.prompts[rows])),
+            "copy_rate": (len(drawn), _mean(copies)),
+            "heldout_loss": (len(heldout_errors), _mean(heldout_errors)),
+            "train_loss": (len(train_errors), _mean(train_errors)),
+            "overfit_gap": (len(heldout_errors), _mean(heldout_errors - train_errors)),
+        }
+        if retention:
+            right = found(self.clip.image_features(kept), self.clip.text_features(retention))
+            statistics["retention_retrieval"] = (len(kept), _mean(right))
+        metrics, intervals = self.figures(statistics)
+        return Evaluation(
+            {"prompts": len(drawn)} | metrics, intervals, self._by_timestep(family, errors), self._pairs(place, near, copies)
+        )
+
+    def figures(self, statistics: dict[str, tuple[int, Statistic]]) -> tuple[dict[str, float | int], dict[str, list[float]]]:
+        """Returns figures and their 95 % intervals, of statistics with the number of records that each is about."""
+        metrics: dict[str, float | int] = {}
+        intervals = {}
+        for name, (count, statistic) in statistics.items():
+            metrics[name] = rounded(statistic(torch.arange(count)))
+            centred = name in ("cmmd", "kid")
+            low, high = interval(statistic, count, self.params.resamples, self.params.seed, centred=centred)
+            intervals[name] = [rounded(low), rounded(high)]
+        return metrics, intervals
+
+    def _nearest(self, features: Tensor, images: Sequence[Image.Image]) -> tuple[list[int], Nearest]:
+        """The places of the nearest training images, and how near they are."""
+        cosine, place = (features @ self.train.T).max(dim=1)
+        theirs = images_of(self.inputs, "train", [self.train_keys[at] for at in place.tolist()])
+        pairs = zip(images, theirs, strict=True)
+        rmse = [(to_pixels(one) - to_pixels(other)).square().mean().sqrt() for one, other in pairs]
+        return place.tolist(), Nearest(1 - cosine, torch.stack(rmse))
+
+    def _errors(self, family: Family) -> dict[Split, Float[Tensor, "records timesteps"]]:
+        """The denoising errors of as many records of each split."""
+        unet = family.load_unet(random=False).eval().to(self.device)
+        records = {split: CachedRecords(self.inputs.latents, self.inputs.embeds, split) for split in SPLITS}
+        count = min(self.params.prompts, *map(len, records.values()))
+        return {
+            split: denoising_errors(
+                unet,
+                family,
+                its,
+                fixed_records(its, count, self.params.seed),
+                self.params.timesteps_per_record,
+                self.params.seed,
+                precision=self.params.precision,
+                batch_size=self.batch_size,
+                device=self.device,
+            )
+            for split, its in records.items()
+        }
+
+    def _pairs(self, place: list[int], near: Nearest, copies: Tensor) -> list[dict[str, Any]]:
+        return [
+            {
+                "key": self.records.keys[at],
+                "train_key": self.train_keys[place[at]],
+                "distance": rounded(near.distance[at].item()),
+                "rmse": rounded(near.rmse[at].item()),
+                "copied": bool(copies[at]),
+            }
+            for at in near.distance.argsort().tolist()
+        ]
+
+    def _by_timestep(self, family: Family, errors: dict[Split, Tensor]) -> list[dict[str, float | int]]:
+        grid = timestep_grid(len(family.alphas_cumprod), self.params.timesteps_per_record)
+        return [
+            {"timestep": timestep} | {f"{split}_loss": rounded(of[:, at].mean().item()) for split, of in errors.items()}
+            for at, timestep in enumerate(grid)
+        ]
+
+
+def rounded(value: float) -> float:
+    """Returns a number to five significant digits."""
+    return float(f"{value:.5g}")
+
+
+def _mean(values: Tensor) -> Statistic:
+    return lambda rows: values[rows].double().mean().item()
+
+
+def _save(drawn: Sequence[Image.Image], keys: Sequence[str], kept: Sequence[Image.Image], samples: Path) -> None:
+    with fresh(samples) as folder:
+        (folder / "retention").mkdir()
+        for key, image in zip(keys, drawn, strict=True):
+            image.save(folder / f"{key}.png")
+        for number, image in enumerate(kept):
+            image.save(folder / "retention" / f"{number:03d}.png")

@@ -1,0 +1,65 @@
+"""Verb: sample and measure a fine-tuned model, on the prompts and seeds that the base was measured on."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from PIL import Image
+from pydantic import Field
+
+from t2i.core.files import to_csv, write_text
+from t2i.core.params import Params
+from t2i.evaluate.evaluator import Evaluation, Evaluator, rounded
+from t2i.evaluate.metrics import cmmd, prompt_retrieval
+from t2i.model.family import Family
+
+
+class Sweep(Params):
+    """Section `sweep`: the curve of content against look."""
+
+    guidance_scales: list[Annotated[float, Field(ge=1)]]
+    """Guidance scales that the fine-tuned model is sampled at, besides `evaluate.guidance_scale`."""
+    prompts: int = Field(ge=2)
+    """Held-out prompts drawn at each of them, at most."""
+
+
+_OF_THE_DATA = ("prompts", "cmmd_floor", "kid_floor", "prompt_retrieval_real")
+
+
+def evaluate_model(
+    sweep: Sweep, evaluator: Evaluator, family: Family, samples: Path, base_report: Path, report: Path
+) -> Evaluation:
+    """Writes the model's images and figures, each of the base's beside it, and a curve over guidance scales.
+
+    Returns:
+        What Evaluator.evaluate finds; the base's figures as NAME_base; what real images score.
+    """
+    evaluation = evaluator.evaluate(family, samples)
+    for name, value in json.loads((base_report / "metrics.json").read_text(encoding="utf-8")).items():
+        evaluation.metrics[name if name in _OF_THE_DATA else f"{name}_base"] = value
+    for name, interval in json.loads((base_report / "intervals.json").read_text(encoding="utf-8")).items():
+        evaluation.intervals[f"{name}_base"] = interval
+    evaluation.write(report)
+    write_text(report / "guidance.csv", to_csv(_guidance_curve(sweep, evaluator, family, samples)))
+    return evaluation
+
+
+def _guidance_curve(sweep: Sweep, evaluator: Evaluator, family: Family, samples: Path) -> list[dict[str, float | int]]:
+    """Content against look at several guidance scales, on the first of the held-out prompts."""
+    count = min(sweep.prompts, len(evaluator.records.keys))
+    keys, prompts = evaluator.records.keys[:count], evaluator.records.prompts[:count]
+    rows = []
+    for scale in sorted({evaluator.params.guidance_scale, *sweep.guidance_scales}):
+        if scale == evaluator.params.guidance_scale:
+            drawn = [Image.open(samples / f"{key}.png").convert("RGB") for key in keys]
+        else:
+            drawn = evaluator.draw(family, prompts, keys, scale)
+        features = evaluator.clip.image_features(drawn)
+        rows.append(
+            {
+                "guidance_scale": scale,
+                "prompt_retrieval": rounded(prompt_retrieval(features, evaluator.prompts[:count])),
+                "cmmd": rounded(cmmd(evaluator.real[:count], features)),
+            }
+        )
+    return rows

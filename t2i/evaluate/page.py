@@ -1,0 +1,171 @@
+"""The report: one page of pictures, figures, curves and warnings, which needs nothing but itself."""
+
+import base64
+import csv
+import io
+import json
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from t2i.core.files import sha256_of, write_text
+from t2i.evaluate import charts
+from t2i.evaluate.advice import Warning
+
+Reports = dict[str, dict[str, Any]]
+"""What the stages measured, by file: `train/metrics.json` and so on."""
+
+
+def render(
+    page: Path,
+    folder: Path,
+    reports: Reports,
+    warnings: list[Warning],
+    galleries: dict[str, Any],
+    provenance: dict[str, str],
+    parameters: str,
+) -> None:
+    """Writes the page: page.html filled in, everything that it shows inside it.
+
+    Args:
+        page: the HTML file.
+        folder: where the stages' reports lie, for the curves.
+        reports: what they measured.
+        warnings: what to warn of.
+        galleries: the pictures, by the template's names.
+        provenance: what ran on what.
+        parameters: the text of params.yaml.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup, escape
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["code"] = lambda text: Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text))))
+    metrics = reports["evaluate/metrics.json"]
+    write_text(
+        page,
+        environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8")).render(
+            summary=summary(metrics),
+            warnings=warnings,
+            figures=figures(metrics, reports["evaluate/intervals.json"]),
+            prompts=metrics["prompts"],
+            charts=curves(folder),
+            psnr=f"{reports['encode-images/metrics.json']['psnr_mean']:.1f}",
+            provenance=provenance,
+            parameters=parameters,
+            **galleries,
+        ),
+    )
+
+
+def embedded(image: Image.Image, most_px: int = 256) -> str:
+    """Returns an image, made smaller where it is larger than most_px, as a data URI."""
+    image = image.convert("RGB")
+    image.thumbnail((most_px, most_px), Image.Resampling.LANCZOS)
+    written = io.BytesIO()
+    image.save(written, "webp", quality=90, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode()}"
+
+
+def figures(metrics: dict[str, float | int], intervals: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Returns a row a figure, for the page's table."""
+    rows = []
+    for name, (better, real, says) in _FIGURES.items():
+        if name in metrics:
+            base, model = metrics.get(f"{name}_base"), metrics[name]
+            rows.append(
+                {
+                    "name": name,
+                    "base": "does not compare" if base is None else f"{base:.3g}",
+                    "base_interval": None if base is None else _interval(intervals.get(f"{name}_base")),
+                    "model": f"{model:.3g}",
+                    "interval": _interval(intervals.get(name)),
+                    "better": base is not None and better * (model - base) > 0,
+                    "real": f"{metrics[real]:.3g}" if real else "",
+                    "says": says,
+                }
+            )
+    return rows
+
+
+def summary(metrics: dict[str, float | int]) -> str:
+    """Returns the result in two sentences."""
+    m = metrics
+    return (
+        f"The look: CMMD to the real images went from {m['cmmd_base']:.3g} (base) to {m['cmmd']:.3g} (fine-tuned); "
+        f"real images among themselves have {m['cmmd_floor']:.3g}. The content: CLIP finds the prompt of "
+        f"{m['prompt_retrieval']:.0%} of the fine-tuned samples ({m['prompt_retrieval_base']:.0%} of the base's), and of "
+        f"{m['prompt_retrieval_real']:.0%} of the real images."
+    )
+
+
+def curves(reports: Path) -> list[dict[str, str]]:
+    """Returns the page's charts, each with what it says."""
+    history, validation = _rows(reports / "train/history.csv"), _rows(reports / "train/validation.csv")
+    model, base = _rows(reports / "evaluate/timesteps.csv"), _rows(reports / "evaluate-base/timesteps.csv")
+    timesteps = [{**one, "base": other["heldout_loss"]} for one, other in zip(model, base, strict=True)]
+    loss = charts.lines(history, "step", {"loss": "weighted", "mse": "unweighted"}, "loss")
+    kinds = {"ema_heldout": "held-out, EMA", "ema_train": "training, EMA", "raw_heldout": "held-out, raw weights"}
+    progress = charts.lines(validation, "step", kinds, "denoising error")
+    kinds = {"base": "base, held-out", "heldout_loss": "fine-tuned, held-out", "train_loss": "fine-tuned, training"}
+    by_timestep = charts.lines(timesteps, "timestep", kinds, "denoising error")
+    axes = {"cmmd": "CMMD (look: left is nearer)", "prompt_retrieval": "prompt retrieval (content)"}
+    guidance = charts.path(_rows(reports / "evaluate/guidance.csv"), axes, "guidance_scale")
+    return [
+        {"title": title, "svg": svg, "says": says}
+        for title, svg, says in (
+            ("Training loss", loss, "Weighted is what is lowered; unweighted compares between weightings."),
+            ("Held-out and training records", progress, "Apart from each other, the EMA's two mean overfitting."),
+            ("By timestep", by_timestep, "Small timesteps have little noise and decide detail; large ones decide composition."),
+            ("Guidance scale", guidance, "Up and left is better; `evaluate.guidance_scale` chooses."),
+        )
+    ]
+
+
+def provenance(model: Path, raw: Path, reports: Reports) -> dict[str, str]:
+    """Returns what made the model, in a row a fact."""
+    described = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
+    origin = json.loads((model / "source.json").read_text(encoding="utf-8")) if (model / "source.json").is_file() else {}
+    try:
+        git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "no git checkout"
+    images, captions, train = (reports[f"{stage}/metrics.json"] for stage in ("encode-images", "encode-captions", "train"))
+    return {
+        "base": ", ".join(str(value) for value in origin.values() if value is not None) or "not recorded",
+        "dataset": ", ".join(str(value) for value in described.values() if value is not None),
+        "records": f"{images['records']}, with {captions['captions']} captions",
+        "training": f"{train['steps']} steps",
+        "model": f"sha256 of its UNet {sha256_of(model / 'unet' / 'diffusion_pytorch_model.safetensors')[:16]}",
+        "commit of this page": commit,
+        "versions": ", ".join(
+            f"{name} {version(name)}" for name in ("t2i", "torch", "diffusers", "transformers", "accelerate")
+        ),
+    }
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _interval(pair: list[float] | None) -> str:
+    return f"{pair[0]:.3g} to {pair[1]:.3g}" if pair else ""
+
+
+_FIGURES = {
+    "cmmd": (-1, "cmmd_floor", "Distance of the looks, by CLIP. Lower is nearer; the real images' is the floor."),
+    "kid": (-1, "kid_floor", "Distance of the looks and of their spread, by CLIP. Lower is nearer."),
+    "prompt_retrieval": (1, "prompt_retrieval_real", "Share of samples whose own prompt CLIP ranks first: the content."),
+    "clip_score": (1, None, "How well samples fit their prompts, by CLIP."),
+    "heldout_loss": (-1, None, "Denoising error on records that were not trained on."),
+    "train_loss": (-1, None, "The same on records that were."),
+    "overfit_gap": (-1, None, "The one less the other: grows where training images are learnt by heart."),
+    "copy_rate": (-1, None, "Share of samples that are all but a training image."),
+    "retention_retrieval": (1, None, "Content of prompts outside the dataset: what the fine-tune has not forgotten."),
+}

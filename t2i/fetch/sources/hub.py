@@ -1,0 +1,149 @@
+"""Source `hub`: a dataset of the Hugging Face Hub, pinned to a commit, or a local one in a form that `datasets` loads."""
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from t2i.core import params
+from t2i.fetch.hub import Repository, asking, why
+from t2i.fetch.source import Dataset, Record, record_of
+
+
+class Params(params.Params):
+    """`fetch.source` with `name: hub`."""
+
+    name: Literal["hub"]
+    id: str | None
+    """`owner/name` on the Hub; null: the folder `fetch.local`, in a form that `datasets.load_dataset` reads."""
+    config: str | None
+    """Configuration of the dataset; null where it has one only."""
+    split: str
+    """Split to take, such as `train`."""
+    revision: str | None
+    """Branch, tag or commit; it is resolved to a commit, which the run records. null: the default branch."""
+    image_column: str
+    """Column of the images."""
+    caption_column: str
+    """Column of the captions: a text, or a list of texts."""
+    streaming: bool
+    """Whether to read the rows as they come over the network, for a dataset larger than the disk: nothing of it is stored but
+    the records that are kept. Without it, the whole split is first brought to the cache of `datasets`."""
+    max_rows: int | None = Field(ge=1)
+    """Rows to take from the front of the split; null: all. Every row of a stream goes over the network once, kept or not."""
+
+
+def load(params: Params, local: Path) -> Dataset:
+    """Returns a dataset's images as they were uploaded, and their captions.
+
+    A row is read once, so a stream passes over the network once. It takes the memory of what `datasets` buffers (a row group of
+    Parquet), and of the disk what `fetch dataset` spools: of n rows and at most k records some k * (1 + ln(n / k)) images.
+
+    Args:
+        params: the section `fetch.source`.
+        local: the folder that is read where `id` is null.
+
+    Raises:
+        ValueError: where the dataset or a column is not there, or the stream breaks.
+    """
+    import datasets
+
+    folder = _folder(params, local)
+    asked = None if folder else Repository("fetch.source.id", str(params.id), params.revision, "dataset")
+    commit = _commit(asked) if asked else None
+    name = f"folder {folder.name}" if folder else params.id
+    try:
+        rows = _rows(str(folder or params.id), params, commit)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"`fetch.source`: {name}: {why(error, asked)}") from None
+    columns = rows.column_names or []
+    for column in (params.image_column, params.caption_column):
+        if column not in columns:
+            raise ValueError(f"`fetch.source`: {name} has no column {column!r}; it has {', '.join(columns) or 'none'}")
+    rows = rows.cast_column(params.image_column, datasets.Image(decode=False))
+    return Dataset(_records(rows, params, folder, asked), {"source": name, "split": params.split, "commit": commit})
+
+
+def _rows(named: str, params: Params, commit: str | None) -> Any:
+    """The rows of the split; of a stream, none is decoded ahead."""
+    import datasets
+    from datasets.packaged_modules.webdataset.webdataset import WebDataset
+
+    WebDataset.DECODERS.pop("pth", None)  # it would unpickle such members of tars, whichever columns are wanted
+    if not params.streaming:
+        return datasets.load_dataset(named, params.config, split=params.split, revision=commit)
+    builder = datasets.load_dataset_builder(named, params.config, revision=commit)
+    if hasattr(builder.config, "decode_num_threads"):
+        builder.config.decode_num_threads = 0  # those of a folder of images on the Hub would decode whatever is asked for
+    return builder.as_streaming_dataset(split=params.split)
+
+
+def _folder(params: Params, local: Path) -> Path | None:
+    if params.id is None:
+        return local
+    if Path(params.id).exists() and not Path(params.id).resolve().is_relative_to(local.resolve()):
+        raise ValueError(
+            f"`fetch.source.id` {params.id!r} is a folder outside of `fetch.local` ({local}), where DVC sees no changes: "
+            "set `fetch.local` to it, and `fetch.source.id: null`"
+        )
+    return Path(params.id) if Path(params.id).exists() else None
+
+
+def _commit(dataset: Repository) -> str | None:
+    """The commit that a revision stands for; offline, the revision itself, which the cache must then hold."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return dataset.revision
+    with asking(dataset):
+        info = HfApi().dataset_info(dataset.name, revision=dataset.revision)
+        if info.gated:
+            HfApi().auth_check(dataset.name, repo_type="dataset")
+        commit: str | None = info.sha
+    return commit
+
+
+def _records(rows: Any, params: Params, folder: Path | None, asked: Repository | None) -> Iterator[Record]:
+    number = 0
+    try:
+        for number, row in enumerate(islice(rows, params.max_rows)):
+            read = partial(_content, row[params.image_column], folder)
+            yield record_of(f"{params.split}, row {number}", read, row[params.caption_column])
+    except Exception as error:
+        place = f"{params.id or folder}, near row {number} of {params.split}"
+        raise ValueError(f"`fetch.source`: {place}: {why(error, asked)}") from None
+
+
+def _content(cell: Any, folder: Path | None) -> bytes:
+    """The bytes of a cell: inside it, or in the file or behind the address that it names."""
+    import fsspec
+
+    if cell is None or (cell["bytes"] is None and cell["path"] is None):
+        raise ValueError("missing image: null")
+    if cell["bytes"] is not None:
+        return bytes(cell["bytes"])
+    path = cell["path"]
+    if not _trusted(path, folder):
+        raise ValueError(f"missing image: {path!r} leads out of the dataset")
+    try:
+        with fsspec.open(path if "://" in path else str((folder or Path()) / path), "rb") as file:
+            return bytes(file.read())
+    except FileNotFoundError:
+        raise ValueError(f"missing image: no such file {path!r}") from None
+
+
+def _trusted(path: str, folder: Path | None) -> bool:
+    """Whether a path lies where the dataset does: in its folder, on the Hub, or in the cache of what came from there."""
+    from datasets.config import HF_DATASETS_CACHE
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if "://" in path:
+        return re.fullmatch(r"(zip://[^:]*::)?hf://datasets/[^:]+", path) is not None
+    roots = [folder] if folder else [Path(HF_HUB_CACHE), Path(HF_DATASETS_CACHE)]
+    absolute = (roots[0] / path).absolute()  # a file of the Hub's cache is a link: what counts is where it stands
+    return ".." not in absolute.parts and any(absolute.is_relative_to(root.absolute()) for root in roots)

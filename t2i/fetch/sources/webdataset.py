@@ -1,0 +1,128 @@
+"""Source `webdataset`: tars of images and captions, as img2dataset writes them: KEY.jpg beside KEY.txt or KEY.json.
+
+They are read with tarfile, not with the package webdataset: that ends without a word where a tar is cut short or a header is
+damaged, unpickles what a decoder finds, and runs a shell for a name that starts with `pipe:`. Nothing is unpacked here.
+"""
+
+import json
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from t2i.core import params
+from t2i.fetch.source import Dataset, Record, broken, matching, record_of
+
+
+class Txt(params.Params):
+    """The caption is the whole of KEY.txt."""
+
+    name: Literal["txt"]
+
+
+class Json(params.Params):
+    """The caption, or a list of them, is an entry of KEY.json."""
+
+    name: Literal["json"]
+    key: str
+    """The entry's key, such as `caption`."""
+
+
+class Params(params.Params):
+    """`fetch.source` with `name: webdataset`; the folder is `fetch.local`, so that DVC sees its changes."""
+
+    name: Literal["webdataset"]
+    files: str
+    """Which tars of the folder to read, such as `*.tar`; they may be compressed (`*.tar.gz`)."""
+    image_extensions: list[str] = Field(min_length=1)
+    """Extensions of the images, such as [jpg, png, webp]; a record's first one of these counts."""
+    caption: Annotated[Txt | Json, Field(discriminator="name")]
+    """Where captions lie: `{name: txt}`, or `{name: json, key: caption}`."""
+
+
+class _Member(NamedTuple):
+    key: str
+    extension: str
+    content: bytes
+
+
+def load(params: Params, local: Path) -> Dataset:
+    """Returns the records of every tar, in the order of the files' names; memory holds one record.
+
+    Args:
+        params: the section `fetch.source`.
+        local: the folder.
+
+    Raises:
+        ValueError: where no file fits the pattern, or naming a tar that is damaged or cut short.
+    """
+    files = matching(local, params.files)
+    return Dataset(_records(params, local, files), {"source": f"WebDataset tars of {local.name}", "files": params.files})
+
+
+def _records(params: Params, local: Path, files: list[Path]) -> Iterator[Record]:
+    wanted = {*params.image_extensions, params.caption.name}
+    for path in files:
+        for key, group in groupby(_members(path, wanted), key=lambda member: member.key):
+            place = f"{path.relative_to(local)}, {key}"
+            parts: dict[str, bytes] = {}
+            for member in group:
+                if member.extension in parts:
+                    raise ValueError(f"{place}.{member.extension}: there twice; wanted each name once in a tar")
+                parts[member.extension] = member.content
+            try:
+                captions = _captions(params.caption, parts)
+            except ValueError as error:
+                yield broken(place, str(error))
+            else:
+                yield record_of(place, partial(_image, params.image_extensions, parts), captions)
+
+
+def _image(extensions: list[str], parts: dict[str, bytes]) -> bytes:
+    for extension in extensions:
+        if extension in parts:
+            return parts[extension]
+    raise ValueError(f"missing image: none of {', '.join(extensions)} (`fetch.source.image_extensions`) beside its caption")
+
+
+def _captions(source: Txt | Json, parts: dict[str, bytes]) -> Any:
+    if source.name not in parts:
+        raise ValueError(f"no caption: no {source.name} (`fetch.source.caption`) beside its image")
+    # A byte that is no UTF-8 becomes a lone surrogate, and a caption that has one is refused by name.
+    text = parts[source.name].decode("utf-8", errors="surrogateescape")
+    if isinstance(source, Txt):
+        return text.strip()
+    try:
+        return json.loads(text)[source.key]
+    except KeyError:
+        raise ValueError(f"no caption: no {source.key!r} (`fetch.source.caption.key`) in its json") from None
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"no caption: its json is no object, got {text[:60]!r}") from None
+
+
+def _members(path: Path, wanted: set[str]) -> Iterator[_Member]:
+    """Yields the files of a tar that have one of some extensions, whole; and sees that the tar ends as one should."""
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                file = tar.extractfile(member) if member.isfile() and stem and extension.lower() in wanted else None
+                if file is not None:
+                    yield _Member(f"{folder}/{stem}" if folder else stem, extension.lower(), file.read())
+                tar.members.clear()  # type: ignore[attr-defined]  # else the headers of all members pile up
+            assert tar.fileobj is not None
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
+                raise tarfile.ReadError(f"no tar goes on so, or ends so, at byte {tar.offset}")
+            while tar.fileobj.read(1 << 20):  # to the end of a compressed tar, where its checksum stands
+                pass
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: damaged or cut short ({reason}); fetch it again") from None

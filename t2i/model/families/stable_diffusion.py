@@ -1,0 +1,249 @@
+"""Family `stable_diffusion`: Stable Diffusion 1.x and 2.x, and every checkpoint that StableDiffusionPipeline loads.
+
+What differs between them (widths, lengths, prediction type, scaling) is read from the checkpoint's own configurations.
+"""
+
+import inspect
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from t2i.model.family import NOT_TAKEN
+from t2i.model.prediction import PredictionType
+from t2i.model.pretrained import load
+
+
+class Text(NamedTuple):
+    """Tokenizer and text encoder."""
+
+    tokenizer: Any
+    encoder: nn.Module
+
+
+class Family:
+    """A checkpoint in a folder; each part is loaded when it is asked for.
+
+    Args:
+        folder: the checkpoint, in diffusers' layout.
+        scheduler_changes: what its scheduler's configuration is overruled by, in diffusers' names.
+
+    Raises:
+        ValueError: on a prediction type that is not trained here, or epsilon at zero terminal SNR, where it is 0 / 0.
+    """
+
+    def __init__(self, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({})) -> None:
+        from diffusers import DDPMScheduler
+
+        self.folder, self._scheduler_changes = folder, dict(scheduler_changes)
+        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        self.scaling_factor: float = vae.get("scaling_factor", 0.18215)
+        self.shift_factor: float = vae.get("shift_factor") or 0.0
+        if "block_out_channels" not in vae:
+            raise ValueError(f"{folder / 'vae' / 'config.json'}: no `block_out_channels`: wanted an AutoencoderKL's")
+        self.vae_factor: int = 2 ** (len(vae["block_out_channels"]) - 1)
+        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **self._scheduler_changes)
+        self.alphas_cumprod: Float[Tensor, " timesteps"] = scheduler.alphas_cumprod.float()
+        if scheduler.config.prediction_type not in get_args(PredictionType):
+            raise ValueError(
+                f"{folder}: prediction type {scheduler.config.prediction_type!r}: "
+                f"{' and '.join(get_args(PredictionType))} are trained here"
+            )
+        if scheduler.config.prediction_type == "epsilon" and self.alphas_cumprod[-1] == 0:
+            raise ValueError(
+                f"{folder}: epsilon cannot be told from the noise itself at zero terminal SNR: "
+                "set `train.objective.prediction_type` to v_prediction, or `zero_terminal_snr` to false"
+            )
+        self.prediction_type: PredictionType = scheduler.config.prediction_type
+
+    def load_vae(self, device: str) -> nn.Module:
+        """Returns the AutoencoderKL in fp32, frozen."""
+        from diffusers import AutoencoderKL
+
+        return self._frozen(load(AutoencoderKL, self.folder / "vae"), device)
+
+    def encode_pixels(self, vae: Any, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m _ _"]:
+        """Returns mean and log-variance, unscaled."""
+        with torch.no_grad():
+            moments: Tensor = vae.encode(pixels).latent_dist.parameters
+        return moments
+
+    def decode_latents(self, vae: Any, latents: Float[Tensor, "b c _ _"]) -> Float[Tensor, "b 3 h w"]:
+        """Returns pixels of scaled latents."""
+        with torch.no_grad():
+            pixels: Tensor = vae.decode(latents / self.scaling_factor + self.shift_factor).sample
+        return pixels
+
+    def load_text(self, device: str) -> Text:
+        """Returns the tokenizer, and the text encoder in fp32, frozen."""
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        encoder = self._frozen(load(CLIPTextModel, self.folder / "text_encoder"), device)
+        return Text(CLIPTokenizer.from_pretrained(self.folder / "tokenizer"), encoder)
+
+    def encode_prompts(self, text: Text, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Returns `encoder_hidden_states` [b, tokens, width]: the last state after the final layer norm, unmasked."""
+        tokens = text.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            return {"encoder_hidden_states": text.encoder(tokens.to(text.encoder.device)).last_hidden_state}
+
+    def count_truncated(self, text: Text, captions: Sequence[str]) -> int:
+        """Returns how many captions are longer than the tokenizer lets through."""
+        lengths = [len(tokens) for tokens in text.tokenizer(list(captions), verbose=False).input_ids]
+        return sum(length > text.tokenizer.model_max_length for length in lengths)
+
+    def load_unet(self, *, random: bool) -> nn.Module:
+        """Returns the UNet2DConditionModel in fp32: the base's weights, or random ones for the same configuration."""
+        from diffusers import UNet2DConditionModel
+
+        if random:
+            unet: nn.Module = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(self.folder, subfolder="unet"))
+            return unet
+        pretrained: nn.Module = load(UNet2DConditionModel, self.folder / "unet")
+        return pretrained
+
+    def check_fit(self, unet: Any, moments: Float[Tensor, "_ m h w"], conditioning: dict[str, Tensor]) -> None:
+        """Raises a ValueError where a record of the caches is none that the UNet takes."""
+        cached = (moments.shape[1] // 2, conditioning["encoder_hidden_states"].shape[-1])
+        wanted = (unet.config.in_channels, unet.config.cross_attention_dim)
+        if cached != wanted:
+            raise ValueError(
+                f"the caches hold latents of {cached[0]} channels and text {cached[1]} wide, but the UNet of {self.folder} "
+                f"takes {wanted[0]} and {wanted[1]}: they were made from another base; run `dvc repro`"
+            )
+
+    def predict(
+        self,
+        unet: nn.Module,
+        noisy_latents: Float[Tensor, "b c h w"],
+        timesteps: Int[Tensor, " b"],
+        conditioning: dict[str, Tensor],
+    ) -> Float[Tensor, "b c h w"]:
+        """Returns the UNet's prediction."""
+        prediction: Tensor = unet(noisy_latents, timesteps, **conditioning, return_dict=False)[0]
+        return prediction
+
+    def export(self, weights: Mapping[str, Tensor], out: Path) -> None:
+        """Writes a complete pipeline in fp32: this checkpoint with other UNet weights. Neither VAE nor text encoder is built.
+
+        All of it is fp32, as the weights are, so that a pipeline loaded without saying a dtype can sample.
+        """
+        from safetensors.torch import load_file, save_file
+
+        def save(tensors: Mapping[str, Tensor], file: Path) -> None:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file, metadata={"format": "pt"})
+
+        # copyfile leaves the modes behind: what DVC has linked may not be written.
+        shutil.copytree(
+            self.folder,
+            out,
+            copy_function=shutil.copyfile,
+            dirs_exist_ok=True,
+            ignore=lambda at, names: names if Path(at).name == "unet" else [],
+        )
+        (out / "unet").mkdir(exist_ok=True)
+        shutil.copyfile(self.folder / "unet" / "config.json", out / "unet" / "config.json")
+        for file in out.rglob("*.safetensors"):
+            save({name: t.float() if t.is_floating_point() else t for name, t in load_file(file).items()}, file)
+        for file in out.rglob("config.json"):
+            config = json.loads(file.read_text(encoding="utf-8"))
+            if stated := {"dtype", "torch_dtype"} & config.keys():
+                file.write_text(json.dumps(config | dict.fromkeys(stated, "float32"), indent=2) + "\n", encoding="utf-8")
+        save(weights, out / "unet" / "diffusion_pytorch_model.safetensors")
+        if self._scheduler_changes:
+            scheduler = self._sampling_scheduler()
+            scheduler.save_pretrained(out / "scheduler")
+            index = json.loads((out / "model_index.json").read_text(encoding="utf-8"))
+            index["scheduler"] = ["diffusers", type(scheduler).__name__]
+            (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _sampling_scheduler(self) -> Any:
+        """The checkpoint's own, changed as asked; DDIM where it can do no zero terminal SNR."""
+        import diffusers
+
+        index = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
+        kind, changes = getattr(diffusers, index["scheduler"][1]), self._scheduler_changes
+        if changes.keys() - inspect.signature(kind.__init__).parameters.keys():
+            kind, changes = diffusers.DDIMScheduler, changes | {"clip_sample": False}  # latents are not within [-1, 1]
+        return kind.from_pretrained(self.folder, subfolder="scheduler", **changes)
+
+    @cached_property
+    def _pipeline(self) -> Any:
+        from diffusers import StableDiffusionPipeline
+
+        text = self.load_text("cpu")
+        parts = {"text_encoder": text.encoder, "tokenizer": text.tokenizer, **dict.fromkeys(NOT_TAKEN)}
+        parts |= {"unet": self.load_unet(random=False), "vae": self.load_vae("cpu")}
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            self.folder, **parts, use_safetensors=True, requires_safety_checker=False
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+        negative_prompt: str,
+        size_px: int,
+        device: str,
+    ) -> list[Image.Image]:
+        """Returns an image a prompt, drawn by StableDiffusionPipeline with the checkpoint's own scheduler."""
+        drawn: list[Image.Image] = self._pipeline.to(device)(
+            prompt=list(prompts),
+            negative_prompt=[negative_prompt] * len(prompts),
+            generator=list(generators),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            height=size_px,
+            width=size_px,
+        ).images
+        return drawn
+
+    def sample_latents(
+        self,
+        unet: nn.Module,
+        conditioning: dict[str, Tensor],
+        unconditional: dict[str, Tensor],
+        noise: Float[Tensor, "b c h w"],
+        generators: Sequence[torch.Generator],
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+    ) -> Float[Tensor, "b c h w"]:
+        """Returns scaled latents, by StableDiffusionPipeline without its VAE and text encoder."""
+        from diffusers import StableDiffusionPipeline
+
+        absent = {"vae": None, "text_encoder": None, "tokenizer": None, **dict.fromkeys(NOT_TAKEN)}
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            self.folder, unet=unet, scheduler=self._sampling_scheduler(), requires_safety_checker=False, **absent
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        sampled: Tensor = pipeline(
+            prompt_embeds=conditioning["encoder_hidden_states"],
+            negative_prompt_embeds=unconditional["encoder_hidden_states"].expand_as(conditioning["encoder_hidden_states"]),
+            latents=noise,
+            generator=list(generators),
+            height=8 * noise.shape[2],  # what a pipeline without a VAE takes a latent for
+            width=8 * noise.shape[3],
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            output_type="latent",
+        ).images
+        return sampled
+
+    @staticmethod
+    def _frozen(model: Any, device: str) -> nn.Module:
+        frozen: nn.Module = model.requires_grad_(False).eval().to(device)
+        return frozen

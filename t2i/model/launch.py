@@ -1,0 +1,58 @@
+"""Launch: a command run again as several processes, with its signals passed on."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from types import FrameType
+
+from t2i.core.signals import end_with_parent, is_echo
+
+
+def in_process_group() -> bool:
+    """Whether a launcher (this one, torchrun, accelerate launch) started this process as one of several."""
+    return "WORLD_SIZE" in os.environ
+
+
+def is_first_process() -> bool:
+    """Whether this process is alone, or the first of its group."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def relaunch(module: str, options: Mapping[str, object], processes: int) -> int:
+    """Runs `python -m module --NAME VALUE ...` as several processes on this machine and returns the exit code.
+
+    SIGINT and SIGTERM reach every process; the code is then 130 or 143.
+    """
+    place = ["--master-addr=127.0.0.1", f"--master-port={_free_port()}"]  # `--standalone` unpickles what its open port is sent
+    command = [sys.executable, "-m", "torch.distributed.run", *place, f"--nproc-per-node={processes}", "-m", module]
+    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    received: list[int] = []
+    first_at = 0.0
+    # A large checkpoint takes longer than the 30 s that torchrun gives its processes to end.
+    environment = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
+    child = subprocess.Popen([*command, *arguments], env=environment, start_new_session=True, preexec_fn=end_with_parent)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal first_at
+        del frame
+        if received and is_echo(number, first_at):
+            return
+        first_at = first_at or time.monotonic()
+        received.append(number)
+        child.send_signal(signal.SIGTERM if len(received) == 1 else signal.SIGKILL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, forward)
+    code = child.wait()
+    return 128 + received[0] if received else code
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port

@@ -1,0 +1,183 @@
+"""Verb: say what a run will take, before anything is encoded: records, shards, bytes, memory, steps, and time."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from t2i.core.files import free_bytes, in_bytes, work_root
+from t2i.data.manifest import read_manifest
+from t2i.data.records import SPLITS, Split, read_captions
+from t2i.data.shards import pack, shard_bytes
+from t2i.fetch.dataset import Fetch
+from t2i.model.family import load_family
+from t2i.model.runtime import Runtime
+from t2i.tools.memory import available_memory, checkpoints_bytes, count_weights, enough_memory, peak_memory, state_bytes
+from t2i.tools.probe import Encoders, probe_encoders, probe_forward, probe_step
+from t2i.tools.sections import Sections, load_sections
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What there is to encode."""
+
+    image_shards: dict[Split, list[int]]
+    """Records of each shard of images."""
+    captions: dict[Split, list[int]]
+    """Captions of each record."""
+    a_caption: str
+
+
+def plan(params: Path, base: Path, raw: Path, records: int | None) -> list[tuple[str, str]]:
+    """Returns what a run will take, a name and a sentence a line.
+
+    Args:
+        params: params.yaml.
+        base: the pipeline, from `fetch base`.
+        raw: images and captions, from `fetch dataset`.
+        records: how many to plan for instead of those; None: those.
+
+    Raises:
+        ParamsError: where a section is not right.
+        ValueError: where the base, or the dataset, is not there.
+    """
+    sections = load_sections(params)
+    train, runtime = sections.train, sections.runtime
+    if not (base / "model_index.json").is_file():
+        raise ValueError(f"{base}: no pipeline is here; run `t2i fetch base`, which `dvc repro` does too")
+    family = load_family(sections.base.family, base, train.objective.scheduler_changes())
+    dataset = _imagined(sections.fetch, records) if records else _fetched(raw)
+    with enough_memory(runtime):
+        encoders = probe_encoders(family, runtime, sections.encode_images.resolution_px, dataset.a_caption)
+        forward = probe_forward(family, runtime, sections.evaluate.precision, encoders)
+    trained, whole = count_weights(base / "unet", train.trainable)
+    state, free_memory, step = state_bytes(train, runtime, trained, whole), available_memory(runtime), None
+    if state < free_memory:
+        with contextlib.suppress(MemoryError), enough_memory(runtime), tempfile.TemporaryDirectory() as folder:
+            step = probe_step(train, runtime, family, encoders, Path(folder))
+    counts = {split: sum(dataset.image_shards[split]) for split in SPLITS}
+    steps = train.total_steps(counts["train"])
+    return [
+        (
+            "records",
+            f"{counts['train']} train, {counts['heldout']} held out; {sum(map(sum, dataset.captions.values()))} captions",
+        ),
+        *_disk(sections, dataset, encoders, trained, whole),
+        *_memory(runtime, whole, state, free_memory, timed=step is not None),
+        ("steps", f"{steps} of {train.batch_size} images: {steps * train.batch_size / counts['train']:.3g} epochs"),
+        *_times(sections, dataset, encoders, forward, step),
+    ]
+
+
+def _disk(sections: Sections, dataset: Dataset, encoders: Encoders, trained: int, whole: int) -> Iterable[tuple[str, str]]:
+    latents, embeds = cache_bytes(sections, dataset, encoders)
+    text_shards = sum(-(-len(counts) // sections.encode_captions.records_per_shard) for counts in dataset.captions.values())
+    yield "moments", f"{in_bytes(latents)} in {sum(map(len, dataset.image_shards.values()))} shards"
+    yield "embeddings", f"{in_bytes(embeds)} in {text_shards} shards"
+    kept = checkpoints_bytes(sections.runtime, trained, whole)
+    yield "checkpoints", f"{in_bytes(kept)}; {in_bytes(free_bytes(work_root()))} are free where they lie ({work_root()})"
+
+
+def _memory(runtime: Runtime, whole: int, state: int, free: int, *, timed: bool) -> Iterable[tuple[str, str]]:
+    yield "memory", f"{in_bytes(state)} for weights, gradients, optimizer and EMA of {whole / 1e6:.3g} M parameters"
+    if timed:
+        yield "", f"{in_bytes(peak_memory(runtime))} held by this process at most; {in_bytes(free)} were free for a step"
+    else:
+        yield "", f"{in_bytes(free)} are free, in which no step could be made"
+
+
+def _fetched(raw: Path) -> Dataset:
+    """Returns what `fetch dataset` has left."""
+    if not (raw / "dataset.json").is_file():
+        raise ValueError(f"{raw}: no dataset is here; run `t2i fetch dataset`, or say for how many records: --records 10000")
+    files, captions = read_manifest(raw / "images").files, list(read_captions(raw / "captions.jsonl"))
+    if not captions:
+        raise ValueError(f"{raw / 'captions.jsonl'}: no records; run `t2i fetch dataset` again")
+    return Dataset(
+        {split: [file.count for file in files if file.name.startswith(f"{split}-")] for split in SPLITS},
+        {split: [len(row["captions"]) for row in captions if row["split"] == split] for split in SPLITS},
+        captions[0]["captions"][0],
+    )
+
+
+def _imagined(fetch: Fetch, records: int) -> Dataset:
+    """Returns what so many records would be, with a caption each."""
+    heldout = min(records - 1, max(1, round(records * fetch.heldout_fraction)))
+    counts: dict[Split, int] = {
+        "train": min(records - heldout, fetch.max_train_records or records),
+        "heldout": min(heldout, fetch.max_heldout_records or records),
+    }
+    per_shard = fetch.records_per_shard
+    shards = {split: [min(per_shard, count - at) for at in range(0, count, per_shard)] for split, count in counts.items()}
+    return Dataset(shards, {split: [1] * count for split, count in counts.items()}, "a photograph of something")
+
+
+def cache_bytes(sections: Sections, dataset: Dataset, encoders: Encoders) -> tuple[int, int]:
+    """Returns the bytes of the shards of moments and of those of embeddings, to the byte."""
+    latents = embeds = 0
+    per_shard = sections.encode_captions.records_per_shard
+    for split in SPLITS:
+        record = _image_bytes(encoders, sections.encode_images.count(split))
+        latents += sum(shard_bytes([record] * count) for count in dataset.image_shards[split])
+        counts = dataset.captions[split]
+        sizes = {n: _text_bytes(encoders, n) for n in set(counts)}
+        for at in range(0, len(counts), per_shard):
+            embeds += shard_bytes([sizes[n] for n in counts[at : at + per_shard]])
+    return latents, embeds
+
+
+def _text_bytes(encoders: Encoders, captions: int) -> int:
+    """The bytes of one record of embeddings, as `encode captions` packs it."""
+    return len(pack({name: t.expand(captions, *t.shape) for name, t in encoders.conditioning.items()}, ""))
+
+
+def _image_bytes(encoders: Encoders, views: int) -> int:
+    """The bytes of one record of moments, as `encode images` packs it."""
+    pairs = torch.zeros(views, 2, dtype=torch.int32)
+    moments = encoders.moments.expand(views, *encoders.moments.shape)
+    flipped = torch.zeros(views, dtype=torch.uint8)
+    return len(pack({"moments": moments, "original_size": pairs, "crop": pairs.clone(), "flipped": flipped}, ""))
+
+
+def _times(
+    sections: Sections, dataset: Dataset, encoders: Encoders, forward: float, step: float | None
+) -> Iterable[tuple[str, str]]:
+    """The time of each stage, from the probes: what is done over and over, without starts and files."""
+    counts = {split: sum(dataset.image_shards[split]) for split in SPLITS}
+    p, train, evaluate = sections.runtime.validation, sections.train, sections.evaluate
+    steps = train.total_steps(counts["train"])
+
+    def drawing(num_inference_steps: int, guidance_scale: float) -> float:
+        return num_inference_steps * (2 if guidance_scale > 1 else 1) * forward
+
+    validation = 4 * min(p.records, *counts.values()) * p.timesteps_per_record * forward
+    validation += len(sections.encode_captions.validation_prompts) * drawing(p.num_inference_steps, p.guidance_scale)
+    prompts = min(evaluate.prompts, counts["heldout"])
+    an_image = encoders.decode_seconds + drawing(evaluate.num_inference_steps, evaluate.guidance_scale)
+    measuring = (prompts + len(evaluate.retention_prompts)) * an_image + 2 * prompts * evaluate.timesteps_per_record * forward
+    others = [scale for scale in sections.sweep.guidance_scales if scale != evaluate.guidance_scale]
+    swept = sum(encoders.decode_seconds + drawing(evaluate.num_inference_steps, scale) for scale in others)
+    training = None if step is None else steps * step + (1 + -(-steps // p.every_steps)) * validation
+    times = {
+        "encode images": sum(sections.encode_images.count(split) * counts[split] for split in SPLITS) * encoders.view_seconds,
+        "encode captions": sum(map(sum, dataset.captions.values())) * encoders.caption_seconds,
+        "train": training,
+        "evaluate base": measuring,
+        "evaluate model": measuring + min(sections.sweep.prompts, prompts) * swept,
+    }
+    whole = None if training is None else sum(filter(None, times.values()))
+    for name, value in (times | {"together": whole}).items():
+        yield f"time, {name}", _clock(value)
+    if step is not None:
+        yield "speed", f"{step:.3g} s a step, {train.batch_size / step:.3g} images a second, on this machine"
+
+
+def _clock(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"about {hours} h {minutes:02d} min" if hours else f"about {minutes} min {rest:02d} s"

@@ -1,0 +1,108 @@
+"""Surroundings: what a run stands on besides its data: checkout, packages, DVC's own files, device."""
+
+import contextlib
+import json
+import platform
+import re
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import psutil
+import torch
+
+import t2i.core.params
+from t2i.data.batches import micro_batches
+from t2i.tools.sections import Sections
+from t2i.train.execution import check_precision
+from t2i.train.optim import make_optimizer
+from t2i.train.trackers import check_installed
+
+
+class Finding(NamedTuple):
+    """One line; where something is wrong, it says what to do."""
+
+    state: Literal["ok", "note", "wrong"]
+    about: str
+    said: str
+
+
+def tried(about: str, check: Callable[[], str]) -> Iterator[Finding]:
+    """Yields what a check says, or why it fails."""
+    try:
+        yield Finding("ok", about, check())
+    except (ValueError, OSError) as error:
+        yield Finding("wrong", about, str(error))
+
+
+def checkout() -> Iterator[Finding]:
+    """Yields what is so of the folder that commands are run in, and of the packages that are installed."""
+    here, code = Path.cwd(), Path(t2i.core.params.__file__).parents[2]
+    if code != here:
+        yield Finding("note", "checkout", f"this command's code is that of {code}; the stages run that of {here}")
+    for name, remedy in ((".git", "git init"), (".dvc", "dvc init"), ("dvc.yaml", "run this where dvc.yaml lies")):
+        if not Path(name).exists():
+            yield Finding("wrong", "checkout", f"{here} has no {name}: {remedy}")
+    lock = Path("dvc.lock")
+    if lock.is_file() and not lock.stat().st_size:
+        yield Finding(
+            "wrong", "checkout", "dvc.lock is empty, as a full disk leaves it: git checkout dvc.lock, dvc commit -f train"
+        )
+    yield from _pins(Path("requirements.txt"))
+
+
+def _pins(path: Path) -> Iterator[Finding]:
+    wanted = dict(re.findall(r"^([\w.-]+)==(\S+)$", path.read_text(encoding="utf-8"), re.M)) if path.is_file() else {}
+    other = [f"{name} {found} (pinned {pin})" for name, pin in wanted.items() if (found := _installed(name)) != pin]
+    if other:
+        said = (
+            f"{len(other)} packages are not as pinned, such as {', '.join(other[:3])}: bits may differ; pip install -r {path}"
+        )
+        yield Finding("note", "packages", said)
+    elif wanted:
+        yield Finding("ok", "packages", f"{len(wanted)} packages as {path} pins them; Python {platform.python_version()}")
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name).partition("+")[0]
+    except PackageNotFoundError:
+        return "none"
+
+
+def dvc() -> Iterator[Finding]:
+    """Yields what DVC says is in use; what a dead process has left there, its next run clears away by itself."""
+    locks = Path(".dvc/tmp/rwlock")
+    try:
+        held = json.loads(locks.read_text(encoding="utf-8") or "{}") if locks.is_file() else {}
+        readers = [one for those in held.get("read", {}).values() for one in those]
+        processes = {one["pid"] for one in [*held.get("write", {}).values(), *readers]}
+    except (ValueError, AttributeError, TypeError, KeyError):
+        yield Finding("wrong", "dvc", f"{locks} cannot be read: rm {locks}, if no dvc is running")
+        return
+    for process in processes:
+        with contextlib.suppress(psutil.Error):  # it is gone, or not ours to look at
+            words = " ".join(psutil.Process(process).cmdline())
+            is_dvc, said = "dvc" in words, f"process {process} is running a pipeline here: {words[:80]!r}"
+            yield Finding("note", "dvc", said) if is_dvc else Finding("wrong", "dvc", f"thinks that {said}: rm {locks}")
+
+
+def device(sections: Sections) -> Iterator[Finding]:
+    """Yields what training will run on, and whether the settings can be had there."""
+    train, runtime = sections.train, sections.runtime
+
+    def kind() -> str:
+        if runtime.torch_device() == "cpu":
+            return f"{psutil.cpu_count()} CPU cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, torch {torch.__version__}"
+
+    def settings() -> str:
+        check_precision(train.precision, runtime)
+        check_installed(runtime.trackers)
+        make_optimizer([torch.zeros(1, requires_grad=True)], train.optimizer)
+        shares = micro_batches(train.batch_size, 0, runtime.processes, runtime.micro_batch_size)
+        return f"steps of {train.batch_size} images in {runtime.processes} process(es), {len(shares)} micro-batch(es) each"
+
+    yield from tried("device", kind)
+    yield from tried("settings", settings)

@@ -1,0 +1,103 @@
+"""Checkpoints: complete or absent, verified when read, the same for any number of processes; safetensors and JSON only.
+
+<work>/step-00000500/   MANIFEST.json (sha256 and size of each file), NAME.safetensors, state.json
+"""
+
+import contextlib
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from t2i.core.files import flush, fresh, sha256_of
+from t2i.core.locks import locked
+
+_MANIFEST = "MANIFEST.json"
+_FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a training run after some step."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    """Tensors by file: weights, shadow, optimizer, history."""
+    state: dict[str, Any]
+    """JSON: at least `step`, the number of optimizer steps taken."""
+
+
+def save(work: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Writes a checkpoint under a temporary name, makes it durable, renames it, and removes all but the newest `keep`.
+
+    Raises:
+        ValueError: where the disk is full; the checkpoints before this one stay.
+    """
+    final = work / f"step-{checkpoint.state['step']:08d}"
+    if final.exists():
+        return
+    size = sum(tensor.nbytes for tensors in checkpoint.tensors.values() for tensor in tensors.values())
+    with fresh(final, size) as partial:
+        for name, tensors in checkpoint.tensors.items():
+            whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            save_file(whole, partial / f"{name}.safetensors")
+        (partial / "state.json").write_text(json.dumps(checkpoint.state, sort_keys=True), encoding="utf-8")
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(partial.iterdir())}
+        (partial / _MANIFEST).write_text(json.dumps(files, indent=2), encoding="utf-8")
+        for path in [*partial.iterdir(), partial]:
+            flush(path)
+    flush(work)
+    for old in sorted(work.glob("step-????????"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_newest(work: Path, *, discard_damaged: bool = False) -> Checkpoint | None:
+    """Returns the newest checkpoint that verifies; says on stderr which is used, and which are passed over and why.
+
+    A damaged one, left where it is, would count as the newest when the next save removes the oldest.
+    """
+    for folder in sorted(work.glob("step-????????"), reverse=True):
+        if problem := damage(folder):
+            print(f"{folder}: {problem}; trying the one before", file=sys.stderr)
+            if discard_damaged:
+                shutil.rmtree(folder, ignore_errors=True)
+            continue
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        print(f"resuming after step {state['step']} ({folder})", file=sys.stderr)
+        return Checkpoint({file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}, state)
+    return None
+
+
+def finish(work: Path) -> None:
+    """Marks a run as done: its checkpoints stay until another run wants room."""
+    (work / _FINISHED).touch()
+
+
+def make_room(work: Path, *, restart: bool) -> None:
+    """Removes what other runs that are done have left, unfinished checkpoints and, for a restart, this run's own."""
+    (work / _FINISHED).unlink(missing_ok=True)
+    for marker in work.parent.glob(f"*/{_FINISHED}"):
+        if marker.parent != work:
+            others = contextlib.suppress(ValueError, FileNotFoundError)  # may be at it, or make room too
+            with others, locked(marker.parent):
+                marker.parent.rename(marker.parent.with_suffix(".tmp"))  # or a kill would take the mark, and leave the rest
+    for gone in work.parent.glob("*.tmp"):
+        shutil.rmtree(gone, ignore_errors=True)
+    for own in [*work.glob("step-*"), *work.glob("validation-*")] if restart else work.glob("step-*.partial"):
+        shutil.rmtree(own)
+
+
+def damage(folder: Path) -> str | None:
+    """Returns what is wrong with a checkpoint's files, or None."""
+    try:
+        files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        for name, row in files.items():
+            if (folder / name).stat().st_size != row["bytes"] or sha256_of(folder / name) != row["sha256"]:
+                return f"{name} is not as it was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"unreadable ({error})"
+    return None

@@ -1,0 +1,70 @@
+"""History: what every optimizer step said, kept with the checkpoint and written for `dvc plots`."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2i.core.files import to_csv
+
+COLUMNS = ("loss", "mse", "grad_norm", "learning_rate")
+"""Weighted loss; the same unweighted, which compares between weightings; gradients' norm before clipping; learning rate."""
+
+
+class History:
+    """One row of COLUMNS a step; rows stay on the device until they are read."""
+
+    def __init__(self, rows: Tensor | None = None) -> None:
+        self._read: list[list[float]] = [] if rows is None else rows.tolist()
+        self._pending: list[Tensor] = []
+
+    def append(self, row: Sequence[Tensor | float]) -> None:
+        """Adds a step's row, without waiting for the device."""
+        device = next((value.device for value in row if isinstance(value, Tensor)), torch.device("cpu"))
+        self._pending.append(
+            torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device).detach() for value in row])
+        )
+
+    def rows(self) -> list[list[float]]:
+        """Returns every row so far, reading those that are still on the device.
+
+        Raises:
+            ValueError: naming the first step whose loss or gradients are not finite.
+        """
+        if self._pending:
+            fresh = torch.stack(self._pending).tolist()
+            for step, row in enumerate(fresh, start=len(self._read) + 1):
+                loss, grad_norm = row[COLUMNS.index("loss")], row[COLUMNS.index("grad_norm")]
+                if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                    advice = "lower `train.learning_rate`, or set `train.precision` to bf16 or fp32"
+                    raise ValueError(f"step {step}: the loss is {loss}, the norm of its gradients {grad_norm}: {advice}")
+            self._read += fresh
+            self._pending = []
+        return self._read
+
+    def tensor(self) -> Tensor:
+        """Returns the rows as [steps, columns] fp32, for a checkpoint."""
+        return torch.tensor(self.rows(), dtype=torch.float32).view(-1, len(COLUMNS))
+
+    def windows(self, steps: int) -> list[dict[str, Any]]:
+        """Returns the means of each stretch of `steps` steps, under the number of its last step; a last short one is kept."""
+        rows = self.rows()
+        means = []
+        for start in range(0, len(rows), steps):
+            window = rows[start : start + steps]
+            columns = (sum(values) / len(window) for values in zip(*window, strict=True))
+            means.append({"step": start + len(window), **dict(zip(COLUMNS, columns, strict=True))})
+        return means
+
+    def last_tenth(self) -> dict[str, Any]:
+        """Returns the number of steps, and the mean losses of the last tenth of them, to six digits."""
+        rows = self.rows()
+        tenth = rows[-max(1, -(-len(rows) // 10)) :]
+        loss, mse, *_ = (sum(values) / len(values) for values in zip(*tenth, strict=True))
+        return {"steps": len(rows), "loss": float(f"{loss:.6g}"), "mse": float(f"{mse:.6g}")}
+
+    def csv(self, steps: int) -> str:
+        """Returns the windows as CSV."""
+        return to_csv(self.windows(steps))

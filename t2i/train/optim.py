@@ -1,0 +1,154 @@
+"""Optimisation: AdamW, and a learning rate that is a pure function of the step."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from t2i.core.params import Params
+
+
+class AdamWParams(Params):
+    """`train.optimizer` (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
+
+    name: Literal["adamw", "adamw_8bit"]
+    """`adamw_8bit`: both moments in 8 bits (Dettmers et al. 2021, arXiv 2110.02861); the extra `bitsandbytes`."""
+    beta1: float = Field(ge=0, lt=1)
+    beta2: float = Field(ge=0, lt=1)
+    epsilon: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+
+
+class Constant(Params):
+    """The learning rate after warm-up, for good."""
+
+    name: Literal["constant"]
+
+    def __call__(self, progress: float) -> float:
+        """Returns the factor at a share of the steps after warm-up."""
+        del progress
+        return 1.0
+
+
+class Linear(Params):
+    """A straight line from the learning rate to zero."""
+
+    name: Literal["linear"]
+
+    def __call__(self, progress: float) -> float:
+        """Returns the factor at a share of the steps after warm-up."""
+        return max(0.0, 1 - progress)
+
+
+class Cosine(Params):
+    """Half a cosine from the learning rate to zero (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5)."""
+
+    name: Literal["cosine"]
+
+    def __call__(self, progress: float) -> float:
+        """Returns the factor at a share of the steps after warm-up."""
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class CosineWithRestarts(Params):
+    """`cycles` half cosines, each from the learning rate to zero (SGDR, arXiv 1608.03983)."""
+
+    name: Literal["cosine_with_restarts"]
+    cycles: int = Field(ge=1)
+
+    def __call__(self, progress: float) -> float:
+        """Returns the factor at a share of the steps after warm-up."""
+        return 0.0 if progress >= 1 else 0.5 * (1 + math.cos(math.pi * (self.cycles * progress % 1)))
+
+
+class Polynomial(Params):
+    """`(1 - progress) ** power`, from the learning rate to `end_factor` of it."""
+
+    name: Literal["polynomial"]
+    power: float = Field(gt=0)
+    end_factor: float = Field(ge=0, lt=1)
+
+    def __call__(self, progress: float) -> float:
+        """Returns the factor at a share of the steps after warm-up."""
+        left = max(0.0, 1 - progress)
+        return float(self.end_factor + (1 - self.end_factor) * left**self.power)
+
+
+Schedule = Annotated[Constant | Linear | Cosine | CosineWithRestarts | Polynomial, Field(discriminator="name")]
+
+
+def trainable(unet: nn.Module, pattern: str) -> list[nn.Parameter]:
+    """Freezes all parameters but those in whose name the regular expression is found, and returns these.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    for name, weight in unet.named_parameters():
+        weight.requires_grad_(re.search(pattern, name) is not None)
+    weights = [weight for weight in unet.parameters() if weight.requires_grad]
+    if not weights:
+        starts = ", ".join(dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in unet.named_parameters()))
+        raise ValueError(f"`train.trainable` is {pattern!r}, which no parameter's name has in it; they begin with {starts}")
+    return weights
+
+
+def make_optimizer(weights: Iterable[Tensor], params: AdamWParams) -> torch.optim.Optimizer:
+    """Returns a fused AdamW, or one of 8 bits; its learning rate is set before each step.
+
+    Raises:
+        ValueError: where 8 bits are asked for and bitsandbytes cannot be had.
+    """
+    betas = (params.beta1, params.beta2)
+    rest: dict[str, Any] = {"lr": 0.0, "betas": betas, "eps": params.epsilon, "weight_decay": params.weight_decay}
+    if params.name == "adamw":
+        return torch.optim.AdamW(weights, fused=True, **rest)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(
+            f"`train.optimizer.name` is adamw_8bit, which needs bitsandbytes ({error}): "
+            "pip install 't2i[bitsandbytes]', or set it to adamw"
+        ) from None
+    optimizer: torch.optim.Optimizer = AdamW8bit(weights, **rest)
+    return optimizer
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns an optimizer's state as tensors `WEIGHT/exp_avg`; what several weights share is copied for all but one."""
+    tensors: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, weight in weights.items():
+        for key, value in optimizer.state.get(weight, {}).items():
+            tensor = torch.as_tensor(value)
+            tensors[f"{name}/{key}"] = tensor.clone() if tensor.data_ptr() in taken else tensor
+            taken.add(tensor.data_ptr())
+    return tensors
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Gives an optimizer the state that optimizer_tensors returned; bitsandbytes counts its steps with an int."""
+    names = {id(weight): name for name, weight in weights.items()}
+    own = (weight for group in optimizer.param_groups for weight in group["params"])
+    places = {names[id(weight)]: place for place, weight in enumerate(own)}
+    state: dict[int, dict[str, Any]] = {}
+    for path, tensor in tensors.items():
+        name, _, key = path.rpartition("/")
+        number = not tensor.ndim and not tensor.is_floating_point()
+        state.setdefault(places[name], {})[key] = tensor.item() if number else tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def learning_rate(step: int, peak: float, warmup_steps: int, steps: int, schedule: Schedule) -> float:
+    """Returns the learning rate of a step, counted from 0: linear up to the peak, then the schedule.
+
+    As diffusers' get_scheduler: step 0 of a warm-up has rate 0.
+    """
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    return peak * schedule((step - warmup_steps) / max(1, steps - warmup_steps))

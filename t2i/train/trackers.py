@@ -1,0 +1,76 @@
+"""Trackers: the figures and pictures of training, sent through Accelerate to where a team looks at them, too."""
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from t2i.data.pixels import to_image
+from t2i.model.family import Family
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Refuses trackers whose package is not installed: Accelerate would leave them out in silence."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f"`runtime.trackers` has {name}, which is not installed: pip install 't2i[trackers]', or take it out"
+            )
+
+
+class Trackers:
+    """What an Accelerator logs with; does nothing where `runtime.trackers` is empty."""
+
+    def __init__(self, accelerator: Any, family: Family, project: str, folder: Path, parameters: Mapping[str, Any]) -> None:
+        self._accelerator, self._family = accelerator, family
+        os.environ.setdefault("WANDB_MODE", "offline")
+        live = folder / "dvclive"
+        dvclive = {"dir": str(live), "resume": live.exists(), "save_dvc_exp": False, "dvcyaml": None}
+        if accelerator.log_with and accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+        accelerator.init_trackers(project, _flat(parameters), {"dvclive": dvclive, "wandb": {"dir": str(folder)}})
+
+    def steps(self, step: int, rows: list[list[float]], columns: tuple[str, ...]) -> None:
+        """Logs the means of some steps' figures, of which `step` is the last."""
+        means = torch.tensor(rows, dtype=torch.float64).mean(dim=0).tolist()
+        self._accelerator.log(dict(zip(columns, means, strict=True)), step)
+
+    def validation(self, step: int, found: Mapping[str, Tensor]) -> None:
+        """Logs what a validation found: mean errors, and pictures of `latents`, for which the VAE is loaded on the CPU."""
+        means = {f"validation/{name}": errors.mean().item() for name, errors in found.items() if name != "latents"}
+        self._accelerator.log(means, step)
+        if "latents" in found and self._accelerator.trackers:
+            self._pictures(step, found["latents"])
+
+    def finish(self) -> None:
+        """Lets the trackers write what they still hold."""
+        self._accelerator.end_training()
+
+    def _pictures(self, step: int, latents: Tensor) -> None:
+        pixels = self._family.decode_latents(self._family.load_vae("cpu"), latents)
+        pictures = np.stack([np.asarray(to_image(one)) for one in pixels])
+        for tracker in self._accelerator.trackers:
+            match tracker.name:
+                case "dvclive":  # has no log_images, and counts its steps itself
+                    for number, picture in enumerate(pictures):
+                        tracker.tracker.log_image(f"validation-{number}-step-{step:08d}.png", picture)
+                case "tensorboard":
+                    tracker.log_images({"validation": pictures}, step, dataformats="NHWC")
+                case _:
+                    tracker.log_images({"validation": list(pictures)}, step)
+
+
+def _flat(parameters: Mapping[str, Any], place: str = "") -> dict[str, str | int | float]:
+    """Parameters by dotted name, as every tracker takes them."""
+    flat: dict[str, str | int | float] = {}
+    for name, value in parameters.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{place}{name}.")
+        else:
+            flat[f"{place}{name}"] = value if isinstance(value, int | float) else str(value)
+    return flat

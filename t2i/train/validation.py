@@ -1,0 +1,127 @@
+"""Validation: how training goes, measured and drawn at some of its steps, from the caches alone.
+
+<work>/validation-HASH/step-00000100.safetensors    latents [prompts, c, h, w]: sampled with the EMA's weights
+                                                    {raw,ema}_{heldout,train} [timesteps]: denoising errors
+
+HASH is that of the parameters and of the prompts: what was validated otherwise stands in no row beside it.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from t2i.core.files import digest_of, fingerprint, whole
+from t2i.data.batches import CachedRecords, derived_seed
+from t2i.data.records import SPLITS, Split
+from t2i.data.shards import read_tensors
+from t2i.model.denoising import denoising_errors, fixed_records
+from t2i.model.family import Family
+from t2i.model.precision import Precision
+from t2i.model.runtime import Runtime
+from t2i.train.ema import Ema
+from t2i.train.trackers import Trackers
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Measures and draws; what it writes of a step is the same whenever, and however often, the step is validated."""
+
+    runtime: Runtime
+    precision: Precision
+    """`train.precision`."""
+    family: Family
+    latents: Path
+    embeds: Path
+    prompts: Path
+    """Folder with embeds.safetensors, from `encode captions`."""
+    work: Path
+    trackers: Trackers
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its files are."""
+        decided_by = self.runtime.validation.model_dump(exclude={"every_steps"})
+        return self.work / f"validation-{fingerprint(decided_by, digest_of(self.prompts))}"
+
+    def run(self, step: int, steps: int, unet: nn.Module, ema: Ema) -> None:
+        """Validates the UNet after a step that is due (0: before the first), with its own weights and with the EMA's.
+
+        What is on disk from before a restart stands.
+        """
+        path = self.folder / f"step-{step:08d}.safetensors"
+        if (step % self.runtime.validation.every_steps and step != steps) or path.exists():
+            return
+        device = next(unet.parameters()).device
+        unet.eval()
+        found = {f"raw_{split}": errors for split, errors in self._errors(unet, device).items()}
+        with ema.applied(dict(unet.named_parameters())):
+            found |= {f"ema_{split}": errors for split, errors in self._errors(unet, device).items()}
+            if (self.prompts / "embeds.safetensors").exists():
+                found["latents"] = self._draw(unet, device)
+        unet.train()
+        found = {name: tensor.float().cpu().contiguous() for name, tensor in found.items()}
+        for name, tensor in found.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"validation after step {step}: {name} is not finite: lower `train.learning_rate`")
+        with whole(path) as partial:
+            save_file(found, partial)
+            self.trackers.validation(step, found)
+
+    def rows(self) -> list[dict[str, float | int]]:
+        """Returns a row a validated step: denoising errors by weights and split, and `overfit_gap`, held-out less training."""
+        rows: list[dict[str, float | int]] = []
+        for path in sorted(self.folder.glob("step-*.safetensors")):
+            errors = {name: t.mean().item() for name, t in sorted(read_tensors(path).items()) if name != "latents"}
+            gap = errors["ema_heldout"] - errors["ema_train"]
+            rows.append({"step": int(path.stem.removeprefix("step-")), **errors, "overfit_gap": gap})
+        return rows
+
+    @cached_property
+    def _records(self) -> dict[Split, CachedRecords]:
+        return {split: CachedRecords(self.latents, self.embeds, split) for split in SPLITS}
+
+    def _errors(self, unet: nn.Module, device: torch.device) -> dict[Split, Tensor]:
+        p, errors = self.runtime.validation, {}
+        count = min(p.records, *map(len, self._records.values()))
+        for split, records in self._records.items():
+            places = fixed_records(records, count, p.seed)
+            of_each = denoising_errors(
+                unet,
+                self.family,
+                records,
+                places,
+                p.timesteps_per_record,
+                p.seed,
+                precision=self.precision,
+                batch_size=self.runtime.encode_batch_size,
+                device=device,
+            )
+            errors[split] = of_each.mean(dim=0)
+        return errors
+
+    def _draw(self, unet: nn.Module, device: torch.device) -> Tensor:
+        p, most = self.runtime.validation, self.runtime.encode_batch_size
+        prompts = {name: t.float().to(device) for name, t in read_tensors(self.prompts / "embeds.safetensors").items()}
+        empty = {name: t.float().to(device) for name, t in self._records["train"].empty.items()}
+        count = len(next(iter(prompts.values())))
+        _, moments, height, width = self._records["train"].moments(0).shape
+        generators = [torch.Generator().manual_seed(derived_seed(p.seed, "validation", number)) for number in range(count)]
+        noise = torch.stack([torch.randn(moments // 2, height, width, generator=generator) for generator in generators])
+        return torch.cat(
+            [
+                self.family.sample_latents(
+                    unet,
+                    {name: t[at : at + most] for name, t in prompts.items()},
+                    empty,
+                    noise[at : at + most].to(device),
+                    generators[at : at + most],
+                    num_inference_steps=p.num_inference_steps,
+                    guidance_scale=p.guidance_scale,
+                )
+                for at in range(0, count, most)
+            ]
+        )

@@ -1,0 +1,166 @@
+"""DVC itself, on a whole run of the tiny model: which stages an edit makes stale. What it makes stale, it would run again."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+
+from tests import tiny
+from tests.conftest import ROOT, Project
+
+pytestmark = pytest.mark.xdist_group("dvc")  # the fixture is made once
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which `dvc repro` has run on a tiny base and a folder of images."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("stages", "t2i"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "README.md", "params.yaml"):
+        shutil.copyfile(ROOT / name, folder / name)
+    tiny.make_base(folder / "base/tiny")
+    tiny.make_images(folder / "data/local", 16)
+    project = Project(folder, Path("base/tiny"))
+    project.params["fetch"]["local"] = "data/local"
+    project.params["train"]["steps"] = 2
+    project.write()
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    for command in (
+        ["git", "init", "-q"],
+        [sys.executable, "-m", "dvc", "init", "-q"],
+        [sys.executable, "-m", "dvc", "repro", "-q"],
+    ):
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def stale(folder: Path) -> set[str]:
+    with Repo(str(folder)) as repo:
+        return {stage.rpartition(":")[2] for stage in repo.status()}
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> set[str]:
+    """Returns the stages that an edit of params.yaml makes stale; takes it back."""
+    path = folder / "params.yaml"
+    before = path.read_bytes()
+    params = YAML(typ="safe").load(before.decode())
+    edit(params)
+    with path.open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(params, file)
+    try:
+        return stale(folder)
+    finally:
+        path.write_bytes(before)
+
+
+def test_after_a_run_nothing_is_stale_and_readme_is_no_part_of_it(repository) -> None:
+    assert stale(repository) == set()
+    (repository / "README.md").write_text("other words")
+    (repository / "t2i/__pycache__").mkdir(exist_ok=True)
+    assert stale(repository) == set()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("train", "prompt_dropout", 0.5),
+        ("train", "use_flips", False),
+        ("train", "learning_rate", 1e-5),
+        ("train", "schedule", {"name": "linear"}),
+        ("train.objective", "weighting", {"name": "min_snr", "gamma": 3.0}),
+        ("train.ema", "decay", 0.5),
+    ],
+)
+def test_what_training_decides_never_encodes_again(repository, section, key, value) -> None:
+    def edit(params: dict[str, Any]) -> None:
+        for part in section.split("."):
+            params = params[part]
+        assert params[key] != value
+        params[key] = value
+
+    assert change(repository, edit) == {"train"}
+
+
+def test_resolution_encodes_images_alone(repository) -> None:
+    assert change(repository, lambda params: params["encode"]["images"].update(resolution_px=48)) == {"encode-images"}
+
+
+def test_validation_prompts_encode_captions_alone(repository) -> None:
+    edited = change(repository, lambda params: params["encode"]["captions"].update(validation_prompts=["a circle"]))
+    assert edited == {"encode-captions"}
+
+
+def test_another_vae_fetches_the_base_alone_at_first(repository) -> None:
+    assert change(repository, lambda params: params["base"].update(vae="base/tiny/vae")) == {"fetch-base"}
+
+
+def test_a_metric_never_trains(repository) -> None:
+    assert change(repository, lambda params: params["sweep"].update(guidance_scales=[2.0])) == {"evaluate-model"}
+    edited = change(repository, lambda params: params["evaluate"].update(prompts=3))
+    assert edited == {"evaluate-base", "evaluate-model", "evaluate-report"}
+
+
+def test_runtime_reruns_nothing(repository) -> None:
+    assert change(repository, lambda params: params["runtime"].update(log_every_steps=7, keep_checkpoints=9)) == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("t2i/train/ema.py", {"train"}),
+        ("t2i/train/weighting.py", {"train"}),
+        ("t2i/train/timesteps.py", {"train"}),
+        ("t2i/evaluate/metrics.py", {"evaluate-base", "evaluate-model"}),
+        ("t2i/evaluate/page.html", {"evaluate-report"}),
+        ("t2i/fetch/sources/folder.py", {"fetch-dataset"}),
+        ("t2i/fetch/sources/hub.py", set()),
+    ],
+)
+def test_an_edit_of_the_code_reruns_what_it_decides(repository, file, stages) -> None:
+    path = repository / file
+    before = path.read_bytes()
+    path.write_bytes(before + b"\n")
+    try:
+        assert stale(repository) == stages
+    finally:
+        path.write_bytes(before)
+
+
+def test_what_measures_reads_the_records_and_not_what_was_left_out(repository) -> None:
+    skipped = repository / "data/raw/skipped.csv"
+    before = skipped.read_bytes()
+    skipped.chmod(0o644)
+    skipped.write_bytes(before + b"another,empty image: no bytes\n")
+    try:
+        assert stale(repository) == {"fetch-dataset"}  # whose output it is
+    finally:
+        skipped.write_bytes(before)
+
+
+def test_a_corrected_caption_is_fetched_and_encodes_no_image(repository) -> None:
+    metadata = repository / "data/local/metadata.jsonl"
+    before = metadata.read_bytes()
+    metadata.write_bytes(before.replace(b"square 3", b"a third square"))
+    try:
+        assert stale(repository) == {"fetch-dataset"}
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", "repro", "-q", "fetch-dataset"],
+            cwd=repository,
+            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "encode-captions" in stale(repository)
+        assert "encode-images" not in stale(repository)
+    finally:
+        metadata.write_bytes(before)

@@ -1,0 +1,76 @@
+"""Datasets that are hardly any: each is trained on as it is, or refused by name; none hangs, none trains for no step."""
+
+from pathlib import Path
+
+import pytest
+
+from stages import evaluate, fetch
+from t2i.data.records import SPLITS, hash_fraction
+from t2i.fetch.source import content_key
+from tests.conftest import Project
+
+
+def keep(project: Project, train: int, heldout: int) -> None:
+    """Leaves so many records of each split, by the one fraction that does it."""
+    images = project.folder / "images"
+    metadata = images / "metadata.jsonl"
+    metadata.write_text("".join(metadata.read_text().splitlines(keepends=True)[: train + heldout]))
+    keys = [content_key((images / f"{n:04d}.png").read_bytes()) for n in range(train + heldout)]
+    chances = sorted(hash_fraction(f"split:{key}") for key in keys)
+    project.params["fetch"]["heldout_fraction"] = (chances[heldout - 1] + chances[heldout]) / 2
+    project.write()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"), [({"steps": 3}, 3), ({"steps": None, "epochs": 1}, 1), ({"steps": None, "epochs": 9}, 3)]
+)
+def test_one_record_to_train_on_fills_every_batch(project, length, steps) -> None:
+    keep(project, train=1, heldout=1)
+    project.params["train"] |= length
+    project.write()
+    project.fetch_and_encode()
+    project.train()
+    assert project.json("data/reports/fetch-dataset/metrics.json")["records"] == {"train": 1, "heldout": 1}
+    assert project.json("data/reports/train/metrics.json")["steps"] == steps
+    with pytest.raises(ValueError, match=r"1 heldout record, wanted 2 or more: .*`fetch.max_heldout_records`"):
+        evaluate.base()
+
+
+def test_a_batch_larger_than_the_dataset_is_filled_and_two_records_are_measured(project) -> None:
+    keep(project, train=2, heldout=2)
+    project.params["train"] |= {"batch_size": 16, "steps": 2}
+    project.fetch_and_encode()
+    project.train()
+    assert project.json("data/reports/train/metrics.json")["steps"] == 2
+    project.evaluate()
+    assert project.json("data/reports/evaluate/metrics.json")["prompts"] == 2
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_record_and_one_are_too_few(project, count) -> None:
+    metadata = project.folder / "images/metadata.jsonl"
+    metadata.write_text("".join(metadata.read_text().splitlines(keepends=True)[:count]))
+    with pytest.raises(ValueError, match=rf"^`fetch`: no record is left for the split .* \(train {count}, held out 0\): give"):
+        fetch.dataset()
+    assert not list((project.folder / "data").iterdir())
+
+
+def test_the_same_image_throughout_is_one_record(project) -> None:
+    for image in (project.folder / "images").glob("*.png"):
+        image.write_bytes((project.folder / "images/0000.png").read_bytes())
+    with pytest.raises(ValueError, match=r"no record is left for the split 'heldout' \(train 1, held out 0\)"):
+        fetch.dataset()
+
+
+def test_lines_that_are_there_thrice_change_nothing(project) -> None:
+    fetch.dataset()
+    once = files(project.folder / "data/raw")
+    metadata = project.folder / "images/metadata.jsonl"
+    metadata.write_text(metadata.read_text() * 3)
+    fetch.dataset()
+    assert files(project.folder / "data/raw") == once
+    assert set(SPLITS) <= {name.removeprefix("images/").partition("-")[0] for name in once}

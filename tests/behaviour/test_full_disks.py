@@ -1,0 +1,176 @@
+"""Disks that are full: a real tmpfs of a few kilobytes, and a real limit on the size of files."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from stages import fetch
+from t2i.train.checkpoint import load_newest
+from tests.behaviour.test_stages import files
+from tests.conftest import Project
+from tests.disks import limit_files, mount
+from tests.victims import Ended, calls_of, t2i, victim
+
+NO_MOUNTS = 77
+
+
+def on_small_disk(folder: Path, size: int, *words: str) -> Ended:
+    """Runs a command in a fork whose folder lies on a disk of its own; what it leaves there is copied to FOLDER-after.
+
+    Where none may be had, the test is skipped; one with a limit on files' sizes stands beside it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    after = folder.with_name(folder.name + "-after")
+
+    def run() -> None:
+        if not mount(folder, size):
+            raise SystemExit(NO_MOUNTS)
+        try:
+            t2i(*words)
+        finally:
+            shutil.copytree(folder, after)
+
+    ended = victim(run)
+    if ended.code == NO_MOUNTS:
+        pytest.skip("no tmpfs may be mounted here; the limit on files' sizes is tried in its place")
+    return ended
+
+
+def with_small_files(size: int, *words: str) -> Ended:
+    def run() -> None:
+        limit_files(size)
+        t2i(*words)
+
+    return victim(run)
+
+
+@pytest.fixture
+def encoded(project: Project) -> Project:
+    project.fetch_and_encode()
+    project.params["runtime"]["checkpoint_every_seconds"] = 1e-9
+    project.write()
+    return project
+
+
+@pytest.mark.parametrize(("stage", "made"), [("images", "latents"), ("captions", "embeds")])
+def test_encode_says_what_it_needs_and_goes_on_when_there_is_room(encoded, stage, made) -> None:
+    out = encoded.folder / "data" / made
+    unbroken = files(out)
+    shutil.rmtree(out)
+    ended = with_small_files(len(unbroken["train-00000.tar"]) - 1, "encode", stage)
+    assert ended.code == 1
+    assert "train-00000.tar: File too large: " in ended.said
+    assert " needed, " in ended.said
+    assert "Traceback" not in ended.said
+    assert not out.exists()
+    assert not list(encoded.folder.rglob("*.partial"))
+    assert victim(lambda: t2i("encode", stage)).code == 0
+    assert files(out) == unbroken
+
+
+def test_encode_on_a_full_disk_keeps_the_shards_that_are_finished(encoded, monkeypatch) -> None:
+    size = 3 * (encoded.folder / "data/latents/train-00000.tar").stat().st_size // 2
+    unbroken = files(encoded.folder / "data/latents")
+    shutil.rmtree(encoded.folder / "data/latents")
+    work = encoded.folder / "data/work"
+    ended = on_small_disk(work, size, "encode", "images")
+    assert ended.code == 1
+    assert "train-00001.tar: No space left on device: " in ended.said
+    assert "B free on its disk; make room, and run the same command again" in ended.said
+    work.rmdir()
+    (encoded.folder / "data/work-after").rename(work)
+    assert [path.name for path in work.glob("encode-*/files/*")] == ["train-00000.tar"]
+    assert victim(lambda: t2i("encode", "images")).code == 0
+    assert files(encoded.folder / "data/latents") == unbroken
+
+
+def check_that_it_goes_on(ended: Ended, run: Path, model: Path, unbroken: dict[str, bytes]) -> None:
+    """A training that had no room for its third checkpoint leaves the second, and ends from there as an unbroken one."""
+    assert ended.code == 1
+    assert "needed, " in ended.said
+    assert "Traceback" not in ended.said
+    assert not model.exists()
+    newest = load_newest(run)
+    assert newest is not None
+    assert newest.state["step"] == 2
+    assert "resuming after step 2" in victim(lambda: t2i("train")).said
+    assert files(model) == unbroken
+
+
+def test_a_checkpoint_that_has_no_room_leaves_the_one_before_it_and_a_rerun_goes_on(encoded) -> None:
+    assert victim(lambda: t2i("train")).code == 0
+    model, work = encoded.folder / "data/model", encoded.folder / "data/work"
+    unbroken, one = files(model), sum(path.stat().st_size for path in next(work.glob("train-*/step-*")).rglob("*"))
+    shutil.rmtree(work)
+    shutil.rmtree(model)
+    ended = on_small_disk(work, one * 5 // 2, "train")  # two are kept: the third does not fit beside them
+    assert "step-00000003: No space left on device: " in ended.said
+    work.rmdir()
+    (encoded.folder / "data/work-after").rename(work)
+    (run,) = work.glob("train-*")
+    assert sorted(path.name for path in run.glob("step-*")) == ["step-00000001", "step-00000002"]
+    check_that_it_goes_on(ended, run, model, unbroken)
+
+
+def test_a_checkpoint_over_the_limit_of_a_files_size_leaves_the_one_before_it_and_a_rerun_goes_on(encoded) -> None:
+    assert victim(lambda: t2i("train")).code == 0
+    model = encoded.folder / "data/model"
+    unbroken = files(model)
+    shutil.rmtree(model)
+    shutil.rmtree(encoded.folder / "data/work")
+    training = calls_of("UNet2DConditionModel", training=True)
+    assert victim(lambda: t2i("train"), training, {2: signal.SIGTERM}).code == 128 + signal.SIGTERM
+    (run,) = encoded.folder.glob("data/work/train-*")
+    ended = with_small_files(len(files(run)["step-00000002/unet.safetensors"]) - 1, "train")
+    assert "step-00000003: File too large: " in ended.said
+    check_that_it_goes_on(ended, run, model, unbroken)
+
+
+def test_an_export_that_has_no_room_leaves_no_model_and_a_rerun_writes_it(encoded) -> None:
+    assert victim(lambda: t2i("train")).code == 0
+    model = encoded.folder / "data/model"
+    unbroken = files(model)
+    shutil.rmtree(model)
+    ended = with_small_files(len(unbroken["vae/diffusion_pytorch_model.safetensors"]) - 1, "train")
+    assert ended.code == 1
+    assert "model: File too large: " in ended.said
+    assert not model.exists()
+    ended = on_small_disk(encoded.folder / "out", sum(map(len, unbroken.values())) // 2, "train", "--out", "out/model")
+    assert ended.code == 1
+    assert "out/model: No space left on device: " in ended.said
+    assert "needed, " in ended.said
+    assert not list((encoded.folder / "out-after").iterdir())
+    ended = victim(lambda: t2i("train"))
+    assert "resuming after step 6" in ended.said
+    assert files(model) == unbroken
+
+
+@pytest.mark.parametrize(
+    ("stage", "out", "file"),
+    [("base", "base", "unet/diffusion_pytorch_model.safetensors"), ("dataset", "raw", "images/train-00000.tar")],
+)
+def test_fetch_over_the_limit_of_a_files_size_leaves_nothing_under_a_final_name(project, stage, out, file) -> None:
+    getattr(fetch, stage)()
+    unbroken = files(project.folder / "data" / out)
+    shutil.rmtree(project.folder / "data")
+    ended = with_small_files(len(unbroken[file]) - 1, "fetch", stage)
+    assert ended.code == 1
+    assert "File too large" in ended.said
+    assert "Traceback" not in ended.said
+    assert not (project.folder / "data" / out).exists()
+    getattr(fetch, stage)()
+    assert files(project.folder / "data" / out) == unbroken
+
+
+@pytest.mark.parametrize("stage", ["base", "dataset"])
+def test_fetch_on_a_full_disk_leaves_nothing_under_a_final_name(project, stage) -> None:
+    out = {"base": "base", "dataset": "raw"}[stage]
+    ended = on_small_disk(project.folder / "data", 16384, "fetch", stage)
+    assert ended.code == 1
+    assert "No space left on device" in ended.said
+    assert "Traceback" not in ended.said
+    assert not (project.folder / "data-after" / out).exists()
+    getattr(fetch, stage)()
+    assert (project.folder / "data" / out).is_dir()

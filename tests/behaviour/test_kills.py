@@ -1,0 +1,245 @@
+"""kill -9, at chosen events of every stage that writes much: a second run leaves what one that was left alone leaves."""
+
+import shutil
+import signal
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+
+import pytest
+import torch
+
+from t2i.data.manifest import read_manifest
+from t2i.data.records import SPLITS
+from t2i.train import checkpoint
+from t2i.train.checkpoint import Checkpoint
+from tests.behaviour.test_stages import files
+from tests.conftest import Project
+from tests.victims import calls_of, file_changes, leftovers, lines_of, spread, t2i, victim
+
+KILL = signal.SIGKILL
+KILLED = 128 + KILL
+
+
+def command(*words: str) -> Callable[[], None]:
+    return lambda: t2i(*words)
+
+
+def run(*words: str) -> str:
+    """Runs a command to its end, and returns what it said."""
+    ended = victim(command(*words))
+    assert ended.code == 0, ended.said
+    return ended.said
+
+
+def put_back(folder: Path, kept: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(kept, folder)
+
+
+def trained(project: Project) -> dict[str, dict[str, bytes]]:
+    """What training leaves: its outs, and the last checkpoint with UNet, EMA, optimizer and history."""
+    data = project.folder / "data"
+    left = {name: files(data / name) for name in ("model", "validation", "reports/train")}
+    (work,) = data.glob("work/train-*")
+    return left | {"checkpoint": files(max(work.glob("step-????????")))}
+
+
+def untrained(project: Project) -> None:
+    for name in ("model", "validation", "reports/train", "work"):
+        shutil.rmtree(project.folder / "data" / name)
+
+
+@pytest.mark.parametrize(
+    ("words", "stands"),
+    [
+        (("fetch", "base"), False),
+        (("fetch", "dataset"), True),
+        (("encode", "images"), False),
+        (("encode", "images"), True),
+        (("encode", "captions"), False),
+    ],
+    ids=["base", "dataset-over-another", "images", "images-over-another", "captions"],
+)
+def test_a_stage_killed_at_any_file_ends_with_the_same_bytes_and_leaves_nothing_else(project, words, stands) -> None:
+    data, kept = project.folder / "data", project.folder / "kept"
+    project.fetch_and_encode()
+    after = files(data)
+    if words[0] == "encode" and not stands:  # as DVC removes what a stage is to write
+        for name in ("latents",) if words[1] == "images" else ("embeds", "validation-prompts"):
+            shutil.rmtree(data / name)
+    elif not stands:
+        shutil.rmtree(data)
+        data.mkdir()
+    data.rename(kept)
+    shutil.copytree(kept, data)
+    alone = victim(command(*words), file_changes(data))
+    assert alone.code == 0, alone.said
+    wanted = files(data)
+    assert all(after[name] == content for name, content in wanted.items())
+    for event in sorted({*spread(alone.events, 3), *range(alone.events - 8, alone.events, 2)}):
+        put_back(data, kept)
+        assert victim(command(*words), file_changes(data), {event: KILL}).code == KILLED
+        again = victim(command(*words))
+        assert again.code == 0, f"after a kill at event {event} of {alone.events}: {again.said}"
+        assert files(data) == wanted, f"after a kill at event {event} of {alone.events}"
+        assert not leftovers(data)
+
+
+@pytest.mark.parametrize(
+    ("what", "raw", "model", "before", "outs"),
+    [
+        ("images", "raw/images", "Encoder", 0, ["latents"]),
+        ("captions", "embeds", "CLIPTextModel", 1, ["embeds", "validation-prompts"]),  # the empty prompt goes before
+    ],
+)
+def test_shards_that_were_finished_are_not_encoded_again(project, what, raw, model, before, outs) -> None:
+    project.fetch_and_encode()
+    data = project.folder / "data"
+    rows = read_manifest(data / raw).files
+    counts = [row.count for split in SPLITS for row in rows if row.name.startswith(split)]
+    ends = [0, *accumulate(-(-count // project.params["runtime"]["encode_batch_size"]) for count in counts)]
+    alone = victim(command("encode", what), calls_of(model))
+    wanted = files(data)
+    assert alone.events >= before + ends[-1]
+    for call in range(1, alone.events + 1):
+        for out in outs:
+            shutil.rmtree(data / out, ignore_errors=True)
+        assert victim(command("encode", what), calls_of(model), {call: KILL}).code == KILLED
+        again = victim(command("encode", what), calls_of(model))
+        finished = max(end for end in ends if end < call - before or not end)
+        assert again.events <= alone.events - finished, f"after a kill at call {call}, shards end at {ends}"
+        assert files(data) == wanted
+
+
+@pytest.mark.parametrize("watched", ["files", "lines"])
+def test_a_checkpoint_killed_while_it_is_saved_is_there_whole_or_not_at_all(tmp_path, watched) -> None:
+    work, kept = tmp_path / "work", tmp_path / "kept"
+    watch = file_changes(work) if watched == "files" else lines_of(checkpoint)
+
+    def save(step: int) -> None:
+        tensors = {name: {"w": torch.full((3,), float(step))} for name in ("unet", "ema", "optimizer")}
+        checkpoint.save(work, Checkpoint(tensors, {"step": step}), keep=1)
+
+    work.mkdir()
+    save(5)
+    shutil.copytree(work, kept)
+    alone = victim(lambda: save(10), watch)
+    assert alone.events > 5
+    found = []
+    for event in spread(alone.events, 20):
+        put_back(work, kept)
+        assert victim(lambda: save(10), watch, {event: KILL}).code == KILLED
+        newest = checkpoint.load_newest(work, discard_damaged=True)
+        assert newest is not None
+        found.append(newest.state["step"])
+        assert all((tensors["w"] == found[-1]).all() for tensors in newest.tensors.values())
+        checkpoint.make_room(work, restart=False)
+        save(15)
+        assert [path.name for path in work.iterdir()] == ["step-00000015"]
+    assert found == sorted(found)
+    assert set(found) == {5, 10}
+
+
+def test_making_room_killed_anywhere_is_made_by_the_next_run(tmp_path) -> None:
+    work, other, kept = tmp_path / "all/this", tmp_path / "all/other", tmp_path / "kept"
+    for folder in (work, other):
+        (folder / "validation-0").mkdir(parents=True)
+        checkpoint.save(folder, Checkpoint({"unet": {"w": torch.ones(3)}}, {"step": 5}), keep=1)
+        checkpoint.finish(folder)
+    shutil.copytree(work.parent, kept)
+
+    def make_room() -> None:
+        checkpoint.make_room(work, restart=False)
+
+    for event in range(1, victim(make_room, file_changes(work.parent)).events + 1):
+        put_back(work.parent, kept)
+        assert victim(make_room, file_changes(work.parent), {event: KILL}).code == KILLED
+        make_room()
+        assert list(work.parent.iterdir()) == [work], f"after a kill at event {event}"
+        assert checkpoint.load_newest(work) is not None
+
+
+@pytest.fixture
+def ready(project: Project) -> Project:
+    """A project to be trained for twelve steps of two micro-batches, in three epochs of 17 records."""
+    project.params["train"] |= {"steps": 12, "ema": project.params["train"]["ema"] | {"every_steps": 5}}
+    project.params["runtime"] |= {"micro_batch_size": 3, "log_every_steps": 1}
+    project.write()
+    project.fetch_and_encode()
+    return project
+
+
+def test_the_export_killed_at_any_file_is_made_again(ready) -> None:
+    data, kept = ready.folder / "data", ready.folder / "kept"
+    run("train")
+    wanted = trained(ready)
+    data.rename(kept)
+    shutil.copytree(kept, data)
+    outs = file_changes(data / "model", data / "validation.", data / "reports")
+    alone = victim(command("train"), outs)
+    assert alone.code == 0
+    for event in spread(alone.events, 6):
+        put_back(data, kept)
+        assert victim(command("train"), outs, {event: KILL}).code == KILLED
+        assert "resuming after step 12" in run("train")
+        assert trained(ready) == wanted, f"after a kill at event {event} of {alone.events}"
+        assert not leftovers(data)
+
+
+def test_training_killed_at_any_file_ends_with_the_same_bits(ready) -> None:
+    data = ready.folder / "data"
+    ready.params["runtime"]["checkpoint_every_seconds"] = 1e-9  # at every step
+    ready.params["train"]["steps"] = 6
+    ready.write()
+    alone = victim(command("train"), file_changes(data))
+    assert alone.code == 0
+    wanted = trained(ready)
+    for event in spread(alone.events, 6):
+        untrained(ready)
+        assert victim(command("train"), file_changes(data), {event: KILL}).code == KILLED
+        run("train")
+        assert trained(ready) == wanted, f"after a kill at event {event} of {alone.events}"
+        assert not leftovers(data)
+
+
+TRAINING = calls_of("UNet2DConditionModel", training=True)
+VALIDATING = calls_of("UNet2DConditionModel", training=False)
+
+
+def test_training_killed_again_and_again_ends_with_the_same_bits(ready) -> None:
+    run("train")
+    wanted = trained(ready)
+    steps = [row.split(b",")[0] for row in wanted["reports/train"]["history.csv"].splitlines()[1:]]
+    assert steps == [b"%d" % step for step in range(1, 13)]
+    untrained(ready)
+    ready.params["runtime"]["checkpoint_every_seconds"] = 1e-9
+    ready.write()
+    for resumed, watch, event in [
+        (0, TRAINING, 5),  # epoch 1, between the two micro-batches of step 3
+        (2, TRAINING, 2 * 5 + 1),  # epoch 2, between those of step 8
+        (7, VALIDATING, 1),  # while step 8 is validated
+        (8, VALIDATING, 6),  # the same, with the EMA's weights in the place of the UNet's
+        (8, TRAINING, 2),  # epoch 3, before the optimizer makes step 9 of them
+    ]:
+        ended = victim(command("train"), watch, {event: KILL})
+        assert ended.code == KILLED
+        assert ("resuming" in ended.said) == bool(resumed)
+        assert not resumed or f"resuming after step {resumed} " in ended.said
+    run("train")
+    assert trained(ready) == wanted
+
+
+def test_training_killed_far_from_a_checkpoint_ends_with_the_same_bits(ready) -> None:
+    run("train")
+    wanted = trained(ready)
+    untrained(ready)
+    assert victim(command("train"), TRAINING, {13: KILL}).code == KILLED
+    stopped = victim(command("train"), TRAINING, {11: signal.SIGTERM})  # in step 6
+    assert "stopped after step 6 of 12" in stopped.said
+    for _ in range(2):
+        ended = victim(command("train"), TRAINING, {9: KILL})  # in step 11, over and over
+        assert ended.code == KILLED
+        assert "resuming after step 6 " in ended.said
+    run("train")
+    assert trained(ready) == wanted

@@ -1,0 +1,129 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from t2i.core.files import digest_of, fingerprint, fresh, in_bytes, publish, work_folder, write_json
+from t2i.core.locks import locked
+
+
+def _fail(folder: Path) -> None:
+    (folder / "a").write_text("second")
+    raise OSError("disk full")
+
+
+def test_what_fails_leaves_nothing_and_the_old_stays(tmp_path) -> None:
+    out = tmp_path / "out"
+    with fresh(out) as folder:
+        (folder / "a").write_text("first")
+    with pytest.raises(OSError, match="disk full"), fresh(out) as folder:
+        _fail(folder)
+    assert (out / "a").read_text() == "first"
+    with fresh(out) as folder:
+        (folder / "b").write_text("third")
+    assert [path.name for path in out.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def on_another_disk(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self == source:
+            raise OSError(18, "another disk")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    source, out = tmp_path / "source", tmp_path / "out"
+    for folder, content in ((source, "new"), (out, "old")):
+        folder.mkdir()
+        (folder / "a").write_text(content)
+    return source, out
+
+
+def test_publish_crosses_disks(pair, tmp_path, monkeypatch) -> None:
+    source, out = pair
+    on_another_disk(monkeypatch, source)
+    publish(source, out)
+    assert (out / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_disk_that_is_full_when_another_publishes_to_it_keeps_what_it_had(pair, tmp_path, monkeypatch) -> None:
+    source, out = pair
+    on_another_disk(monkeypatch, source)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copytree", full)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="out: No space left on device: 3 bytes needed"):
+                publish(source, out)
+            assert (out / "a").read_text() == "old"
+            assert {path.name for path in tmp_path.iterdir()} == {"out", "source"}
+    publish(source, out)
+    assert (out / "a").read_text() == "new"
+
+
+def test_an_output_that_is_a_link_stays_one_and_its_folder_is_replaced(pair, tmp_path) -> None:
+    _, out = pair
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    for content in ("second", "third"):
+        with fresh(link) as folder:
+            (folder / "a").write_text(content)
+        assert link.is_symlink()
+        assert (out / "a").read_text() == content
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "source", "link"}
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (999_999, "1 MB"), (10**9, "1 GB"), (10**16, "10000 TB")],
+)
+def test_bytes_have_a_unit(size, said) -> None:
+    assert in_bytes(size) == said
+
+
+def test_a_lock_names_its_holder_and_goes_with_it(tmp_path) -> None:
+    code = f"from t2i.core.locks import Path, locked\nwith locked(Path({str(tmp_path)!r})): print('held', flush=True); input()"
+    root = Path(__file__).parents[2]
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match=f"process {holder.pid} is at this very work"), locked(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with locked(tmp_path):
+        pass
+
+
+def test_fingerprints_and_digests_change_with_content_only(tmp_path) -> None:
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    (tmp_path / "x").write_text("1")
+    first = digest_of(tmp_path)
+    (tmp_path / "x").touch()
+    assert digest_of(tmp_path) == first
+    (tmp_path / "x").write_text("2")
+    assert digest_of(tmp_path) != first
+
+
+def test_the_work_folder_is_of_the_checkout_unless_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert work_folder("train", "abc") == tmp_path / "data/work/train-abc"
+    monkeypatch.setenv("T2I_WORK_DIR", str(tmp_path / "other"))
+    assert work_folder("train", "abc") == tmp_path / "other/train-abc"
+
+
+def test_json_has_sorted_keys(tmp_path) -> None:
+    write_json(tmp_path / "new" / "x.json", {"b": 1, "a": "é"})
+    assert (tmp_path / "new" / "x.json").read_text(encoding="utf-8") == '{\n  "a": "é",\n  "b": 1\n}\n'

@@ -1,0 +1,144 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from t2i.data.batches import CachedRecords, Sampler, derived_seed, epoch_order, micro_batches, position_to_record
+from t2i.data.manifest import describe, write_manifest
+from t2i.data.shards import pack, write_shard
+
+VIEWS, CAPTIONS, RECORDS = 2, 3, 10
+
+
+def write_caches(folder: Path, embedded: int = RECORDS) -> tuple[Path, Path]:
+    latents, embeds = folder / "latents", folder / "embeds"
+    for path, count in ((latents, RECORDS), (embeds, embedded)):
+        path.mkdir()
+        contents = {}
+        for n in range(count):
+            moments = torch.full((VIEWS, 8, 2, 2), float(n))
+            moments[1, 0] = 0.5  # the second view is the flipped one
+            image = {"moments": moments, "flipped": torch.tensor([0, 1], dtype=torch.uint8)}
+            text = {"hidden": torch.full((CAPTIONS, 4, 2), float(n + 1))}
+            contents[f"k{n}"] = ("safetensors", pack(image if path is latents else text, ""))
+        rows = [write_shard(path / "train-00000.tar", contents)]
+        if path is embeds:
+            (embeds / "empty.safetensors").write_bytes(pack({"hidden": torch.zeros(1, 4, 2)}, ""))
+            rows.append(describe(embeds / "empty.safetensors", 1))
+        write_manifest(path, rows, {})
+    return latents, embeds
+
+
+@pytest.fixture
+def sampler(tmp_path) -> Sampler:
+    return make_sampler(tmp_path)
+
+
+def make_sampler(
+    folder: Path, *, use_flips: bool = True, noise_offset: float = 0.0, input_perturbation: float = 0.0
+) -> Sampler:
+    return Sampler(
+        CachedRecords(*write_caches(folder), "train"),
+        batch_size=4,
+        use_flips=use_flips,
+        prompt_dropout=0.25,
+        timestep_at=lambda uniform: int(uniform * 1000),
+        noise_offset=noise_offset,
+        input_perturbation=input_perturbation,
+        seed=3,
+    )
+
+
+def test_an_epoch_visits_each_record_once_and_epochs_differ() -> None:
+    visited = [position_to_record(position, 7, seed=1) for position in range(21)]
+    for epoch in range(3):
+        assert sorted(visited[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert len({epoch_order(1, epoch, 100) for epoch in range(5)}) == 5
+
+
+def test_a_step_may_cross_an_epoch(sampler) -> None:
+    batch = sampler.batch(2, range(4))  # positions 8 to 11 of 10 records
+    assert len(batch.moments) == 4
+
+
+def test_what_is_drawn_does_not_depend_on_micro_batches(sampler) -> None:
+    whole = sampler.batch(5, range(4))
+    parts = [sampler.batch(5, [place]) for place in range(4)]
+    torch.testing.assert_close(whole.moments, torch.cat([part.moments for part in parts]), rtol=0, atol=0)
+    for name in ("noise", "input_noise", "epsilon", "timesteps"):
+        assert torch.equal(getattr(whole.draws, name), torch.cat([getattr(part.draws, name) for part in parts]))
+    assert torch.equal(whole.conditioning["hidden"], torch.cat([part.conditioning["hidden"] for part in parts]))
+
+
+def test_draws_differ_between_places_steps_and_seeds(sampler) -> None:
+    noises = [sampler.batch(step, [place]).draws.noise for step in range(3) for place in range(4)]
+    assert len({tuple(noise.flatten().tolist()) for noise in noises}) == 12
+    assert derived_seed(1, 23) != derived_seed(12, 3)
+
+
+def test_noise_is_standard_normal_and_timesteps_uniform(sampler) -> None:
+    batches = [sampler.batch(step, range(4)) for step in range(400)]
+    noise = torch.stack([batch.draws.noise for batch in batches])
+    timesteps = torch.stack([batch.draws.timesteps for batch in batches]).flatten()
+    assert noise.mean().abs() < 0.02
+    assert (noise.std() - 1).abs() < 0.02
+    assert 0 <= timesteps.min() < 20
+    assert 980 < timesteps.max() < 1000
+    assert torch.histc(timesteps.float(), 10, 0, 1000).min() > 100
+
+
+def test_dropped_prompts_get_the_empty_conditioning_and_moments_stay_joined(sampler) -> None:
+    dropped = 0
+    for step in range(300):
+        batch = sampler.batch(step, range(4))
+        records = batch.moments[:, 1, 0, 0]
+        empty = (batch.conditioning["hidden"] == 0).all(dim=(1, 2))
+        dropped += int(empty.sum())
+        assert torch.equal(batch.conditioning["hidden"][~empty][:, 0, 0], records[~empty] + 1)
+    assert 0.2 < dropped / 1200 < 0.3
+
+
+@pytest.mark.parametrize(("processes", "size"), [(1, None), (1, 3), (2, 2), (4, 1), (2, 100)])
+def test_shares_cover_the_batch_once(processes, size) -> None:
+    shares = [micro_batches(8, rank, processes, size) for rank in range(processes)]
+    assert sorted(place for rank in shares for places in rank for place in places) == list(range(8))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`train.batch_size` 8 is no multiple of `runtime.processes` 3"):
+        micro_batches(8, 0, 3, None)
+
+
+def test_caches_of_different_datasets_are_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"record k9 is in .*latents but not in .*embeds"):
+        CachedRecords(*write_caches(tmp_path, embedded=9), "train")
+
+
+def test_noise_offset_is_a_number_a_channel_in_input_and_target(tmp_path, sampler) -> None:
+    (tmp_path / "offset").mkdir()
+    plain, offset = sampler.batch(1, range(4)), make_sampler(tmp_path / "offset", noise_offset=0.5).batch(1, range(4))
+    added = offset.draws.noise - plain.draws.noise
+    torch.testing.assert_close(added, added[..., :1, :1].expand_as(added))
+    assert added.std() > 0.1
+    assert torch.equal(offset.draws.noise, offset.draws.input_noise)
+    assert torch.equal(offset.draws.timesteps, plain.draws.timesteps)
+
+
+def test_input_perturbation_leaves_the_target_alone(tmp_path, sampler) -> None:
+    (tmp_path / "perturbed").mkdir()
+    perturbed = make_sampler(tmp_path / "perturbed", input_perturbation=0.1)
+    assert torch.equal(perturbed.batch(0, range(4)).draws.noise, sampler.batch(0, range(4)).draws.noise)
+    added = torch.cat([(d := perturbed.batch(step, range(4)).draws).input_noise - d.noise for step in range(100)])
+    assert added.std() == pytest.approx(0.1, rel=0.1)
+    assert torch.equal(sampler.batch(0, range(4)).draws.noise, sampler.batch(0, range(4)).draws.input_noise)
+
+
+def test_flipped_views_are_drawn_or_not(tmp_path, sampler) -> None:
+    (tmp_path / "unflipped").mkdir()
+    unflipped = make_sampler(tmp_path / "unflipped", use_flips=False)
+
+    def flipped(which: Sampler) -> float:
+        return torch.cat([which.batch(step, range(4)).moments[:, 0, 0, 0] == 0.5 for step in range(50)]).float().mean().item()
+
+    assert flipped(sampler) == pytest.approx(0.5, abs=0.15)
+    assert flipped(unflipped) == 0

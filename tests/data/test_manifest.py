@@ -1,0 +1,95 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from t2i.data.manifest import check_hashes, check_made_by, describe, read_manifest, write_manifest
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("a.tar", "b.tar", "empty.safetensors"):
+        (folder / name).write_bytes(name.encode() * 100)
+    made_by = {"vae": "1f", "params": {"resolution_px": 64, "crop": {"name": "center"}}, "torch": "2"}
+    write_manifest(folder, [describe(path, 1) for path in folder.iterdir()], made_by)
+    return folder
+
+
+def test_a_whole_set_is_let_through(folder) -> None:
+    assert [file.name for file in read_manifest(folder).files] == ["a.tar", "b.tar", "empty.safetensors"]
+    check_hashes(folder)
+
+
+def test_files_that_are_missing_renamed_empty_or_foreign_are_named(folder) -> None:
+    (folder / "c.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"c.tar: not in .*manifest.json"):
+        read_manifest(folder)
+    (folder / "b.tar").replace(folder / "c.tar")
+    with pytest.raises(ValueError, match=r"b.tar: expected 500 bytes, found nothing"):
+        read_manifest(folder)
+    (folder / "b.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"b.tar: expected 500 bytes, found 0 bytes"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "empty.safetensors"])
+def test_a_bit_that_flipped_while_time_and_size_stayed_is_found(folder, name) -> None:
+    path = folder / name
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    read_manifest(folder)
+    with pytest.raises(ValueError, match=rf"{name}: expected sha256 [0-9a-f]{{16}}, found [0-9a-f]{{16}}: .* run the stage"):
+        check_hashes(folder)
+
+
+def test_a_set_without_manifest_was_never_finished(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"manifest.json: missing: this set was never finished"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "damaged"),
+        ("[]", "damaged"),
+        ('{"version": 2, "made_by"', "damaged"),
+        ('{"version": 2, "made_by": {}}', "damaged: files: Field required"),
+        ('{"version": 2, "made_by": {}, "files": [{"name": "a.tar", "count": 1, "bytes": 5}]}', "damaged: files.0.sha256"),
+        (
+            '{"version": 2, "made_by": {}, "files": [{"name": "a.tar", "count": 1, "bytes": "5", "sha256": ""}]}',
+            "files.0.bytes",
+        ),
+        ('{"version": 1, "made_by": {}, "shards": []}', "version 1, wanted 2"),
+        ("\xff\xfe", "damaged"),
+    ],
+)
+def test_a_manifest_that_is_damaged_or_of_another_version_is_refused(folder, content, said) -> None:
+    (folder / "manifest.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"manifest.json: .*{said}.*run the stage that writes .* again"):
+        read_manifest(folder)
+
+
+def test_what_a_set_was_made_by_is_compared_with_both_values_shown(folder) -> None:
+    check_made_by(folder, {})
+    check_made_by(folder, {"vae": "1f", "params": {"resolution_px": 64, "another": 1}})
+    with pytest.raises(ValueError, match=r"manifest.json: does not say with which `tokenizer` it was made"):
+        check_made_by(folder, {"tokenizer": "3"})
+    with pytest.raises(ValueError, match=r"set: was made with `vae` '1f', but now that is '2e': run the stage"):
+        check_made_by(folder, {"vae": "2e"})
+    with pytest.raises(ValueError, match=r"`params.resolution_px` 64, but now that is 32"):
+        check_made_by(folder, {"params": {"resolution_px": 32}})
+    with pytest.raises(ValueError, match=r"`params.crop` {'name': 'center'}, but now that is {'name': 'random', 'views': 2}"):
+        check_made_by(folder, {"params": {"crop": {"name": "random", "views": 2}}})
+
+
+def test_the_bytes_of_a_manifest_depend_on_its_content_alone(folder) -> None:
+    before = (folder / "manifest.json").read_bytes()
+    manifest = read_manifest(folder)
+    write_manifest(folder, manifest.files[::-1], dict(reversed(manifest.made_by.items())))
+    assert (folder / "manifest.json").read_bytes() == before
+    assert json.loads(before)["files"][0].keys() == {"name", "count", "bytes", "sha256"}

@@ -1,0 +1,271 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms, _imaging
+
+from t2i.data.pixels import decode, identify, to_image, to_pixels, view
+
+RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def row(*pixels, mode: str = "RGB") -> Image.Image:
+    image = Image.new(mode, (len(pixels), 1))
+    image.putdata(pixels)
+    return image
+
+
+def shown(content: bytes, background: str = "#00ff00") -> list[tuple[int, ...]]:
+    image = decode(content, background)
+    assert image.mode == "RGB"
+    return [tuple(pixel) for pixel in np.array(image)[0].tolist()]
+
+
+def png(size: tuple[int, int], *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of RGB with a header that says so, and whatever chunks."""
+    header = (b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (header, *chunks)
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def swapped_profile() -> bytes:
+    """A display whose red is sRGB's green and whose green is sRGB's red: two entries of a profile's table change places."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, green = profile.index(b"rXYZ", 128) + 4, profile.index(b"gXYZ", 128) + 4
+    profile[red : red + 8], profile[green : green + 8] = profile[green : green + 8], profile[red : red + 8]
+    return bytes(profile).replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize(
+    ("content", "pixels"),
+    [
+        (encoded(row((*RED, 255), (*BLACK, 0), mode="RGBA")), [RED, GREEN]),
+        (encoded(row((0, 255), (0, 0), (255, 255), mode="LA")), [BLACK, GREEN, WHITE]),
+        (encoded(row(0, 200, mode="L"), transparency=200), [BLACK, GREEN]),
+        (encoded(row(RED, BLUE), transparency=RED), [GREEN, BLUE]),
+        (encoded(row(0, 255, mode="1"), transparency=255), [BLACK, GREEN]),
+        (encoded(row((*RED, 255), (*BLUE, 0), mode="RGBA"), "WEBP", lossless=True), [RED, GREEN]),
+        (encoded(row((*RED, 255), (*BLUE, 0), mode="RGBA").quantize(), transparency=bytes([255, 0])), None),
+    ],
+    ids=["RGBA", "LA", "grey level", "colour", "1-bit", "WebP", "palette"],
+)
+def test_transparency_is_laid_on_the_background(content, pixels) -> None:
+    if pixels is None:  # which place of the palette a colour has is Pillow's choice: one of the two shows, the other is ground
+        assert GREEN in shown(content)
+        assert len(set(shown(content))) == 2
+    else:
+        assert shown(content) == pixels
+
+
+def test_half_transparent_is_half_background() -> None:
+    assert shown(encoded(row((255, 0, 0, 51), mode="RGBA")), "#0000ff") == [(51, 0, 204)]
+
+
+def test_a_palette_without_transparency_keeps_its_colours() -> None:
+    assert shown(encoded(row(RED, GREEN, BLUE).quantize(3))) == [RED, GREEN, BLUE]
+
+
+def test_one_bit_is_black_and_white() -> None:
+    assert shown(encoded(row(0, 255, mode="1"))) == [BLACK, WHITE]
+    assert shown(encoded(row(0, 255, mode="1"), "TIFF")) == [BLACK, WHITE]
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled(form) -> None:
+    image = Image.fromarray(np.array([[0, 257, 32768, 65278, 65535]], dtype=np.uint16))
+    assert [pixel[0] for pixel in shown(encoded(image, form))] == [0, 1, 128, 254, 255]
+
+
+def test_thirty_two_bit_integers_are_scaled_as_sixteen() -> None:
+    image = Image.fromarray(np.array([[-5, 0, 32768, 65535, 2**30]], dtype=np.int32))
+    assert [pixel[0] for pixel in shown(encoded(image, "TIFF"))] == [0, 0, 128, 255, 255]
+
+
+def test_a_transparent_level_of_sixteen_bits_is_background() -> None:
+    image = Image.fromarray(np.array([[0, 51400, 51401]], dtype=np.uint16))
+    assert shown(encoded(image, transparency=51400)) == [BLACK, GREEN, (200, 200, 200)]
+
+
+def test_floats_are_scaled_from_one_and_no_number_is_black() -> None:
+    image = Image.fromarray(np.array([[0, 0.5, 1, 7, np.nan]], dtype=np.float32))
+    assert [pixel[0] for pixel in shown(encoded(image, "TIFF"))] == [0, 128, 255, 255, 0]
+
+
+def test_cmyk_inks_darken() -> None:
+    image = row((0, 0, 0, 0), (0, 255, 255, 0), (255, 0, 255, 0), (255, 255, 0, 0), (0, 0, 0, 255), mode="CMYK")
+    assert shown(encoded(image, "TIFF")) == [WHITE, RED, GREEN, BLUE, BLACK]
+    jpeg = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
+    assert np.abs(np.array(shown(jpeg)) - RED).max() <= 3
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_an_icc_profile_is_applied(form) -> None:
+    image = Image.new("RGB", (16, 16), RED)
+    options = {"lossless": True} if form == "WEBP" else {"quality": 100} if form == "JPEG" else {}
+    plain, profiled = (
+        np.array(decode(encoded(image, form, **options, **kind), "#ffffff"))
+        for kind in ({}, {"icc_profile": swapped_profile()})
+    )
+    assert np.abs(plain.astype(int) - RED).max() <= 3
+    assert np.abs(profiled.astype(int) - GREEN).max() <= 3
+
+
+def test_an_icc_profile_is_applied_under_transparency_and_in_palettes() -> None:
+    layered = row((*RED, 255), (*BLUE, 0), mode="RGBA")
+    assert shown(encoded(layered, icc_profile=swapped_profile()), "#0000ff") == [GREEN, BLUE]
+    assert shown(encoded(row(RED, BLUE).quantize(2), icc_profile=swapped_profile())) == [GREEN, BLUE]
+
+
+@pytest.mark.parametrize("profile", [ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), b"no profile" * 20])
+def test_an_icc_profile_that_is_srgb_or_nonsense_changes_no_bit(profile) -> None:
+    image = Image.fromarray(np.arange(3 * 256, dtype=np.uint8).reshape(16, 16, 3))
+    assert decode(encoded(image, icc_profile=profile), "#ffffff").tobytes() == image.tobytes()
+
+
+def test_a_colour_profile_on_a_grey_image_is_passed_over() -> None:
+    assert shown(encoded(row(7, 200, mode="L"), icc_profile=swapped_profile())) == [(7, 7, 7), (200, 200, 200)]
+
+
+UPRIGHT = [[RED, GREEN, BLUE], [WHITE, BLACK, RED]]
+AS_STORED = {  # what a camera writes so that the tag's turn gives UPRIGHT, as the EXIF standard has it
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_exif_rotation_is_applied(orientation, form) -> None:
+    stored = Image.fromarray(np.ascontiguousarray(AS_STORED[orientation](np.array(UPRIGHT, dtype=np.uint8))))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array(decode(encoded(stored, form, exif=exif), "#ffffff")).tolist() == np.array(UPRIGHT).tolist()
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
+def test_of_an_animation_the_first_frame_counts(form) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, BLUE)]
+    options = {"lossless": True} if form == "WEBP" else {}
+    content = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(io.BytesIO(content)).n_frames == 2  # type: ignore[attr-defined]
+    assert set(shown(content)) == {RED}
+
+
+@pytest.mark.parametrize(
+    ("form", "extension"),
+    [("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"), ("GIF", "gif"), ("TIFF", "tif"), ("BMP", "bmp"), ("PPM", "ppm")],
+)
+def test_the_content_decides_the_extension(form, extension) -> None:
+    assert identify(encoded(Image.new("RGB", (16, 16)), form), 256, 16) == extension
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<html></html>",
+        b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        png((9, 9), (b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000)))),
+    ],
+    ids=["HTML", "SVG", "EPS", "zTXt bomb"],
+)
+def test_what_is_no_image_is_refused_by_its_header(content) -> None:
+    for read in (lambda: decode(content, "#ffffff"), lambda: identify(content, 10**6, 1)):
+        with pytest.raises(ValueError, match=r"^not a readable image: ") as caught:
+            read()
+        assert "0x" not in str(caught.value)  # an address would differ from run to run
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
+def test_a_truncated_image_is_refused(form) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"^not a readable image: "):
+        decode(encoded(noise, form)[: -1000 if form != "JPEG" else -500], "#ffffff")
+
+
+def test_an_empty_file_is_called_so() -> None:
+    with pytest.raises(ValueError, match=r"^empty image: no bytes"):
+        identify(b"", 100, 1)
+
+
+@pytest.mark.parametrize("size", [(9_500, 9_500), (13_400, 13_400), (65_000, 65_000)], ids=["90 MP", "180 MP", "4 GP"])
+def test_a_bomb_is_refused_by_its_header_alone(size, recwarn) -> None:
+    bomb = png(size, (b"IDAT", zlib.compress(bytes(10**7))), (b"IEND", b""))
+    assert len(bomb) < 20_000
+    made = _imaging.get_stats()["new_count"]
+    with pytest.raises(ValueError, match=r"^too large an image: "):
+        identify(bomb, 64_000_000, 1)
+    assert _imaging.get_stats()["new_count"] == made  # Pillow has made room for no pixels
+    assert not recwarn.list
+
+
+def test_sizes_at_the_limits_are_let_through_and_one_pixel_beyond_is_not() -> None:
+    content = encoded(Image.new("RGB", (20, 10)))
+    assert identify(content, 200, 10) == "png"
+    with pytest.raises(ValueError, match=r"too large an image: 20 x 10, wanted at most 199 pixels \(`fetch.max_pixels`\)"):
+        identify(content, 199, 10)
+    with pytest.raises(ValueError, match=r"too small an image: 20 x 10, wanted sides of 11 \(`fetch.min_side_px`\)"):
+        identify(content, 200, 11)
+
+
+def test_pixels_are_in_minus_one_to_one_and_come_back() -> None:
+    image = Image.fromarray(np.arange(4 * 64, dtype=np.uint8).reshape(8, 8, 4)[..., :3].copy())
+    pixels = to_pixels(image)
+    assert to_pixels(Image.new("RGB", (1, 1), "#000000")).unique().tolist() == [-1]
+    assert to_pixels(Image.new("RGB", (1, 1), "#ffffff")).unique().tolist() == [1]
+    assert to_image(pixels).tobytes() == image.tobytes()
+
+
+def test_a_view_is_cropped_where_it_says() -> None:
+    image = Image.fromarray(np.arange(8 * 12 * 3, dtype=np.uint8).reshape(8, 12, 3))
+    seen = view(image, 8, "lanczos", (0.5, 1.0), False)
+    assert seen.geometry == ((8, 12), (0, 4), False)
+    torch.testing.assert_close(seen.pixels, to_pixels(image)[:, :, 4:])
+    assert torch.equal(view(image, 8, "lanczos", (0.5, 1.0), True).pixels, seen.pixels.flip(-1))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("place", [(0.5, 0.5), (0.0, 1.0), (0.3, 0.8)])
+def test_a_view_is_the_crop_of_the_whole_image_resized(interpolation, place) -> None:
+    down, across = np.mgrid[0:30, 0:70]
+    image = Image.fromarray(np.stack([down * 8, across * 3, down + across], axis=-1).astype(np.uint8))
+    seen = view(image, 48, interpolation, place, False)
+    top, left = seen.geometry.crop
+    whole = image.resize((112, 48), Image.Resampling[interpolation.upper()]).crop((left, top, left + 48, top + 48))
+    torch.testing.assert_close(seen.pixels, to_pixels(whole), atol=1.5 / 127.5, rtol=0)  # one level of 255
+
+
+def test_the_shorter_side_is_resized_to_the_resolution() -> None:
+    assert view(Image.new("RGB", (200, 100)), 16, "bilinear", (0.5, 0.5), False).pixels.shape == (3, 16, 16)
+    assert view(Image.new("RGB", (5, 1)), 16, "bilinear", (0.5, 0.5), False).geometry.crop == (0, 32)
+
+
+def test_one_pixel_fills_a_view() -> None:
+    seen = view(decode(encoded(row(RED)), "#ffffff"), 16, "lanczos", (0.5, 0.5), False)
+    assert seen.geometry == ((1, 1), (0, 0), False)
+    assert torch.equal(seen.pixels, torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1).expand(3, 16, 16))
+
+
+def test_a_line_of_pixels_is_seen_where_the_crop_lies_without_the_rest_being_made() -> None:
+    line = Image.new("RGB", (1, 500_000), RED)  # the whole of it, resized to a width of 512, would take 400 gigabytes
+    line.paste(BLUE, (0, 250_000, 1, 500_000))
+    ends = [view(line, 512, "lanczos", (down, 0.5), False).pixels.mean(dim=(1, 2)).round().tolist() for down in (0.0, 1.0)]
+    assert ends == [[1, -1, -1], [-1, -1, 1]]

@@ -1,0 +1,207 @@
+import io
+import os
+import random
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as some
+from safetensors.torch import load
+from torch import Tensor
+
+from t2i.data.manifest import File, check_hashes, write_manifest
+from t2i.data.shards import Reader, index, pack, scan, write_shard
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = []
+    for number in range(2):
+        contents = {
+            f"key{number}{n}": (
+                "safetensors",
+                pack({"moments": torch.randn(1, 8, 4, 4), "crop": torch.zeros(1, 2, dtype=torch.int32)}, ""),
+            )
+            for n in (2, 0, 1)
+        }
+        rows.append(write_shard(tmp_path / f"train-{number:05d}.tar", contents))
+    write_manifest(tmp_path, rows, {"by": "a test"})
+    return tmp_path
+
+
+def test_equal_records_give_equal_bytes(tmp_path) -> None:
+    members = {"b": ("txt", b"two"), "a": ("txt", b"one")}
+    first = write_shard(tmp_path / "x.tar", members)
+    second = write_shard(tmp_path / "y.tar", dict(reversed(members.items())))
+    assert first.sha256 == second.sha256
+
+
+def test_webdataset_reads_what_we_write(folder) -> None:
+    theirs = {
+        row["__key__"]: load(row["safetensors"])["moments"]
+        for row in webdataset.WebDataset(str(folder / "train-00000.tar"), shardshuffle=False)
+    }
+    reader = Reader()
+    ours = {
+        member.key: reader.tensors(member)["moments"]
+        for member in index(folder, "train")
+        if member.shard.name == "train-00000.tar"
+    }
+    assert list(ours) == sorted(ours) == list(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_what_overflows_float16_is_named() -> None:
+    with pytest.raises(ValueError, match=r"record 7: `moments` is not finite in float16 \(largest magnitude 1e\+05"):
+        pack({"moments": torch.tensor([1e5])}, "record 7")
+
+
+KEYS = some.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=40)
+
+
+@given(contents=some.dictionaries(KEYS, some.binary(max_size=1500), min_size=1, max_size=8))
+def test_every_record_lies_where_the_index_says(tmp_path_factory, contents) -> None:
+    path = tmp_path_factory.mktemp("shards") / "train-00000.tar"
+    write_shard(path, {key: ("png", content) for key, content in contents.items()})
+    reader = Reader()
+    assert {member.key: bytes(reader.content(member)) for member in scan(path)} == contents
+    with tarfile.open(path) as tar:
+        assert [entry.name for entry in tar] == [f"{key}.png" for key in sorted(contents)]
+
+
+def test_every_length_of_a_shard_but_its_own_is_an_error(folder) -> None:
+    shard = folder / "train-00001.tar"
+    content = shard.read_bytes()
+    *_, last = scan(shard)
+    for kept in range(0, last.offset + last.size + 512, 97):  # the rest is padding
+        shard.write_bytes(content[:kept])
+        with pytest.raises(ValueError, match=rf"train-00001.tar: expected {len(content)} bytes, found {kept} bytes"):
+            index(folder, "train")
+        write_manifest(folder, [row_of(path) for path in sorted(folder.glob("*.tar"))], {})  # nor where the manifest says so
+        with pytest.raises(ValueError, match=r"train-00001.tar: (damaged or )?(cut short|no end is marked|expected 3 records)"):
+            index(folder, "train")
+        shard.write_bytes(content)
+        write_manifest(folder, [row_of(path) for path in sorted(folder.glob("*.tar"))], {})
+
+
+def row_of(path: Path) -> File:
+    return File(name=path.name, count=3, bytes=path.stat().st_size, sha256="")
+
+
+def test_a_damaged_header_is_an_error(folder) -> None:
+    shard = folder / "train-00000.tar"
+    content = bytearray(shard.read_bytes())
+    content[3] ^= 1
+    shard.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="damaged or cut short at byte 0"):
+        index(folder, "train")
+
+
+def of_type(kind: bytes) -> Callable[[tarfile.TarInfo], None]:
+    def change(entry: tarfile.TarInfo) -> None:
+        entry.type, entry.linkname, entry.size = kind, "/etc/passwd", 0
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        *(
+            (name, None, "no plain file named")
+            for name in ("../x.png", "/abs.png", "noextension", "dir/x.png", ".png", "x" * 150)
+        ),
+        *((f"k.{kind}", None, "not opened") for kind in ("pyd", "pkl", "pickle", "pth", "npy", "pt", "png.pkl", "json")),
+        *(
+            ("k.safetensors", of_type(kind), "no plain file named")
+            for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
+        ),
+    ],
+)
+def test_members_of_other_names_and_kinds_are_refused(tmp_path, name, change, said) -> None:
+    with tarfile.open(tmp_path / "train-00000.tar", "w") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.size = 3
+        if change is not None:
+            change(entry)
+        tar.addfile(entry, io.BytesIO(b"abc"))
+    write_manifest(tmp_path, [row_of(tmp_path / "train-00000.tar")], {})
+    with pytest.raises(ValueError, match=said):
+        index(tmp_path, "train")
+    assert {path.name for path in tmp_path.iterdir()} == {"train-00000.tar", "manifest.json"}
+
+
+def test_a_key_that_is_there_twice_is_named_in_a_shard_and_across_shards(tmp_path) -> None:
+    with tarfile.open(tmp_path / "train-00000.tar", "w") as tar:
+        for _ in range(2):
+            entry = tarfile.TarInfo("k.safetensors")
+            entry.size = 3
+            tar.addfile(entry, io.BytesIO(b"abc"))
+    write_manifest(tmp_path, [row_of(tmp_path / "train-00000.tar")], {})
+    with pytest.raises(ValueError, match=r"record k is there twice, first in train-00000.tar"):
+        index(tmp_path, "train")
+    rows = [write_shard(tmp_path / f"train-{n:05d}.tar", {"k": ("safetensors", b"abc")}) for n in range(2)]
+    write_manifest(tmp_path, rows, {})
+    with pytest.raises(ValueError, match=r"train-00001.tar: record k is there twice, first in train-00000.tar"):
+        index(tmp_path, "train")
+
+
+def everything(folder: Path) -> dict[str, dict[str, Tensor]]:
+    reader = Reader()
+    return {
+        member.key: {name: tensor.clone() for name, tensor in reader.tensors(member).items()}
+        for member in index(folder, "train")
+    }
+
+
+def damaged(content: bytes, chance: random.Random) -> bytes:
+    """Some bytes flipped, zeroed, cut off, put in twice or moved, anywhere."""
+    made, at = bytearray(content), chance.randrange(len(content))
+    match chance.randrange(6):
+        case 0 | 1:
+            for _ in range(chance.choice((1, 1, 1, 4, 64))):
+                made[chance.randrange(len(made))] ^= 1 << chance.randrange(8)
+        case 2:
+            made[at : at + 512] = bytes(min(512, len(made) - at))
+        case 3:
+            del made[at:]
+        case 4:
+            made[at:at] = made[at : at + chance.choice((1, 512, 1024))]
+        case 5:
+            block, other = at // 512 * 512, chance.randrange(len(made)) // 512 * 512
+            made[block : block + 512], made[other : other + 512] = made[other : other + 512], made[block : block + 512]
+    return bytes(made)
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_whatever_becomes_of_its_bytes_a_set_is_an_error_or_the_same(folder, hashes) -> None:
+    """Half a minute each; T2I_FUZZ_SECONDS has it go on. Without hashes a payload may differ, but nothing else is raised."""
+    undamaged, chance = everything(folder), random.Random(hashes)
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    end, tried, refused, unnamed = time.monotonic() + float(os.environ.get("T2I_FUZZ_SECONDS", "30")), 0, 0, 0
+    while time.monotonic() < end:
+        path = chance.choice(list(files))
+        path.write_bytes(damaged(files[path], chance))
+        started = time.monotonic()
+        try:
+            if hashes:
+                check_hashes(folder)
+            found = everything(folder)
+        except ValueError as error:
+            unnamed += str(folder) not in str(error)
+            refused += 1
+        else:
+            assert found.keys() == undamaged.keys()
+            if hashes:
+                assert all(torch.equal(found[key][name], undamaged[key][name]) for key in found for name in undamaged[key])
+        assert time.monotonic() - started < 5
+        path.write_bytes(files[path])
+        tried += 1
+    assert unnamed == 0
+    assert tried > 100
+    assert refused > tried // (2 if hashes else 4)

@@ -1,0 +1,336 @@
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from t2i.data.records import SPLITS
+from t2i.fetch.dataset import Fetch, gather
+from t2i.fetch.screening import Screen
+from t2i.fetch.selection import Selection
+from t2i.fetch.source import Record
+from tests.conftest import ROOT
+from tests.fetch.test_screening import many_scans
+
+
+def drawing(shade: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), (shade, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def record(name: str, *captions: object, content: bytes | None = None) -> Record:
+    return Record(f"line {name}", name, name, lambda: drawing() if content is None else content, captions)
+
+
+def gathered(records: list[Record], **changes) -> tuple[dict[str, Selection], Screen, dict, bytes]:
+    values = {
+        "source": {"name": "folder", "caption_column": "text"},
+        "local": ".",
+        "on_bad": "skip",
+        "max_bad_fraction": 1.0,
+        "max_pixels": 1000,
+        "min_side_px": 8,
+        "max_decode_seconds": 30.0,
+        "heldout_fraction": 0.1,
+        "max_train_records": None,
+        "max_heldout_records": None,
+        "records_per_shard": 8,
+        "seed": 0,
+    }
+    params = Fetch(**(values | changes))
+    selections = {
+        "train": Selection(params.max_train_records, params.seed),
+        "heldout": Selection(params.max_heldout_records, params.seed),
+    }
+    screen = Screen(params.on_bad, params.max_bad_fraction)
+    with tempfile.TemporaryFile() as spool:
+        found = gather(iter(records), params, selections, screen, spool)
+        spool.seek(0)
+        return selections, screen, found, spool.read()
+
+
+RECORDS = [record(f"r{n}", "x") for n in range(300)]
+
+
+def test_more_records_move_none_between_splits() -> None:
+    few, many = (gathered(RECORDS[:count])[0] for count in (100, 300))
+    for split in SPLITS:
+        assert few[split].kept.keys() <= many[split].kept.keys()
+
+
+def test_records_of_one_image_become_one_with_every_caption() -> None:
+    selections, _, found, _ = gathered([record("a", "one"), record("a", "two", "one")])
+    assert [kept.captions for selection in selections.values() for kept in selection.in_order()] == [("one", "two")]
+    assert sum(found.values()) == 1
+
+
+def test_images_wait_where_they_are_said_to() -> None:
+    contents = {f"r{n}": drawing(n) for n in range(5)}
+    selections, _, _, spool = gathered([record(name, "x", content=content) for name, content in contents.items()])
+    kept = [record for selection in selections.values() for record in selection.in_order()]
+    assert {record.key: spool[record.offset : record.offset + record.size] for record in kept} == contents
+    assert {record.extension for record in kept} == {"png"}
+
+
+def test_an_image_is_read_at_most_once_before_the_next_record_and_only_when_it_is_drawn() -> None:
+    now, read = [""], []
+
+    def reading(name: str) -> Record:
+        def content() -> bytes:
+            assert now[0] == name
+            read.append(name)
+            return drawing()
+
+        return Record(name, name, name, content, ("x",))
+
+    def records() -> Iterator[Record]:
+        for name in [f"r{n}" for n in range(300)] * 2:
+            now[0] = name
+            yield reading(name)
+
+    selections, screen, _, _ = gathered(records(), max_train_records=5, max_heldout_records=2)  # type: ignore[arg-type]
+    assert len(read) == len(set(read)) < 60
+    assert [len(selection.kept) for selection in selections.values()] == [5, 2]
+    assert not screen.skipped
+
+
+def test_a_bad_record_that_is_drawn_makes_room_for_the_next() -> None:
+    good, _, _, _ = gathered(RECORDS, max_train_records=5)
+    bad = set(list(good["train"].kept)[:2])
+    records = [record(r.key, "x", content=b"") if r.key in bad else r for r in RECORDS]
+    selections, screen, _, _ = gathered(records, max_train_records=5)
+    assert len(selections["train"].kept) == 5
+    assert good["train"].kept.keys() - bad <= selections["train"].kept.keys()
+    assert bad <= {place.removeprefix("line ") for place, _ in screen.skipped}
+
+
+def test_what_is_bad_is_left_out_with_its_reason() -> None:
+    problem = Record("line p", "p", "p", bytes, (), "missing image: gone")
+    records = [
+        record("a", "fine"),
+        record("b", None),
+        record("c", "x", content=b""),
+        record("d", "x", content=b"<svg/>"),
+        problem,
+        record("a", " "),
+    ]
+    selections, screen, _, _ = gathered(records)
+    assert [kept.key for selection in selections.values() for kept in selection.in_order()] == ["a"]
+    assert [(place, reason.partition(":")[0]) for place, reason in screen.skipped] == [
+        ("line b", "null caption"),
+        ("line c", "empty image"),
+        ("line d", "not a readable image"),
+        ("line p", "missing image"),
+        ("line a", "blank caption"),
+    ]
+    assert screen.looked_at == 6
+
+
+def test_what_takes_too_long_to_decode_is_left_out_and_the_rest_is_kept() -> None:
+    records = [record("a", "x", content=many_scans((1000, 1000), 20_000)), record("b", "x")]
+    selections, screen, _, _ = gathered(records, max_decode_seconds=0.2, max_pixels=1_000_000)
+    assert [kept.key for selection in selections.values() for kept in selection.in_order()] == ["b"]
+    assert screen.kinds() == {"too slow an image": 1}
+
+
+@pytest.mark.parametrize("caption", ["", "  ", None, 3, {"text": "x"}, float("nan"), "a\0"])
+def test_a_caption_that_is_no_text_names_its_record(caption) -> None:
+    with pytest.raises(ValueError, match=r"^line a: .*caption.*; mend it, or set `fetch.on_bad: skip`"):
+        gathered([record("a", caption)], on_bad="error")
+
+
+def test_a_caption_with_separators_that_are_no_newlines_survives(project) -> None:
+    metadata = project.folder / "images" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("square 3", "square\u2028three\u0085!"), encoding="utf-8")
+    project.fetch_and_encode()
+
+
+def test_captions_of_any_kind_are_left_out_or_encoded_and_long_ones_are_counted_as_cut_short(project) -> None:
+    from stages import encode, fetch
+
+    bad = [None, float("nan"), 3, {"text": "a"}, [], [["a"]], "", [" \t\u2003\n"], "a\0b", "a \ud800 b", ["a", None], True]
+    good = ["a" * 10_000, "\U0001f600", "\u05e9\u05dc\u05d5\u05dd", "two\nlines\r\n", "[red]{0}%s", "a\u2028b", ["one", "two"]]
+    captions = [*bad, *good, *(f"square {n}" for n in range(24 - len(bad) - len(good)))]
+    rows = [json.dumps({"file_name": f"{n:04d}.png", "text": caption}) for n, caption in enumerate(captions)]
+    (project.folder / "images/metadata.jsonl").write_text("\n".join(rows))
+    project.params["fetch"] |= {"on_bad": "skip", "max_bad_fraction": 0.5}
+    project.write()
+    fetch.base()
+    fetch.dataset()
+    metrics = project.json("data/reports/fetch-dataset/metrics.json")
+    assert metrics["skipped_by_kind"] == {
+        "null caption": 2,
+        "caption that is no text": 5,
+        "no caption": 1,
+        "blank caption": 2,
+        "caption with a NUL": 1,
+        "caption that is no Unicode": 1,
+    }
+    kept = [json.loads(line)["captions"] for line in (project.folder / "data/raw/captions.jsonl").open(encoding="utf-8")]
+    wanted = [caption if isinstance(caption, list) else [caption] for caption in captions[len(bad) :]]
+    assert sorted(kept) == sorted(wanted)
+    encode.captions()
+    encoded = project.json("data/reports/encode-captions/metrics.json")
+    assert encoded == {"records": 12, "captions": 13, "truncated": 1}
+
+
+def test_names_that_are_no_text_are_printed_as_one_line_of_ascii(project) -> None:
+    images = project.folder / "images"
+    name = b"caf\xe9 [red]\x1b[31m\xc3\xa9.png"
+    (images / "0003.png").rename(os.fsdecode(bytes(images) + b"/" + name))
+    Path(os.fsdecode(bytes(images) + b"/" + name)).write_bytes(b"")
+    metadata = images / "metadata.jsonl"
+    metadata.write_bytes(metadata.read_bytes().replace(b"0003.png", name.replace(b"\x1b", b"\\u001b")))
+    shown = "metadata.jsonl, line 4 (caf\\udce9 [red]\\x1b[31m\\xe9.png)"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "stages.fetch", "dataset", "--out", "raw \u00e9"]
+    ended = [subprocess.run(command, cwd=project.folder, env=environment, capture_output=True)]
+    project.params["fetch"] |= {"on_bad": "skip", "max_bad_fraction": 0.5}
+    project.write()
+    ended.append(subprocess.run(command, cwd=project.folder, env=environment, capture_output=True))
+    refused, skipped = ended
+    assert refused.returncode == 1
+    last = refused.stderr.decode("ascii").splitlines()[-1]
+    assert last.startswith(f"error: {shown}: empty image: no bytes; mend it")
+    assert skipped.returncode == 0, skipped.stderr
+    assert "left out: 1 empty image (each in raw \\xe9/skipped.csv)" in skipped.stdout.decode("ascii")
+    rows = list(csv.DictReader((project.folder / "raw \u00e9/skipped.csv").open(encoding="utf-8", newline="")))
+    assert rows == [
+        {"record": "metadata.jsonl, line 4 (caf\\udce9 [red]\x1b[31m\u00e9.png)", "reason": "empty image: no bytes"}
+    ]
+
+
+def test_an_empty_split_is_an_error(project) -> None:
+    from stages import fetch
+
+    project.params["fetch"]["heldout_fraction"] = 1e-9
+    project.write()
+    with pytest.raises(ValueError, match=r"no record is left for the split 'heldout' \(train 24, held out 0\)"):
+        fetch.dataset()
+    assert not list((project.folder / "data").iterdir())
+
+
+def spoil(project) -> None:
+    """An empty image, an HTML page, a bomb and a blank caption among the 24 records."""
+    images = project.folder / "images"
+    (images / "0003.png").write_bytes(b"")
+    (images / "0005.png").write_bytes(b"<html>404</html>")
+    Image.new("1", (9000, 9000)).save(images / "0007.png")
+    metadata = images / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace('"square 9"', '" "'))
+
+
+def test_the_first_bad_record_ends_the_stage_and_nothing_is_left(project) -> None:
+    from stages import fetch
+
+    spoil(project)
+    project.write()
+    with pytest.raises(ValueError, match=r"^metadata.jsonl, line 4 \(0003.png\): empty image"):
+        fetch.dataset()
+    assert not list((project.folder / "data").iterdir())
+
+
+def test_skipped_records_are_listed_and_counted_and_all_that_follows_works(project, capsys) -> None:
+    spoil(project)
+    project.params["fetch"] |= {"on_bad": "skip", "max_bad_fraction": 4 / 24}
+    project.write()
+    project.fetch_and_encode()
+    raw = project.folder / "data/raw"
+    listed = list(csv.DictReader((raw / "skipped.csv").open(encoding="utf-8")))
+    assert [row["record"] for row in listed] == [f"metadata.jsonl, line {n} (000{n - 1}.png)" for n in (4, 6, 8, 10)]
+    metrics = project.json("data/reports/fetch-dataset/metrics.json")
+    kinds = {"empty image": 1, "not a readable image": 1, "too large an image": 1, "blank caption": 1}
+    assert (metrics["looked_at"], metrics["skipped"], metrics["skipped_by_kind"]) == (24, 4, kinds)
+    kept = Counter(json.loads(line)["split"] for line in (raw / "captions.jsonl").read_text().splitlines())
+    assert metrics["records"] == kept
+    assert sum(metrics["found"].values()) == 24
+    assert project.json("data/reports/encode-images/metrics.json")["records"] == 20
+    assert "left out: 1 empty image, 1 not a readable image" in capsys.readouterr().out
+    project.train()
+
+
+def test_too_many_bad_records_fail_with_counts(project) -> None:
+    from stages import fetch
+
+    spoil(project)
+    project.params["fetch"] |= {"on_bad": "skip", "max_bad_fraction": 0.1}
+    project.write()
+    with pytest.raises(ValueError, match=r"4 of 24 records .*1 empty image.* a share of 0.1: .*`fetch.max_bad_fraction`"):
+        fetch.dataset()
+    assert not list((project.folder / "data").iterdir())
+
+
+def test_nothing_skipped_leaves_a_header_and_images_of_every_format_are_encoded(project) -> None:
+    images = project.folder / "images"
+    for number, form in enumerate(("JPEG", "WEBP", "GIF", "TIFF", "BMP")):  # the content counts, not the name
+        Image.new("RGB", (40, 32), (9, 40 * number, 9)).save(images / f"{number:04d}.png", form)
+    project.fetch_and_encode()
+    assert (project.folder / "data/raw/skipped.csv").read_text() == "record,reason\n"
+    metrics = project.json("data/reports/fetch-dataset/metrics.json")
+    assert (metrics["skipped"], metrics["skipped_by_kind"], metrics["records"]) == (0, {}, metrics["found"])
+    extensions = set()
+    for shard in (project.folder / "data/raw/images").glob("*.tar"):
+        with tarfile.open(shard) as tar:
+            extensions |= {name.partition(".")[2] for name in tar.getnames()}
+    assert extensions == {"png", "jpg", "webp", "gif", "tif", "bmp"}
+
+
+def test_every_source_of_the_same_images_leaves_the_same_bytes(project) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    from stages import fetch
+
+    images = project.folder / "images"
+    rows = [json.loads(line) for line in (images / "metadata.jsonl").read_text().splitlines()]
+    others = project.folder / "others"
+    others.mkdir()
+    cells = [{"image": (images / row["file_name"]).read_bytes(), "text": row["text"]} for row in rows]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(cells), others / "a.parquet")
+    with tarfile.open(others / "a.tar", "w") as tar:
+        for n, cell in enumerate(cells):
+            for extension, content in (("png", cell["image"]), ("json", json.dumps({"said": [cell["text"]]}).encode())):
+                info = tarfile.TarInfo(f"{n}.{extension}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    hub = {"name": "hub", "id": None, "config": None, "split": "train", "revision": None, "max_rows": None}
+    hub |= {"image_column": "image", "caption_column": "text"}
+    sources = [
+        (images, {"name": "folder", "caption_column": "text"}),
+        (others, {"name": "parquet", "files": "*.parquet", "image_column": "image", "caption_column": "text"}),
+        (
+            others,
+            {
+                "name": "webdataset",
+                "files": "*.tar",
+                "image_extensions": ["png"],
+                "caption": {"name": "json", "key": "said"},
+            },
+        ),
+        (images, hub | {"streaming": True}),
+    ]
+    left = []
+    for number, (local, source) in enumerate(sources):
+        project.params["fetch"] |= {"source": source, "local": str(local), "max_train_records": 9}
+        project.write()
+        fetch.dataset(out=project.folder / f"raw{number}")
+        raw = project.folder / f"raw{number}"
+        left.append(
+            {
+                str(file.relative_to(raw)): file.read_bytes()
+                for file in raw.rglob("*")
+                if file.name != "dataset.json" and file.is_file()
+            }
+        )
+    assert len(left[0]["captions.jsonl"].splitlines()) > 9
+    assert all(files == left[0] for files in left)

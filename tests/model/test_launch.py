@@ -1,0 +1,86 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(code: str, folder: Path) -> subprocess.Popen:
+    """Relaunches a module of some code as two processes."""
+    (folder / "victim.py").write_text(code)
+    command = "import sys; from t2i.model.launch import relaunch; sys.exit(relaunch('victim', {}, 2))"
+    paths = os.pathsep.join([str(ROOT), str(folder)])
+    return subprocess.Popen(
+        [sys.executable, "-c", command], cwd=folder, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.DEVNULL
+    )
+
+
+def started(parent: subprocess.Popen, folder: Path) -> list[Path]:
+    """Waits until both processes have left a file that says so."""
+    deadline = time.monotonic() + 60
+    while len(found := list(folder.glob("started-*"))) < 2:
+        if parent.poll() is not None or time.monotonic() > deadline:
+            parent.kill()
+            pytest.fail(f"only {len(found)} of 2 processes started")
+        time.sleep(0.05)
+    return found
+
+
+def lives(number: int) -> bool:
+    """Whether a process is there and no zombie, which it stays where a container's PID 1 waits for none."""
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_every_process_runs(tmp_path) -> None:
+    code = "import os, pathlib; pathlib.Path(os.environ['RANK'] + '-of-' + os.environ['WORLD_SIZE']).touch()"
+    assert launch(code, tmp_path).wait(timeout=60) == 0
+    assert {path.name for path in tmp_path.glob("*-of-2")} == {"0-of-2", "1-of-2"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_every_process_and_decides_the_exit_code(tmp_path, number) -> None:
+    code = """
+import os, pathlib, signal, sys, time
+def stop(*_):
+    pathlib.Path('stopped-' + os.environ['RANK']).touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path('started-' + os.environ['RANK']).touch()
+time.sleep(60)
+"""
+    parent = launch(code, tmp_path)
+    started(parent, tmp_path)
+    parent.send_signal(number)
+    assert parent.wait(timeout=60) == 128 + number
+    assert len(list(tmp_path.glob("stopped-*"))) == 2
+
+
+def test_a_second_ctrl_c_ends_every_process_at_once(tmp_path) -> None:
+    code = """
+import os, pathlib, time
+from t2i.core.signals import Interrupt, die_with_parent
+die_with_parent()
+with Interrupt():
+    pathlib.Path('started-' + str(os.getpid())).touch()
+    while True:
+        time.sleep(0.1)
+"""
+    parent = launch(code, tmp_path)
+    processes = [int(path.name.removeprefix("started-")) for path in started(parent, tmp_path)]
+    parent.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(timeout=10) == 130
+    deadline = time.monotonic() + 10
+    while any(map(lives, processes)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [number for number in processes if lives(number)]

@@ -1,0 +1,109 @@
+import re
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from typer.testing import CliRunner
+
+from stages import encode, fetch
+from stages.tools import app
+from t2i.model.families.stable_diffusion import Family
+from t2i.tools.memory import count_weights, state_bytes
+from t2i.tools.plan import _fetched, cache_bytes
+from t2i.tools.probe import probe_encoders, probe_step
+from t2i.tools.sections import load_sections
+from t2i.train.ema import Ema
+from t2i.train.optim import make_optimizer, trainable
+
+
+def planned(*arguments: str) -> dict[str, str]:
+    AcceleratorState._reset_state(reset_partial_state=True)  # as a new process finds it
+    done = CliRunner().invoke(app, ["plan", *arguments])
+    assert done.exit_code == 0, done.exception
+    return {line[:22].strip(): line[23:] for line in done.output.splitlines()}
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_the_bytes_that_are_planned_are_those_that_are_written(project, views) -> None:
+    metadata = project.folder / "images" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace('"square 3"', '["square 3", "the third", "three"]'))
+    project.params["encode"]["images"] |= {"crop": {"name": "random", "views": views}, "flip": views > 1}
+    project.write()
+    fetch.base()
+    fetch.dataset()
+    sections = load_sections(project.folder / "params.yaml")
+    encoders = probe_encoders(Family(project.folder / "data/base"), sections.runtime, 32, "a square")
+    planned = cache_bytes(sections, _fetched(project.folder / "data/raw"), encoders)
+    encode.images()
+    encode.captions()
+    written = [
+        sum(path.stat().st_size for path in (project.folder / "data" / name).glob("*.tar")) for name in ("latents", "embeds")
+    ]
+    assert planned == tuple(written)
+
+
+def test_a_plan_says_what_is_there_and_what_it_will_take(project) -> None:
+    fetch.base()
+    fetch.dataset()
+    said = planned()
+    assert said["records"] == "17 train, 7 held out; 24 captions"
+    assert re.fullmatch(r"[\d.]+ kB in 4 shards", said["moments"])
+    assert said["steps"] == "6 of 4 images: 1.41 epochs"
+    assert "K parameters" in said["memory"] or "M parameters" in said["memory"]
+    for name in ("encode images", "encode captions", "train", "evaluate base", "evaluate model", "together"):
+        assert re.fullmatch(r"about \d+ min \d\d s", said[f"time, {name}"])
+    assert not list((project.folder / "data").glob("latents*"))
+
+
+def test_a_plan_is_made_for_records_that_are_not_there_yet(project) -> None:
+    fetch.base()
+    project.params["fetch"]["max_heldout_records"] = 100
+    project.write()
+    said = planned("--records", "100000")
+    assert said["records"] == "70000 train, 100 held out; 70100 captions"
+    assert re.fullmatch(r"[\d.]+ MB in 8763 shards", said["moments"])
+
+
+def test_what_is_missing_is_said_with_what_to_do(project) -> None:
+    done = CliRunner().invoke(app, ["plan"])
+    assert "data/base: no pipeline is here; run `t2i fetch base`" in str(done.exception)
+    fetch.base()
+    done = CliRunner().invoke(app, ["plan"])
+    assert "data/raw: no dataset is here; run `t2i fetch dataset`, or say for how many records" in str(done.exception)
+
+
+@pytest.mark.parametrize("pattern", ["", "conv_in"])
+def test_the_state_that_is_planned_is_what_a_step_leaves(project, tiny_base, pattern) -> None:
+    sections = load_sections(project.folder / "params.yaml")
+    unet = Family(tiny_base).load_unet(random=False)
+    weights, trained = dict(unet.named_parameters()), trainable(unet, pattern)
+    optimizer, ema = make_optimizer(trained, sections.train.optimizer), Ema(weights, sections.train.ema, "cpu")
+    for weight in trained:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    held = [*weights.values(), *(weight.grad for weight in trained), *moments, *ema.shadow.values()]
+    part, whole = count_weights(tiny_base / "unet", pattern)
+    assert (part, whole) == (sum(weight.numel() for weight in trained), sum(weight.numel() for weight in weights.values()))
+    assert state_bytes(sections.train, sections.runtime, part, whole) == sum(tensor.nbytes for tensor in held)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1])
+def test_a_step_that_is_probed_is_one_that_trains(project, monkeypatch, micro_batch_size) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    project.params["runtime"]["micro_batch_size"] = micro_batch_size
+    project.write()
+    fetch.base()
+    sections, family = load_sections(project.folder / "params.yaml"), Family(project.folder / "data/base")
+    encoders = probe_encoders(family, sections.runtime, 32, "a square")
+    trained: list[int] = []
+    step = torch.optim.AdamW.step
+
+    def counted(self: torch.optim.AdamW, *arguments: object) -> object:
+        trained.append(sum(weight.grad is not None for group in self.param_groups for weight in group["params"]))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    assert probe_step(sections.train, sections.runtime, family, encoders, project.folder / "probe") > 0
+    assert len(trained) > 1
+    assert min(trained) == max(trained) > 0

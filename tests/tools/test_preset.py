@@ -1,0 +1,120 @@
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import StableDiffusionPipeline
+from ruamel.yaml import YAML
+
+from stages import tools
+from t2i.core.params import ParamsError, load
+from t2i.tools.preset import presets, write_preset
+from t2i.tools.sections import MODELS
+from tests import tiny
+from tests.core.test_params import ROOT
+
+NAMES = list(presets(ROOT / "presets"))
+
+
+def preset(name: str, folder: Path) -> Path:
+    path = folder / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    assert write_preset(name, ROOT / "presets", path)
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_is_a_whole_and_valid_parameter_file(tmp_path, name) -> None:
+    path = preset(name, tmp_path)
+    for section, model in MODELS.items():
+        load(path, section, model)
+    said = path.read_text(encoding="utf-8")
+    assert said.startswith("# Every number that changes a result")
+    assert "\n# What changes at most rounding" in said
+    assert write_preset(name, ROOT / "presets", path) == []  # all of it is there
+
+
+def test_the_guides_run_is_that_of_the_guide(tmp_path) -> None:
+    params = YAML(typ="safe").load(preset("naruto-sd15", tmp_path).read_text(encoding="utf-8"))
+    train, runtime, images = params["train"], params["runtime"], params["encode"]["images"]
+    assert params["base"]["hub"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert params["fetch"]["source"]["id"] == "lambdalabs/naruto-blip-captions"
+    assert (images["resolution_px"], images["crop"], images["flip"]) == (512, {"name": "center"}, True)
+    assert (train["batch_size"], runtime["micro_batch_size"], runtime["gradient_checkpointing"]) == (4, 1, True)
+    assert (train["steps"], train["learning_rate"], train["schedule"]) == (15000, 1e-5, {"name": "constant"})
+    assert (train["warmup_steps"], train["max_grad_norm"], train["precision"]) == (0, 1, "fp16")
+    assert train["objective"]["weighting"] == {"name": "min_snr", "gamma": 5.0}
+    assert runtime["attention"] == "xformers"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_leaves_nothing_of_another(tmp_path, name) -> None:
+    alone = YAML(typ="safe").load(preset(name, tmp_path).read_text(encoding="utf-8"))
+    for other in NAMES:
+        path = preset(other, tmp_path)
+        write_preset(name, ROOT / "presets", path)
+        assert YAML(typ="safe").load(path.read_text(encoding="utf-8")) == alone
+
+
+def small(params: dict[str, Any]) -> None:
+    """What a tiny model and a machine without a GPU ask for; all else is the preset's."""
+    params["fetch"]["heldout_fraction"] = 0.3
+    params["encode"]["images"] |= {"resolution_px": 32, "min_psnr": 0.0, "psnr_records": 4}
+    params["train"] |= {"steps": 3, "precision": "fp32"}
+    params["evaluate"] |= {
+        "prompts": 4,
+        "num_inference_steps": 2,
+        "timesteps_per_record": 2,
+        "resamples": 100,
+        "precision": "fp32",
+    }
+    params["sweep"] |= {"guidance_scales": [1.0], "prompts": 4}
+    params["report"] |= {"grid_prompts": 3, "most_steps": 2}
+    params["runtime"] |= {"device": "cpu", "attention": "auto", "log_every_steps": 2}
+    params["runtime"]["validation"] |= {"every_steps": 2, "records": 2, "timesteps_per_record": 2, "num_inference_steps": 2}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_runs_on_a_tiny_model_of_its_family(project, tmp_path, name) -> None:
+    predicts = "v_prediction" if name == "sd21-v" else "epsilon"
+    base = tiny.make_base(tmp_path / "like", prediction_type=predicts, text_layers=2, text_width=24)
+    params = YAML(typ="safe").load(preset(name, tmp_path).read_text(encoding="utf-8"))
+    params["base"] |= {"hub": None, "revision": None, "local": str(base), "clip": str(base / "clip")}
+    params["fetch"] |= {"source": {"name": "folder", "caption_column": "text"}, "local": str(tmp_path / "images")}
+    small(params)
+    project.params = params
+    project.write()
+    project.fetch_and_encode()
+    project.train()
+    project.evaluate()
+    pipeline = StableDiffusionPipeline.from_pretrained(project.folder / "data/model", use_safetensors=True)
+    assert len(pipeline(["a red square"], num_inference_steps=2, height=32, width=32).images) == 1
+    page = (project.folder / "data/reports/report.html").read_text(encoding="utf-8")
+    assert ("does not compare" in page) == (name == "sd21-v")  # another noise schedule than the base's
+    if name == "sd21-v":
+        assert pipeline.scheduler.alphas_cumprod[-1] < 1e-6
+        assert (pipeline.scheduler.config.prediction_type, pipeline.scheduler.config.timestep_spacing) == (predicts, "trailing")
+
+
+def test_an_unknown_preset_or_key_changes_nothing(tmp_path) -> None:
+    path = preset("sd21-v", tmp_path)
+    before = path.read_text(encoding="utf-8")
+    with pytest.raises(ParamsError, match=r"'sd21' is no preset: .* has naruto-sd15, sd21-v"):
+        write_preset("sd21", ROOT / "presets", path)
+    (tmp_path / "odd.yaml").write_text("# Odd.\ntrain: {stepps: 3}\n")
+    with pytest.raises(ParamsError, match=r"preset odd: `train.stepps` is no parameter"):
+        write_preset("odd", tmp_path, path)
+    assert path.read_text(encoding="utf-8") == before
+
+
+def test_the_command_lists_them_and_writes_one(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(ROOT)
+    path = preset("naruto-sd15", tmp_path)
+    for arguments in (["--list"], ["sd21-v", "--params", str(path)]):
+        monkeypatch.setattr(sys, "argv", ["t2i", "preset", *arguments])
+        with pytest.raises(SystemExit) as done:
+            tools.main()
+        assert done.value.code == 0
+    said = capsys.readouterr().out
+    assert "naruto-sd15: Stable Diffusion 1.5" in said
+    assert "encode.images.resolution_px: 512 -> 768" in said

@@ -1,0 +1,20 @@
+import json
+
+from t2i.train.card import write_card
+
+
+def test_the_card_states_licence_attribution_and_what_made_the_model(tmp_path) -> None:
+    dataset = {"source": "OpenMoji", "licence": "CC BY-SA 4.0", "attribution": "All emojis designed by OpenMoji"}
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset))
+    (tmp_path / "source.json").write_text(json.dumps({"source": "someone/base", "commit": "abc"}))
+    write_card(tmp_path, tmp_path / "dataset.json", {"train": {"seed": 3}})
+    card = (tmp_path / "README.md").read_text()
+    for fact in (
+        "license: cc-by-sa-4.0",
+        "All emojis designed by OpenMoji",
+        "source: someone/base",
+        "commit: abc",
+        '"seed": 3',
+        "use_safetensors=True",
+    ):
+        assert fact in card

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+
+from t2i.train.ema import Ema, EmaParams
+
+
+def params(**changes) -> EmaParams:
+    return EmaParams(
+        **({"decay": 0.9, "warmup": False, "start_step": 0, "inv_gamma": 1.0, "power": 0.75, "every_steps": 1} | changes)
+    )
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize(("decay", "start_step"), [(0.9, 0), (0.9999, 0), (0.9999, 6)])
+def test_shadow_follows_diffusers_ema_model(warmup, decay, start_step) -> None:
+    layer = torch.nn.Linear(3, 3)
+    theirs = EMAModel(
+        layer.parameters(), decay=decay, use_ema_warmup=warmup, inv_gamma=1.0, power=0.75, update_after_step=start_step
+    )
+    ours = Ema(dict(layer.named_parameters()), params(decay=decay, warmup=warmup, start_step=start_step), "cpu")
+    for step in range(1, 40):
+        with torch.no_grad():
+            for weight in layer.parameters():
+                weight.add_(torch.randn_like(weight))
+        theirs.step(layer.parameters())
+        ours.update(dict(layer.named_parameters()), step, last=False)
+        for shadow, reference in zip(ours.shadow.values(), theirs.shadow_params, strict=True):
+            torch.testing.assert_close(shadow, reference)
+
+
+def test_first_update_copies() -> None:
+    ema = Ema({"w": torch.zeros(2)}, params(), "cpu")
+    ema.update({"w": torch.ones(2)}, 1, last=False)
+    assert (ema.shadow["w"] == 1).all()
+
+
+def test_every_n_steps_uses_the_power_of_the_decay() -> None:
+    ema = Ema({"w": torch.zeros(1)}, params(decay=0.5, every_steps=4), "cpu")
+    for step in range(1, 401):
+        ema.update({"w": torch.zeros(1)}, step, last=False)
+    assert ema.updates == 100
+    assert ema.decay(ema.updates, 4) == 0.5**4
+
+
+def test_weights_are_matched_by_name_not_by_order() -> None:
+    ema = Ema({"a": torch.zeros(2), "b": torch.zeros(3)}, params(), "cpu")
+    ema.shadow = dict(reversed(ema.shadow.items()))  # as a file sorted otherwise gives them
+    ema.update({"a": torch.full((2,), 1.0), "b": torch.full((3,), 2.0)}, 1, last=False)
+    assert (ema.shadow["a"] == 1).all()
+    assert (ema.shadow["b"] == 2).all()
+
+
+def test_the_shadow_is_lent_and_given_back() -> None:
+    weights = {"w": torch.nn.Parameter(torch.ones(3))}
+    ema = Ema(weights, params(), "cpu")
+    ema.shadow["w"].fill_(7.0)
+    with ema.applied(weights):
+        assert weights["w"].tolist() == [7.0] * 3
+        assert ema.shadow["w"].tolist() == [1.0] * 3
+    assert weights["w"].tolist() == [1.0] * 3
+    assert ema.shadow["w"].tolist() == [7.0] * 3
+
+
+@pytest.mark.parametrize("steps", [3, 5, 7])
+def test_the_last_step_is_never_missed(steps) -> None:
+    sparse, dense = (Ema({"w": torch.zeros(1)}, params(decay=0.0, every_steps=every), "cpu") for every in (5, 1))
+    for step in range(1, steps + 1):
+        for ema in (sparse, dense):
+            ema.update({"w": torch.full((1,), float(step))}, step, last=step == steps)
+    assert sparse.shadow["w"] == dense.shadow["w"] == steps

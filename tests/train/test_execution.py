@@ -1,0 +1,112 @@
+import json
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from accelerate import AutocastKwargs
+
+from t2i.core.params import load
+from t2i.model.families.stable_diffusion import Family
+from t2i.model.runtime import Runtime
+from t2i.train.execution import MOST_OVERFLOWS, Overflows, make_accelerator, prepared_unet
+from tests.behaviour.test_stages import files
+from tests.conftest import ROOT, Project
+
+
+def overflowing(
+    weight: torch.nn.Parameter, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, by: float
+) -> torch.Tensor:
+    """A step as Accelerate takes it; returns the norm of the gradients."""
+    scaler.scale((weight * by).sum()).backward()
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_([weight], 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    return norm
+
+
+def test_a_step_that_overflows_changes_no_weight_and_is_taken_again() -> None:
+    weight, scaler = torch.nn.Parameter(torch.ones(3)), torch.amp.GradScaler("cpu")
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    overflows = Overflows(scaler)
+    assert overflows.met(overflowing(weight, optimizer, scaler, by=float("inf")))
+    assert weight.tolist() == [1.0] * 3
+    assert scaler.get_scale() == 2**15
+    assert not overflows.met(overflowing(weight, optimizer, scaler, by=1.0))
+    assert (weight < 1).all()
+
+
+def test_overflow_without_end_is_an_error_that_says_what_to_do() -> None:
+    weight, scaler = torch.nn.Parameter(torch.ones(3)), torch.amp.GradScaler("cpu")
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    overflows = Overflows(scaler)
+    for _ in range(MOST_OVERFLOWS):
+        assert overflows.met(overflowing(weight, optimizer, scaler, by=float("nan")))
+    with pytest.raises(ValueError, match=r"overflowed 31 times in a row.*lower `train.learning_rate`"):
+        overflows.met(overflowing(weight, optimizer, scaler, by=float("nan")))
+
+
+def test_without_a_scaler_nothing_is_taken_again() -> None:
+    assert not Overflows(None).met(torch.tensor(float("nan")))  # the history says what is wrong
+
+
+class Overflowing(torch.amp.GradScaler):
+    """A loss scaler that makes some of the losses, counted from 1, too large."""
+
+    def __init__(self, *at: int) -> None:
+        super().__init__("cpu")
+        self.losses, self.at = 0, at
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        self.losses += 1
+        return super().scale(loss) * (float("inf") if self.losses in self.at else 1.0)
+
+
+def trained_with(scaler: torch.amp.GradScaler, project: Project, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What training leaves that scales its losses as in fp16, and computes in fp32, so that any CPU can."""
+
+    def scaling(*arguments: Any) -> Any:
+        accelerator = make_accelerator(*arguments)
+        accelerator.scaler, accelerator.native_amp, accelerator.state._mixed_precision = scaler, True, "fp16"
+        accelerator.autocast_handler = AutocastKwargs(enabled=False)
+        return accelerator
+
+    monkeypatch.setattr("t2i.train.loop.make_accelerator", scaling)
+    project.train()
+    data = project.folder / "data"
+    left = files(data)
+    for name in ("model", "validation", "work"):
+        shutil.rmtree(data / name)
+    return left
+
+
+def test_overflows_in_training_change_the_loss_scale_and_nothing_else(project, monkeypatch) -> None:
+    project.fetch_and_encode()
+    wanted = trained_with(Overflowing(), project, monkeypatch)
+    found = trained_with(Overflowing(1, 4, 5), project, monkeypatch)
+    (state,) = (name for name in wanted if name.endswith("step-00000006/state.json"))
+    before, after = json.loads(wanted[state]), json.loads(found[state])
+    assert (before.pop("scaler")["scale"], after.pop("scaler")["scale"]) == (2**16, 2**13)
+    assert before == after
+    changed = {name for name in wanted if found[name] != wanted[name]}
+    assert {name.rpartition("/")[2] for name in changed} <= {"state.json", "MANIFEST.json"}
+    assert found.keys() == wanted.keys()
+
+
+def test_attention_and_checkpointing_are_what_runtime_says(tiny_base) -> None:
+    runtime = load(ROOT / "params.yaml", "runtime", Runtime).model_copy(
+        update={"device": "cpu", "gradient_checkpointing": True}
+    )
+    unet = prepared_unet(Family(tiny_base), runtime, random=False)
+    assert unet.training
+    assert unet.is_gradient_checkpointing
+    assert {type(processor).__name__ for processor in unet.attn_processors.values()} == {"AttnProcessor"}
+
+
+def test_xformers_where_it_cannot_work_is_refused_with_what_to_do(tiny_base, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    runtime = load(ROOT / "params.yaml", "runtime", Runtime).model_copy(update={"attention": "xformers"})
+    with pytest.raises(ValueError, match=r"`runtime.attention` is xformers, which does not work here .*set .* to auto"):
+        prepared_unet(Family(tiny_base), runtime, random=False)

@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from t2i.train.history import History
+
+
+def test_windows_are_means_and_a_short_last_one_is_kept() -> None:
+    history = History()
+    for step in range(5):
+        history.append((torch.tensor(float(step)), torch.tensor(1.0), torch.tensor(2.0), 0.5))
+    assert history.csv(2).splitlines() == [
+        "step,loss,mse,grad_norm,learning_rate",
+        "2,0.5,1,2,0.5",
+        "4,2.5,1,2,0.5",
+        "5,4,1,2,0.5",
+    ]
+
+
+def test_a_history_goes_on_from_a_checkpoint() -> None:
+    whole, first = History(), History()
+    rows = torch.rand(6, 4)
+    for row in rows:
+        whole.append(row.unbind())
+    for row in rows[:3]:
+        first.append(row.unbind())
+    second = History(first.tensor())
+    for row in rows[3:]:
+        second.append(row.unbind())
+    assert second.csv(4) == whole.csv(4)
+
+
+def test_a_loss_that_is_not_finite_names_its_step() -> None:
+    history = History()
+    for loss in (1.0, float("nan")):
+        history.append((torch.tensor(loss), 0.0, 0.0, 0.0))
+    with pytest.raises(ValueError, match=r"step 2: the loss is nan, .*: lower `train.learning_rate`"):
+        history.rows()

@@ -1,0 +1,50 @@
+import pytest
+import torch
+from pydantic import ValidationError
+
+from t2i.train.timesteps import (
+    EndTimesteps,
+    RangeTimesteps,
+    Timesteps,
+    UniformTimesteps,
+    cumulated_probabilities,
+    draw_timestep,
+)
+
+
+def shares(favouring: Timesteps, timesteps: int = 1000) -> torch.Tensor:
+    cumulated = cumulated_probabilities(timesteps, favouring)
+    return torch.diff(cumulated, prepend=torch.zeros(1, dtype=torch.float64))
+
+
+def test_uniform_draws_what_a_multiplication_would() -> None:
+    cumulated = cumulated_probabilities(1000, UniformTimesteps(name="uniform"))
+    uniform = torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tolist()
+    assert [draw_timestep(cumulated, u) for u in uniform] == [int(u * 1000) for u in uniform]
+    assert (draw_timestep(cumulated, 0.0), draw_timestep(cumulated, 1 - 1e-16)) == (0, 999)
+
+
+@pytest.mark.parametrize(
+    ("favouring", "favoured"),
+    [
+        (EndTimesteps(name="later", portion=0.25, multiplier=3.0), range(750, 1000)),
+        (EndTimesteps(name="earlier", portion=0.25, multiplier=3.0), range(250)),
+        (RangeTimesteps(name="range", begin=100, end=350, multiplier=3.0), range(100, 350)),
+    ],
+)
+def test_favoured_timesteps_are_drawn_as_much_more_often(favouring, favoured) -> None:
+    probabilities = shares(favouring)
+    inside = torch.zeros(1000, dtype=torch.bool)
+    inside[favoured.start : favoured.stop] = True
+    torch.testing.assert_close(probabilities[inside] / probabilities[~inside][0], torch.full((250,), 3.0, dtype=torch.float64))
+    assert probabilities.sum() == pytest.approx(1)
+    cumulated = cumulated_probabilities(1000, favouring)
+    drawn = [draw_timestep(cumulated, u) for u in torch.rand(4000).double().tolist()]
+    assert sum(timestep in favoured for timestep in drawn) / 4000 == pytest.approx(0.5, abs=0.05)  # 3 x 250 of 3 x 250 + 750
+
+
+def test_a_range_that_is_none_is_refused() -> None:
+    with pytest.raises(ValidationError, match="the range would be empty"):
+        RangeTimesteps(name="range", begin=5, end=5, multiplier=2.0)
+    with pytest.raises(ValueError, match=r"`train.objective.timesteps.end` is 2000, but the schedule has 1000"):
+        shares(RangeTimesteps(name="range", begin=0, end=2000, multiplier=2.0))
