@@ -1,13 +1,23 @@
 """The console: how every command reads its parameters, says what is wrong, and ends."""
 
+import inspect
 import io
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+_STARTED = time.monotonic()
+
+# OpenMP's threads wait for each other at every operation. By default they spin for milliseconds, which stops a machine that
+# computes anything else; asleep at once, they cost an idle machine half its speed. libgomp reads this when torch loads it.
+# benchmarks/busy.py measures it.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 # transformers and diffusers have much to say at import that a user of these commands cannot act on.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -25,9 +35,10 @@ def application(help: str) -> typer.Typer:
 def run(app: Callable[[], Any]) -> None:
     """Runs an application: an expected error is one line on stderr; 2 for a wrong parameter, 1 for all else."""
     from t2i.core.params import ParamsError
-    from t2i.core.signals import die_with_parent
+    from t2i.core.signals import end_with_parent
 
-    die_with_parent()
+    if {"DVC_STAGE", "TORCHELASTIC_RUN_ID"} & os.environ.keys():  # no stage outlives the `dvc repro` or the launcher above it
+        end_with_parent()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show ends no stage
     try:
@@ -41,6 +52,21 @@ def run(app: Callable[[], Any]) -> None:
             raise
         print(f"error: {printable(said)}", file=sys.stderr)
         sys.exit(1)
+
+
+def took() -> str:
+    """Returns the time since the command started, such as `12 s` or `3 min 04 s`."""
+    minutes, seconds = divmod(round(time.monotonic() - _STARTED), 60)
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def command_line(command: Callable[..., Any], values: Mapping[str, Any]) -> list[str]:
+    """Returns the words that call a command with these values of its options."""
+    words = []
+    for name, value in values.items():
+        (option,) = inspect.get_annotations(command)[name].__metadata__
+        words += [option.default if isinstance(option.default, str) else f"--{name.replace('_', '-')}", str(value)]
+    return words
 
 
 def _explained(error: Exception) -> str | None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from stages.console import ParamsFile, application, run
+from stages.console import ParamsFile, application, run, took
 
 app = application("Encode images to VAE moments and captions to text embeddings, once.")
 
@@ -16,28 +16,27 @@ def images(
     raw: Annotated[Path, typer.Option(help="Image shards, from `fetch dataset`.")] = Path("data/raw/images"),
     out: Annotated[Path, typer.Option(help="Folder for the shards of moments.")] = Path("data/latents"),
     report: Annotated[Path, typer.Option(help="Metrics file.")] = Path("data/reports/encode-images/metrics.json"),
-    params: ParamsFile = Path("params.yaml"),
+    params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Encodes every image, so that training never loads the VAE; decodes some back and reports their PSNR."""
     from t2i.core.files import write_json
-    from t2i.core.params import load
+    from t2i.core.params import load_section
     from t2i.data.manifest import check_hashes
     from t2i.encode.images import encode_images
     from t2i.encode.views import EncodeImages
-    from t2i.model.family import Base, load_family
+    from t2i.model.family import open_family
     from t2i.model.runtime import Runtime
 
-    section, runtime = load(params, "encode.images", EncodeImages), load(params, "runtime", Runtime)
-    family = load_family(load(params, "base", Base).family, base)
+    section, runtime = load_section(params_file, "encode.images", EncodeImages), load_section(params_file, "runtime", Runtime)
+    family = open_family(params_file, base)
     if runtime.verify_shards:
         check_hashes(raw)
     metrics = encode_images(
         section, family, base, raw, out, batch_size=runtime.encode_batch_size, device=runtime.torch_device()
     )
     write_json(report, metrics)
-    print(
-        f"{metrics['records']} images encoded; PSNR when decoded {metrics['psnr_mean']:.1f} dB, least {metrics['psnr_min']:.1f}"
-    )
+    psnr = f"PSNR when decoded {metrics['psnr_mean']:.1f} dB, least {metrics['psnr_min']:.1f}"
+    print(f"{metrics['records']} images encoded in {took()}; {psnr}")
 
 
 @app.command()
@@ -45,24 +44,34 @@ def captions(
     base: Annotated[Path, typer.Option(help="The pipeline, from `fetch base`.")] = Path("data/base"),
     captions: Annotated[Path, typer.Option(help="Captions, from `fetch dataset`.")] = Path("data/raw/captions.jsonl"),
     out: Annotated[Path, typer.Option(help="Folder for the shards of embeddings.")] = Path("data/embeds"),
-    drawn: Annotated[Path, typer.Option(help="Folder for what is drawn in training.")] = Path("data/validation-prompts"),
+    validation_prompts: Annotated[Path, typer.Option(help="Folder for the prompts that are drawn during training.")] = Path(
+        "data/validation-prompts"
+    ),
     report: Annotated[Path, typer.Option(help="Metrics file.")] = Path("data/reports/encode-captions/metrics.json"),
-    params: ParamsFile = Path("params.yaml"),
+    params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Encodes every caption, so that training never loads the text encoder."""
     from t2i.core.files import write_json
-    from t2i.core.params import load
+    from t2i.core.params import load_section
     from t2i.encode.captions import EncodeCaptions, encode_captions
-    from t2i.model.family import Base, load_family
+    from t2i.model.family import open_family
     from t2i.model.runtime import Runtime
 
-    section, runtime = load(params, "encode.captions", EncodeCaptions), load(params, "runtime", Runtime)
-    family = load_family(load(params, "base", Base).family, base)
+    section = load_section(params_file, "encode.captions", EncodeCaptions)
+    runtime, family = load_section(params_file, "runtime", Runtime), open_family(params_file, base)
     metrics = encode_captions(
-        section, family, base, captions, out, drawn, batch_size=runtime.encode_batch_size, device=runtime.torch_device()
+        section,
+        family,
+        base,
+        captions,
+        out,
+        validation_prompts,
+        batch_size=runtime.encode_batch_size,
+        device=runtime.torch_device(),
     )
     write_json(report, metrics)
-    print(f"{metrics['captions']} captions of {metrics['records']} records encoded, {metrics['truncated']} cut short")
+    counts = f"{metrics['captions']} captions of {metrics['records']} records"
+    print(f"{counts} encoded in {took()}; {metrics['truncated']} are longer than the tokenizer takes and were cut")
 
 
 if __name__ == "__main__":

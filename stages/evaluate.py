@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from stages.console import ParamsFile, application, run
+from stages.console import ParamsFile, application, run, took
 
 app = application("Measure the base and a fine-tuned model on held-out prompts, and show them on one page.")
 
@@ -27,22 +27,23 @@ def base(
     embeds: Embeds = DATA / "embeds",
     samples: Samples = DATA / "samples/base",
     report: Annotated[Path, typer.Option(help="Folder for the figures.")] = DATA / "reports/evaluate-base",
-    params: ParamsFile = Path("params.yaml"),
+    params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Samples and measures the base, once for all the models that are fine-tuned from it."""
-    from t2i.core.params import load
+    from t2i.core.params import load_section
     from t2i.data.caches import check_data
     from t2i.evaluate.base import evaluate_base
     from t2i.evaluate.evaluator import Evaluator
-    from t2i.evaluate.heldout import Evaluate, Inputs
-    from t2i.model.family import Base, load_family
+    from t2i.evaluate.heldout import DataFolders
+    from t2i.evaluate.section import Evaluate
+    from t2i.model.family import open_family
     from t2i.model.runtime import Runtime
 
-    section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
-    kind = load(params, "base", Base).family
-    check_data(raw, latents, embeds, params, base=base, hashes=runtime.verify_shards)
-    family, inputs = load_family(kind, base), Inputs(raw, latents, embeds)
-    evaluator = Evaluator(section, inputs, clip, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
+    section, runtime = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "runtime", Runtime)
+    family = open_family(params_file, base)
+    check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
+    data = DataFolders(raw, latents, embeds)
+    evaluator = Evaluator(section, data, clip, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
     _print(evaluate_base(evaluator, family, samples, report).metrics)
 
 
@@ -57,22 +58,23 @@ def model(
     samples: Samples = DATA / "samples/model",
     base_report: Annotated[Path, typer.Option(help="Folder of the base's figures.")] = DATA / "reports/evaluate-base",
     report: Annotated[Path, typer.Option(help="Folder for the figures.")] = DATA / "reports/evaluate",
-    params: ParamsFile = Path("params.yaml"),
+    params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Samples and measures the fine-tuned model on the same prompts and seeds, the base's figures beside it."""
-    from t2i.core.params import load
+    from t2i.core.params import load_section
     from t2i.data.caches import check_data
     from t2i.evaluate.evaluator import Evaluator
-    from t2i.evaluate.heldout import Evaluate, Inputs
+    from t2i.evaluate.heldout import DataFolders
     from t2i.evaluate.model import Sweep, evaluate_model
-    from t2i.model.family import Base, load_family
+    from t2i.evaluate.section import Evaluate
+    from t2i.model.family import open_family
     from t2i.model.runtime import Runtime
 
-    section, runtime = load(params, "evaluate", Evaluate), load(params, "runtime", Runtime)
-    sweep, kind = load(params, "sweep", Sweep), load(params, "base", Base).family
-    check_data(raw, latents, embeds, params, base=base, hashes=runtime.verify_shards)
-    family, inputs = load_family(kind, model), Inputs(raw, latents, embeds)
-    evaluator = Evaluator(section, inputs, clip, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
+    section, runtime = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "runtime", Runtime)
+    sweep, family = load_section(params_file, "sweep", Sweep), open_family(params_file, model)
+    check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
+    data = DataFolders(raw, latents, embeds)
+    evaluator = Evaluator(section, data, clip, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
     _print(evaluate_model(sweep, evaluator, family, samples, base_report, report).metrics)
 
 
@@ -90,30 +92,33 @@ def report(
     reports: Annotated[Path, typer.Option(help="Folder of the figures of every stage.")] = DATA / "reports",
     pictures: Annotated[Path, typer.Option(help="Folder for the pictures.")] = DATA / "pictures",
     page: Annotated[Path, typer.Option(help="The page.")] = DATA / "reports/report.html",
-    params: ParamsFile = Path("params.yaml"),
+    params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Puts what the stages left into pictures, and on one page that needs nothing but itself."""
-    from t2i.core.params import load
+    from t2i.core.params import load_section
     from t2i.data.caches import check_data
-    from t2i.evaluate.heldout import Evaluate, Inputs
+    from t2i.evaluate.heldout import DataFolders
     from t2i.evaluate.report import Left, Report, evaluate_report
-    from t2i.model.family import Base, load_family
+    from t2i.evaluate.section import Evaluate
+    from t2i.model.family import open_family
     from t2i.model.runtime import Runtime
 
-    section, shown = load(params, "evaluate", Evaluate), load(params, "report", Report)
-    kind, runtime = load(params, "base", Base).family, load(params, "runtime", Runtime)
-    check_data(raw, latents, embeds, params, base=base, hashes=runtime.verify_shards)
-    left = Left(Inputs(raw, latents, embeds), validation_prompts, samples, reports, validation, model)
-    family, tuned, text = load_family(kind, base), load_family(kind, model), params.read_text(encoding="utf-8")
+    section, shown = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "report", Report)
+    runtime = load_section(params_file, "runtime", Runtime)
+    family, tuned = open_family(params_file, base), open_family(params_file, model)
+    check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
+    left = Left(DataFolders(raw, latents, embeds), validation_prompts, samples, reports, validation, model)
+    text = params_file.read_text(encoding="utf-8")
     warnings = evaluate_report(shown, section, family, tuned, left, text, pictures, page, runtime.torch_device())
     for warning in warnings:
         print(f"warning: {warning.what} {warning.to_try}")
-    print(f"the report: {page}; side by side: {pictures / 'grid.png'}")
+    print(f"report written in {took()}: {page}; side by side: {pictures / 'grid.png'}")
 
 
 def _print(metrics: dict[str, float | int]) -> None:
     for name, value in metrics.items():
         print(f"  {name:26} {value:g}")
+    print(f"sampled and measured in {took()}")
 
 
 if __name__ == "__main__":

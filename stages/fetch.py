@@ -14,28 +14,28 @@ app = application("Bring the pretrained model and the dataset to data/.")
 def base(
     out: Annotated[Path, typer.Option(help="Folder for the pipeline, in diffusers' layout.")] = Path("data/base"),
     clip_out: Annotated[Path, typer.Option(help="Folder for the CLIP that measures.")] = Path("data/base-clip"),
-    params: ParamsFile = Path("params.yaml"),
+    params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Copies the base from a folder or the Hub: safetensors only, a Hub revision resolved to a commit."""
-    from t2i.core.params import load
+    from t2i.core.params import load_section
     from t2i.fetch.base import fetch_base
-    from t2i.model.family import Base
+    from t2i.model.base import Base
 
-    print("base:", fetch_base(load(params, "base", Base), out, clip_out))
+    print("base:", fetch_base(load_section(params_file, "base", Base), out, clip_out))
 
 
 @app.command()
 def dataset(
     out: Annotated[Path, typer.Option(help="Folder for image shards and captions.")] = Path("data/raw"),
     report: Annotated[Path, typer.Option(help="Metrics file.")] = Path("data/reports/fetch-dataset/metrics.json"),
-    params: ParamsFile = Path("params.yaml"),
+    params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Copies a source's images and captions into shards, split by hash into train and held-out records."""
     from t2i.core.files import write_json
-    from t2i.core.params import load
+    from t2i.core.params import load_section
     from t2i.fetch.dataset import Fetch, fetch_dataset
 
-    fetched = fetch_dataset(load(params, "fetch", Fetch), out)
+    fetched = fetch_dataset(load_section(params_file, "fetch", Fetch), out)
     write_json(report, fetched.metrics())
     kept = (f"{count} of {fetched.found[split]} records {split}" for split, count in fetched.kept.items())
     print("dataset:", ", ".join(kept))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from stages.console import ParamsFile, run
+from stages.console import ParamsFile, command_line, run, took
 
 
 def main(
@@ -26,28 +26,28 @@ def main(
         "data/reports/train"
     ),
     trackers: Annotated[Path, typer.Option(help="Folder for what `runtime.trackers` write.")] = Path("data/trackers"),
-    params: ParamsFile = Path("params.yaml"),
+    params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Fine-tunes the UNet and writes a complete pipeline; interrupted, the same command goes on where it stopped."""
-    from t2i.core.params import load
+    call = dict(locals())  # the options alone: nothing else is named yet
+    from t2i.core.params import load_section
     from t2i.data.caches import check_caches, stated_digests
-    from t2i.model.family import Base, load_family
+    from t2i.model.family import open_family
     from t2i.model.launch import in_process_group, is_first_process, relaunch
     from t2i.model.runtime import Runtime
-    from t2i.train.loop import Inputs, Outputs, Train, train
+    from t2i.train.loop import Inputs, Outputs, train
+    from t2i.train.section import Train
 
-    section, runtime, kind = load(params, "train", Train), load(params, "runtime", Runtime), load(params, "base", Base).family
+    section, runtime = load_section(params_file, "train", Train), load_section(params_file, "runtime", Runtime)
     if runtime.processes > 1 and not in_process_group():
-        options = {"base": base, "latents": latents, "embeds": embeds, "dataset": dataset, "out": out, "params": params}
-        options |= {"validation-prompts": validation_prompts, "validation": validation, "report": report, "trackers": trackers}
-        raise SystemExit(relaunch("stages.train", options, runtime.processes))
+        raise SystemExit(relaunch("stages.train", command_line(main, call), runtime.processes))
     if is_first_process():
-        check_caches(latents, embeds, stated_digests(dataset), params, base=base, hashes=runtime.verify_shards)
-    family = load_family(kind, base, section.objective.scheduler_changes())
+        check_caches(latents, embeds, stated_digests(dataset), params_file, base=base, hashes=runtime.verify_shards)
+    family = open_family(params_file, base, section.objective.scheduler_changes())
     inputs, outputs = Inputs(base, latents, embeds, validation_prompts, dataset), Outputs(out, validation, report, trackers)
-    metrics = train(section, runtime, family, inputs, outputs)
-    if metrics:
-        print(f"{metrics['steps']} steps; loss {metrics['loss']:.4f}, unweighted {metrics['mse']:.4f}; the model is in {out}")
+    if metrics := train(section, runtime, family, inputs, outputs):
+        figures = f"loss {metrics['loss']:.4f}, unweighted {metrics['mse']:.4f}"
+        print(f"{metrics['steps']} steps trained in {took()}; {figures}; the model is in {out}")
 
 
 if __name__ == "__main__":

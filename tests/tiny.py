@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from t2i.data.manifest import describe, write_manifest
+from t2i.data.shards import pack, write_shard
+
 
 def make_base(
     folder: Path, *, prediction_type: str = "epsilon", text_layers: int = 1, text_width: int = 16, seed: int = 0
@@ -77,3 +80,25 @@ def make_images(folder: Path, count: int) -> Path:
         lines.append(json.dumps({"file_name": name, "text": f"square {number}"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+VIEWS, CAPTIONS, RECORDS = 2, 3, 10
+
+
+def write_caches(folder: Path, embedded: int = RECORDS) -> tuple[Path, Path]:
+    latents, embeds = folder / "latents", folder / "embeds"
+    for path, count in ((latents, RECORDS), (embeds, embedded)):
+        path.mkdir()
+        contents = {}
+        for n in range(count):
+            moments = torch.full((VIEWS, 8, 2, 2), float(n))
+            moments[1, 0] = 0.5  # the second view is the flipped one
+            image = {"moments": moments, "flipped": torch.tensor([0, 1], dtype=torch.uint8)}
+            text = {"hidden": torch.full((CAPTIONS, 4, 2), float(n + 1))}
+            contents[f"k{n}"] = ("safetensors", pack(image if path is latents else text, ""))
+        rows = [write_shard(path / "train-00000.tar", contents)]
+        if path is embeds:
+            (embeds / "empty.safetensors").write_bytes(pack({"hidden": torch.zeros(1, 4, 2)}, ""))
+            rows.append(describe(embeds / "empty.safetensors", 1))
+        write_manifest(path, rows, {})
+    return latents, embeds

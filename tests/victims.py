@@ -8,6 +8,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -22,6 +23,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from tqdm import tqdm
 
 from stages import console, tools
+from tests.projects import ROOT
 
 Watch = Callable[[Callable[[], None]], object]
 """Arranges, in the child, for something to be called at every event."""
@@ -202,3 +204,28 @@ def leftovers(folder: Path) -> list[str]:
     """Returns what lies below a folder under a temporary name."""
     found = itertools.chain.from_iterable(folder.rglob(f"*{end}") for end in (".partial", ".old", ".tmp"))
     return [str(path.relative_to(folder)) for path in found]
+
+
+def command(*words: str) -> Callable[[], None]:
+    return lambda: t2i(*words)
+
+
+def run(*words: str) -> str:
+    """Runs a command to its end, and returns what it said."""
+    ended = victim(command(*words))
+    assert ended.code == 0, ended.said
+    return ended.said
+
+
+TRAINING = calls_of("UNet2DConditionModel", training=True)
+VALIDATING = calls_of("UNet2DConditionModel", training=False)
+
+
+def launch(code: str, folder: Path) -> subprocess.Popen:
+    """Relaunches a module of some code as two processes."""
+    (folder / "victim.py").write_text(code)
+    command = "import sys; from t2i.model.launch import relaunch; sys.exit(relaunch('victim', [], 2))"
+    paths = os.pathsep.join([str(ROOT), str(folder)])
+    return subprocess.Popen(
+        [sys.executable, "-c", command], cwd=folder, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.DEVNULL
+    )

@@ -9,10 +9,10 @@ import typer
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTokenizer
 
-from t2i.core import params
+from t2i.core.params import Section, load_section
 
 
-class Params(params.Params):
+class UnetSection(Section):
     """Section `unet` of the recipe's params.yaml."""
 
     channels: list[int]
@@ -31,7 +31,7 @@ def main(
     params_file: Annotated[Path, typer.Option("--params", help="The recipe's parameter file.")] = Path("params.yaml"),
 ) -> None:
     """Saves an untrained pipeline around a trained VAE and text encoder."""
-    p = params.load(params_file, "unet", Params)
+    p = load_section(params_file, "unet", UnetSection)
     torch.manual_seed(p.seed)
     autoencoder, whole = AutoencoderKL.from_pretrained(vae), CLIPModel.from_pretrained(clip)
     attended = ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * (len(p.channels) - 1)

@@ -19,11 +19,11 @@ from pydantic import Field
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from t2i.core import params
+from t2i.core.params import Section, load_section
 from t2i.fetch.sources.openmoji import names
 
 
-class Params(params.Params):
+class ClipSection(Section):
     """Section `clip` of the recipe's params.yaml."""
 
     size_px: int
@@ -57,7 +57,7 @@ def main(
     params_file: Annotated[Path, typer.Option("--params", help="The recipe's parameter file.")] = Path("params.yaml"),
 ) -> None:
     """Trains the CLIP, prints how many held-out captions it finds, saves it."""
-    p = params.load(params_file, "clip", Params)
+    p = load_section(params_file, "clip", ClipSection)
     torch.manual_seed(p.seed)
     generator = torch.Generator().manual_seed(p.seed)
     spoken = [f"{colour} outlines on" for colour in COLOURS] * 20  # often enough to be words of the vocabulary
@@ -99,7 +99,7 @@ def main(
     ).save_pretrained(out)
 
 
-def train(clip: CLIPModel, tokenizer: CLIPTokenizer, p: Params, steps: int, generator: torch.Generator) -> None:
+def train(clip: CLIPModel, tokenizer: CLIPTokenizer, p: ClipSection, steps: int, generator: torch.Generator) -> None:
     """Trains what of a CLIP is not frozen, in place, and prints how many held-out captions it finds."""
     seen, unseen = codes(unseen=False), codes(unseen=True)[:200]
     seen_layers, unseen_layers = draw_layers(seen, p.size_px), draw_layers(unseen, p.size_px)

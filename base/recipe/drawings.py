@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from t2i.data.records import hash_fraction
+from t2i.data.chance import hash_fraction
 from t2i.fetch.sources.openmoji import STYLES, UNSEEN_FRACTION, draw, names
 
 COLOURS = {

@@ -15,10 +15,10 @@ from diffusers import AutoencoderKL
 from drawings import Layers, codes, draw_layers, in_any_style, in_style
 from pydantic import Field
 
-from t2i.core import params
+from t2i.core.params import Section, load_section
 
 
-class Params(params.Params):
+class VaeSection(Section):
     """Section `vae` of the recipe's params.yaml."""
 
     channels: list[int]
@@ -42,7 +42,7 @@ def main(
     params_file: Annotated[Path, typer.Option("--params", help="The recipe's parameter file.")] = Path("params.yaml"),
 ) -> None:
     """Trains the VAE, prints its PSNR on held-out emoji, saves it."""
-    p = params.load(params_file, "vae", Params)
+    p = load_section(params_file, "vae", VaeSection)
     torch.manual_seed(p.seed)
     generator = torch.Generator().manual_seed(p.seed)
     seen, unseen = (draw_layers(codes(unseen=which), p.size_px) for which in (False, True))

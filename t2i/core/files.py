@@ -1,11 +1,9 @@
 """The work folder: where unfinished things lie, whose they are, and how a finished one takes its final name."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,36 +27,6 @@ def work_folder(kind: str, fingerprint: str) -> Path:
     folder = work_root() / f"{kind}-{fingerprint}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def fingerprint(*parts: Any) -> str:
-    """Returns 16 hexadecimal digits of the sha256 of some JSON: equal for equal work, and for nothing else."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def source_digest() -> str:
-    """Returns the sha256 of the source of every module of this package that is loaded."""
-    digest = hashlib.sha256()
-    for name, module in sorted(sys.modules.items()):
-        if name.startswith("t2i.") and getattr(module, "__file__", None):
-            digest.update(name.encode() + b"\0" + Path(str(module.__file__)).read_bytes())
-    return digest.hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def digest_of(folder: Path) -> str:
-    """Returns one sha256 for the names and the contents of a folder's files."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return hashlib.sha256("".join(f"{path.relative_to(folder)} {sha256_of(path)}\n" for path in files).encode()).hexdigest()
 
 
 def publish(folder: Path, out: Path) -> None:

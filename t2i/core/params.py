@@ -24,7 +24,7 @@ class ParamsError(ValueError):
     """A parameter file that cannot be used: commands end with exit code 2."""
 
 
-class Params(BaseModel):
+class Section(BaseModel):
     """One section of params.yaml: frozen, complete, strict about types, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
@@ -34,7 +34,7 @@ _MOST_BYTES, _MOST_VALUES, _MOST_PROBLEMS = 100_000, 100_000, 5
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 200, 200
 
-Section = TypeVar("Section", bound=Params)
+Kind = TypeVar("Kind", bound=Section)
 
 
 def _compiles(pattern: str) -> str:
@@ -48,33 +48,33 @@ def _compiles(pattern: str) -> str:
 Regex = Annotated[str, AfterValidator(_compiles)]
 
 
-def load(path: Path, section: str, model: type[Section]) -> Section:
+def load_section(params_file: Path, name: str, kind: type[Kind]) -> Kind:
     """Returns one section of a parameter file, checked against its model.
 
     Args:
-        path: the YAML 1.2 file, read by ruamel (so `1e-05`, which DVC writes, is a number).
-        section: its dotted name, such as `encode.images`.
-        model: the section's class.
+        params_file: the YAML 1.2 file, read by ruamel (so `1e-05`, which DVC writes, is a number).
+        name: the section's dotted name, such as `encode.images`.
+        kind: the section's class.
 
     Raises:
         ParamsError: naming the file, the key's path, what was got, what was wanted, and the nearest right name.
     """
     try:
-        return check(model, read_section(path, section), section)
+        return check(kind, read_section(params_file, name), name)
     except ParamsError as error:
-        raise ParamsError(f"{path}: {error}") from None
+        raise ParamsError(f"{params_file}: {error}") from None
 
 
-def check(model: type[Section], node: Any, place: str) -> Section:
+def check(kind: type[Kind], node: Any, place: str) -> Kind:
     """Returns some parsed YAML as a model.
 
     Raises:
         ParamsError: one sentence a problem, each with its key's path, which starts with `place`.
     """
     try:
-        return model.model_validate(node)
+        return kind.model_validate(node)
     except ValidationError as error:
-        known = sorted(_field_names(model))
+        known = sorted(_field_names(kind))
         problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
         sentences = [_sentence(_path(place, problem["loc"], node), problem, known) for problem in problems[:_MOST_PROBLEMS]]
         more = [f"and {len(problems) - _MOST_PROBLEMS} more"] if len(problems) > _MOST_PROBLEMS else []
@@ -93,21 +93,21 @@ def resolve_plugin(package: str, name: object) -> Any:
     return importlib.import_module(f"{package}.{name}")
 
 
-def read_section(path: Path, section: str) -> Any:
+def read_section(params_file: Path, name: str) -> Any:
     """Returns one section of a parameter file as it is written, unchecked.
 
     Raises:
         ParamsError: where it is not there.
     """
-    node: Any = read(path)
+    node: Any = read(params_file)
     walked: list[str] = []
-    for name in section.split("."):
-        if not isinstance(node, dict) or name not in node:
+    for part in name.split("."):
+        if not isinstance(node, dict) or part not in node:
             known = list(node) if isinstance(node, dict) else []
             place = ".".join(walked) or "the top level"
-            raise ParamsError(f"{path}: no section `{section}`: {place} has {_listed(known)}")
-        node = node[name]
-        walked.append(name)
+            raise ParamsError(f"{params_file}: no section `{name}`: {place} has {_listed(known)}")
+        node = node[part]
+        walked.append(part)
     return node
 
 

@@ -45,12 +45,6 @@ def is_echo(number: int, first_at: float) -> bool:
     return number == signal.SIGTERM and time.monotonic() - first_at < 1
 
 
-def die_with_parent() -> None:
-    """Asks for SIGTERM when the parent dies: no stage outlives the `dvc repro`, no process the launcher that started it."""
-    if {"DVC_STAGE", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
-        end_with_parent()
-
-
 def end_with_parent() -> None:
     """Asks Linux for SIGTERM when the parent process dies (prctl's PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":

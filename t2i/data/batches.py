@@ -5,16 +5,17 @@ and all that is drawn for a place of the batch is a function of (seed, step, pla
 what came before.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from t2i.data.chance import derived_seed
 from t2i.data.records import Split
 from t2i.data.shards import Reader, index, read_tensors
 
@@ -80,9 +81,19 @@ class CachedRecords:
         return self._reader.tensors(self.embeds[self.keys[record]])
 
 
+class Choice(NamedTuple):
+    """What the host chooses for a place of a batch, the noise apart."""
+
+    record: int
+    view: int
+    caption: int | None
+    """None: the empty prompt."""
+    timestep: int
+
+
 @dataclass(frozen=True)
-class Sampler:
-    """Gives the batch of any step, in any order, as often as asked."""
+class Batches:
+    """The batch of any step, in any order, as often as asked."""
 
     records: CachedRecords
     batch_size: int
@@ -99,30 +110,42 @@ class Sampler:
     """Standard deviation of what is added to the noise in the UNet's input alone."""
     seed: int
 
-    def batch(self, step: int, places: Sequence[int]) -> Batch:
+    def of_step(self, step: int, places: Sequence[int]) -> Batch:
         """Returns some places, from 0 to batch_size - 1, of a step's batch."""
-        moments, conditionings, noise, input_noise, epsilon, timesteps = [], [], [], [], [], []
+        moments, conditionings, noises, timesteps = [], [], [], []
         for place in places:
-            record = position_to_record(step * self.batch_size + place, len(self.records), self.seed)
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "draws", step, place))
-            view, caption, dropout, timestep = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-            views, captions = self.records.moments(record, flips=self.use_flips), self.records.conditioning(record)
-            moments.append(views[int(view * len(views))])
-            conditionings.append(
-                {name: t[0] for name, t in self.records.empty.items()}
-                if dropout < self.prompt_dropout
-                else {name: t[int(caption * len(t))] for name, t in captions.items()}
-            )
-            shape = (views.shape[1] // 2, *views.shape[2:])
-            plain, of_vae = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
-            offset = torch.randn((shape[0], 1, 1), generator=generator)
-            perturbation = torch.randn(shape, generator=generator) if self.input_perturbation else 0.0
-            noise.append(plain + self.noise_offset * offset)
-            input_noise.append(noise[-1] + self.input_perturbation * perturbation)
-            epsilon.append(of_vae)
-            timesteps.append(self.timestep_at(timestep))
-        draws = Draws(torch.stack(noise), torch.stack(input_noise), torch.stack(epsilon), torch.tensor(timesteps))
+            chosen = self._choose(step, place, generator)
+            moments.append(self.records.moments(chosen.record, flips=self.use_flips)[chosen.view])
+            conditionings.append(self._conditioning(chosen))
+            noises.append(self._noise(moments[-1].shape, generator))
+            timesteps.append(chosen.timestep)
+        noise, input_noise, epsilon = map(torch.stack, zip(*noises, strict=True))
+        draws = Draws(noise, input_noise, epsilon, torch.tensor(timesteps))
         return Batch(torch.stack(moments).float(), collate(conditionings), draws)
+
+    def _choose(self, step: int, place: int, generator: torch.Generator) -> Choice:
+        """Chooses record, view, caption and timestep of a place."""
+        record = position_to_record(step * self.batch_size + place, len(self.records), self.seed)
+        view, caption, dropout, timestep = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        views = len(self.records.moments(record, flips=self.use_flips))
+        captions = len(next(iter(self.records.conditioning(record).values())))
+        kept = None if dropout < self.prompt_dropout else int(caption * captions)
+        return Choice(record, int(view * views), kept, self.timestep_at(timestep))
+
+    def _noise(self, moments: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws a place's noise, what the latents are noised with, and the VAE's epsilon: the fields of Draws."""
+        shape = (moments[0] // 2, *moments[1:])
+        plain, epsilon = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+        noise = plain + self.noise_offset * torch.randn((shape[0], 1, 1), generator=generator)
+        if not self.input_perturbation:
+            return noise, noise, epsilon
+        return noise, noise + self.input_perturbation * torch.randn(shape, generator=generator), epsilon
+
+    def _conditioning(self, chosen: Choice) -> dict[str, Tensor]:
+        if chosen.caption is None:
+            return {name: t[0] for name, t in self.records.empty.items()}
+        return {name: t[chosen.caption] for name, t in self.records.conditioning(chosen.record).items()}
 
 
 def collate(conditionings: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -136,14 +159,14 @@ def micro_batches(batch_size: int, rank: int, processes: int, micro_batch_size: 
     Raises:
         ValueError: where the processes cannot share the batch evenly.
     """
-    share, rest = divmod(batch_size, processes)
+    own, rest = divmod(batch_size, processes)
     if rest:
         raise ValueError(
             f"`train.batch_size` {batch_size} is no multiple of `runtime.processes` {processes}: change one of them"
         )
-    size = min(micro_batch_size or share, share)
-    first = rank * share
-    return [range(start, min(start + size, first + share)) for start in range(first, first + share, size)]
+    size = min(micro_batch_size or own, own)
+    first = rank * own
+    return [range(start, min(start + size, first + own)) for start in range(first, first + own, size)]
 
 
 def position_to_record(position: int, records: int, seed: int) -> int:
@@ -157,8 +180,3 @@ def epoch_order(seed: int, epoch: int, records: int) -> tuple[int, ...]:
     """Returns an epoch's permutation of the records: each of them once."""
     generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
     return tuple(torch.randperm(records, generator=generator).tolist())
-
-
-def derived_seed(*parts: int | str) -> int:
-    """Returns a 63-bit seed that any change of any part changes altogether."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1

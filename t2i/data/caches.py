@@ -6,8 +6,8 @@ DVC sees to that where it runs the stages; this is for who runs one by hand, mov
 import json
 from pathlib import Path
 
-from t2i.core.files import digest_of, sha256_of
 from t2i.core.params import read_section
+from t2i.data.digests import digest_of, sha256_of
 from t2i.data.manifest import MANIFEST, check_hashes, check_made_by
 
 DTYPE = "float16"
@@ -33,31 +33,35 @@ def stated_digests(dataset: Path) -> dict[str, str]:
         raise ValueError(f"{dataset}: damaged, or of another version ({error!r}); run `fetch dataset` again") from None
 
 
-def check_data(raw: Path, latents: Path, embeds: Path, params: Path, *, base: Path, hashes: bool) -> None:
+def check_data(raw: Path, latents: Path, embeds: Path, params_file: Path, *, base: Path, hashes: bool) -> None:
     """Refuses images or caches that are damaged or stale: `check_caches`, where the dataset is at hand."""
     if hashes:
         check_hashes(raw / "images")
-    check_caches(latents, embeds, dataset_digests(raw), params, base=base, hashes=hashes)
+    check_caches(latents, embeds, dataset_digests(raw), params_file, base=base, hashes=hashes)
 
 
-def check_caches(latents: Path, embeds: Path, dataset: dict[str, str], params: Path, *, base: Path, hashes: bool) -> None:
+def check_caches(latents: Path, embeds: Path, dataset: dict[str, str], params_file: Path, *, base: Path, hashes: bool) -> None:
     """Refuses caches that are damaged, or stale.
 
     Args:
         latents: moments.
         embeds: embeddings.
         dataset: digests of the images and the captions that they should be made of.
-        params: params.yaml; of the section `encode`, what decides the caches is compared.
+        params_file: params.yaml; of the section `encode`, what decides the caches is compared.
         base: the pipeline that should have encoded them.
         hashes: whether every byte is read, or sizes alone are compared.
 
     Raises:
         ValueError: naming the file and both values.
     """
-    of_latents = {"images": dataset["images"], "params": read_section(params, "encode.images"), "vae": digest_of(base / "vae")}
+    of_latents = {
+        "images": dataset["images"],
+        "params": read_section(params_file, "encode.images"),
+        "vae": digest_of(base / "vae"),
+    }
     of_embeds = {
         "captions": dataset["captions"],
-        "params": read_section(params, "encode.captions"),
+        "params": read_section(params_file, "encode.captions"),
         "text": text_digests(base),
     }
     for folder, wanted in ((latents, of_latents), (embeds, of_embeds)):

@@ -8,14 +8,15 @@ from typing import Any
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from t2i.core.files import sha256_of, write_json
-from t2i.core.params import Params
+from t2i.core.files import write_json
+from t2i.core.params import Section
+from t2i.data.digests import sha256_of
 
 MANIFEST = "manifest.json"
 _VERSION = 2
 
 
-class File(Params):
+class File(Section):
     """One file of a set."""
 
     name: str
@@ -25,7 +26,7 @@ class File(Params):
     sha256: str
 
 
-class Manifest(Params):
+class Manifest(Section):
     """manifest.json."""
 
     version: int

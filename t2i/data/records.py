@@ -1,18 +1,14 @@
 """Records: what names them on the way, and which split they fall in."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from t2i.data.chance import hash_fraction
+
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
-
-
-def hash_fraction(identity: str) -> float:
-    """Returns a number in [0, 1) that depends on the identity alone: the split's and the selection's only chance."""
-    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") / 2**64
 
 
 def split_of(identity: str, heldout_fraction: float) -> Split:
@@ -21,6 +17,11 @@ def split_of(identity: str, heldout_fraction: float) -> Split:
     The salt keeps this split independent of a source's own selection by hash_fraction(identity).
     """
     return "heldout" if hash_fraction(f"split:{identity}") < heldout_fraction else "train"
+
+
+def split_of_shard(name: str) -> Split | None:
+    """Returns the split that a shard holds, by its name; None for a file that is no shard."""
+    return next((split for split in SPLITS if name.startswith(f"{split}-")), None)
 
 
 def read_captions(path: Path) -> Iterator[dict[str, Any]]:

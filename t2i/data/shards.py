@@ -28,6 +28,7 @@ from torch import Tensor
 
 from t2i.core.files import whole
 from t2i.data.manifest import File, describe, read_manifest
+from t2i.data.records import Split, split_of_shard
 
 os.environ.setdefault("WDS_SECURE", "1")
 
@@ -52,6 +53,11 @@ class Member(NamedTuple):
     """Bytes from the start of the shard to the start of the file's content."""
     size: int
     """Bytes of content."""
+
+    @property
+    def split(self) -> Split | None:
+        """The split that it belongs to."""
+        return split_of_shard(self.shard.name)
 
 
 def write_shard(path: Path, members: Mapping[str, tuple[str, bytes]]) -> File:
@@ -99,7 +105,7 @@ def index(folder: Path, split: str, extensions: Collection[str] = ("safetensors"
     """
     members: dict[str, Member] = {}
     for file in read_manifest(folder).files:
-        if not file.name.startswith(f"{split}-"):
+        if split_of_shard(file.name) != split:
             continue
         path, before = folder / file.name, len(members)
         for member in scan(path):

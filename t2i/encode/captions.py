@@ -10,16 +10,17 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from t2i.core.files import fresh, sha256_of, write_json
-from t2i.core.params import Params
+from t2i.core.files import fresh, write_json
+from t2i.core.params import Section
 from t2i.data.caches import DTYPE, text_digests
+from t2i.data.digests import sha256_of
 from t2i.data.records import SPLITS, read_captions
 from t2i.data.shards import pack
 from t2i.encode.shard_set import shard_set
-from t2i.model.family import Family
+from t2i.model.family import Family, file_of
 
 
-class EncodeCaptions(Params):
+class EncodeCaptions(Section):
     """Section `encode.captions`."""
 
     records_per_shard: int = Field(ge=1)
@@ -28,27 +29,36 @@ class EncodeCaptions(Params):
     """Prompts that are drawn while training runs, to be looked at."""
 
 
+DECIDED_BY = (
+    *(f"data/{name}.py" for name in ("records", "shards")),
+    *(f"encode/{name}.py" for name in ("captions", "shard_set")),
+    *(f"model/{name}.py" for name in ("family", "pretrained")),
+)
+"""The code that decides the embeddings: finished shards of the same code alone are taken over."""
+
+
 def encode_captions(
-    params: EncodeCaptions, family: Family, base: Path, captions: Path, out: Path, drawn: Path, *, batch_size: int, device: str
+    section: EncodeCaptions,
+    family: Family,
+    base: Path,
+    captions: Path,
+    out: Path,
+    validation_prompts: Path,
+    *,
+    batch_size: int,
+    device: str,
 ) -> dict[str, Any]:
     """Writes the conditioning of every caption in captions.jsonl to shards in `out`, and that of a dropped prompt.
 
-    The validation prompts' goes to the folder `drawn`, apart: nothing that is measured hangs on them.
+    The validation prompts' goes to another folder, `validation_prompts`: nothing that is measured hangs on them.
 
     Returns:
         Metrics: counts of records and captions, and of captions longer than the tokenizer lets through.
     """
-    rows = list(read_captions(captions))
-    made_by = {
-        "captions": sha256_of(captions),
-        "text": text_digests(base),
-        "params": params.model_dump(exclude={"validation_prompts"}),
-        "dtype": DTYPE,
-        "torch": torch.__version__.split("+")[0],
-    }
+    rows, made_by = list(read_captions(captions)), _made_by(section, base, captions)
     said = list(dict.fromkeys(caption for row in rows for caption in row["captions"]))
     with (
-        shard_set("encode-captions", made_by, out) as made,
+        shard_set("encode-captions", made_by, [*DECIDED_BY, file_of(family)], out) as made,
         tqdm(total=len(rows), desc="encoding", unit=" records") as progress,
     ):
         text = family.load_text(device)
@@ -56,13 +66,24 @@ def encode_captions(
         made.add_file("empty.safetensors", lambda: pack(encode([""]), "the empty prompt"))
         for split in SPLITS:
             own = [row for row in rows if row["split"] == split]
-            for number, start in enumerate(range(0, len(own), params.records_per_shard)):
-                chunk = own[start : start + params.records_per_shard]
+            for number, start in enumerate(range(0, len(own), section.records_per_shard)):
+                chunk = own[start : start + section.records_per_shard]
                 made.add(f"{split}-{number:05d}.tar", partial(_encode_shard, encode, chunk))
                 progress.update(len(chunk))
-        _keep_prompts(encode, params.validation_prompts, drawn)
+        _keep_prompts(encode, section.validation_prompts, validation_prompts)
     counted = sum(len(row["captions"]) for row in rows)
     return {"records": len(rows), "captions": counted, "truncated": family.count_truncated(text, said)}
+
+
+def _made_by(section: EncodeCaptions, base: Path, captions: Path) -> dict[str, Any]:
+    """What decides the embeddings, besides code."""
+    return {
+        "captions": sha256_of(captions),
+        "text": text_digests(base),
+        "params": section.model_dump(exclude={"validation_prompts"}),
+        "dtype": DTYPE,
+        "torch": torch.__version__.split("+")[0],
+    }
 
 
 def _encode_shard(encode: Callable[[list[str]], dict[str, Tensor]], rows: list[dict[str, Any]]) -> dict[str, tuple[str, bytes]]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from t2i.core.files import digest_of, sha256_of
 from t2i.data.caches import DTYPE
+from t2i.data.digests import digest_of, sha256_of
 from t2i.data.manifest import MANIFEST
 from t2i.data.pixels import EXTENSIONS, Geometry
 from t2i.data.records import SPLITS
@@ -19,11 +19,18 @@ from t2i.data.shards import Member, Reader, index, pack
 from t2i.encode.roundtrip import psnr_of_records
 from t2i.encode.shard_set import shard_set
 from t2i.encode.views import EncodeImages, views
-from t2i.model.family import Family
+from t2i.model.family import Family, file_of
+
+DECIDED_BY = (
+    *(f"data/{name}.py" for name in ("chance", "pixels", "records", "shards")),
+    *(f"encode/{name}.py" for name in ("images", "shard_set", "views")),
+    *(f"model/{name}.py" for name in ("family", "pretrained")),
+)
+"""The code that decides the moments: finished shards of the same code alone are taken over."""
 
 
 def encode_images(
-    params: EncodeImages, family: Family, base: Path, raw: Path, out: Path, *, batch_size: int, device: str
+    section: EncodeImages, family: Family, base: Path, raw: Path, out: Path, *, batch_size: int, device: str
 ) -> dict[str, Any]:
     """Writes the moments of the image shards in `raw` to shards in `out`, one to one; finished shards survive a kill.
 
@@ -33,38 +40,38 @@ def encode_images(
     Raises:
         ValueError: naming the image that cannot be read, the moments that overflow, or the PSNR that is too low.
     """
-    params.check_factor(family.vae_factor)
+    section.check_factor(family.vae_factor)
     made_by = {
         "images": sha256_of(raw / MANIFEST),
         "vae": digest_of(base / "vae"),
-        "params": params.model_dump(exclude={"psnr_records", "min_psnr"}),
+        "params": section.model_dump(exclude={"psnr_records", "min_psnr"}),
         "dtype": DTYPE,
         "torch": torch.__version__.split("+")[0],
     }
     members = [member for split in SPLITS for member in index(raw, split, EXTENSIONS.values())]
     with (
-        shard_set("encode-images", made_by, out) as made,
+        shard_set("encode-images", made_by, [*DECIDED_BY, file_of(family)], out) as made,
         tqdm(total=len(members), desc="encoding", unit=" images") as progress,
     ):
         vae = family.load_vae(device)
         for shard, group in groupby(members, key=lambda member: member.shard):
             own = list(group)
-            if not made.add(shard.name, partial(_encode_shard, params, family, vae, own, batch_size, device, progress)):
+            if not made.add(shard.name, partial(_encode_shard, section, family, vae, own, batch_size, device, progress)):
                 progress.update(len(own))
         return {
             "records": len(members),
             **_check_psnr(
-                params, psnr_of_records(params, family, vae, members, made.folder, batch_size=batch_size, device=device)
+                section, psnr_of_records(section, family, vae, members, made.folder, batch_size=batch_size, device=device)
             ),
         }
 
 
 def _encode_shard(
-    params: EncodeImages, family: Family, vae: nn.Module, members: list[Member], batch_size: int, device: str, progress: Any
+    section: EncodeImages, family: Family, vae: nn.Module, members: list[Member], batch_size: int, device: str, progress: Any
 ) -> dict[str, tuple[str, bytes]]:
     """Returns the records of a shard of moments, from one of images."""
     contents = {}
-    for key, group in groupby(_encode_views(params, family, vae, members, batch_size, device), key=lambda row: row[0]):
+    for key, group in groupby(_encode_views(section, family, vae, members, batch_size, device), key=lambda row: row[0]):
         _, geometries, moments = zip(*group, strict=True)
         tensors = {
             "moments": torch.stack(moments),
@@ -78,22 +85,22 @@ def _encode_shard(
 
 
 def _encode_views(
-    params: EncodeImages, family: Family, vae: nn.Module, members: list[Member], batch_size: int, device: str
+    section: EncodeImages, family: Family, vae: nn.Module, members: list[Member], batch_size: int, device: str
 ) -> Iterator[tuple[str, Geometry, Tensor]]:
     """Yields key, geometry and moments of every stored view; a batch never crosses a shard, whose bits it could change."""
     reader = Reader()
-    stored = ((member.key, seen) for member in members for seen in views(params, member, bytes(reader.content(member))))
+    stored = ((member.key, seen) for member in members for seen in views(section, member, bytes(reader.content(member))))
     while batch := list(islice(stored, batch_size)):
         moments = family.encode_pixels(vae, torch.stack([seen.pixels for _, seen in batch]).to(device)).cpu()
         yield from ((key, seen.geometry, its) for (key, seen), its in zip(batch, moments, strict=True))
 
 
-def _check_psnr(params: EncodeImages, found: dict[str, list[float]]) -> dict[str, float]:
+def _check_psnr(section: EncodeImages, found: dict[str, list[float]]) -> dict[str, float]:
     values = [value for of_record in found.values() for value in of_record]
     mean = sum(values) / len(values)
-    if mean < params.min_psnr:
+    if mean < section.min_psnr:
         raise ValueError(
             f"decoded back from their moments, images have a PSNR of {mean:.1f} dB, wanted `encode.images.min_psnr` "
-            f"{params.min_psnr}: this VAE does not know such images, or `encode.images.resolution_px` is too small"
+            f"{section.min_psnr}: this VAE does not know such images, or `encode.images.resolution_px` is too small"
         )
     return {"psnr_mean": round(mean, 3), "psnr_min": round(min(values), 3)}

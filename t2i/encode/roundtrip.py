@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from t2i.data.records import SPLITS, hash_fraction
+from t2i.data.chance import hash_fraction
+from t2i.data.records import SPLITS
 from t2i.data.shards import Member, Reader, scan
 from t2i.encode.views import EncodeImages, views
 from t2i.model.family import Family
@@ -13,12 +14,12 @@ from t2i.model.latents import psnr, sample_latents
 
 
 def psnr_of_records(
-    params: EncodeImages, family: Family, vae: nn.Module, images: list[Member], latents: Path, *, batch_size: int, device: str
+    section: EncodeImages, family: Family, vae: nn.Module, images: list[Member], latents: Path, *, batch_size: int, device: str
 ) -> dict[str, list[float]]:
     """Returns the PSNR of every view of some records, by key, in decibels: source pixels against decoded moments.
 
     Args:
-        params: `psnr_records` is how many of each split are looked at, chosen by hash; the rest made the views.
+        section: `psnr_records` is how many of each split are looked at, chosen by hash; the rest made the views.
         family: the checkpoint whose VAE encoded them.
         vae: that VAE.
         images: every record of the image shards.
@@ -31,8 +32,8 @@ def psnr_of_records(
     """
     reader, sampled = Reader(), []
     for split in SPLITS:
-        own = [member for member in images if member.shard.name.startswith(f"{split}-")]
-        sampled += sorted(own, key=lambda member: hash_fraction(member.key))[: params.psnr_records]
+        own = [member for member in images if member.split == split]
+        sampled += sorted(own, key=lambda member: hash_fraction(member.key))[: section.psnr_records]
     keys = {(member.shard.name, member.key) for member in sampled}
     stored = {
         (row.shard.name, row.key): row
@@ -44,7 +45,7 @@ def psnr_of_records(
     for member in sampled:
         if (row := stored.get((member.shard.name, member.key))) is None:
             raise ValueError(f"{latents / member.shard.name}: no record {member.key}, which {member.shard} has")
-        pixels = torch.stack([view.pixels for view in views(params, member, bytes(reader.content(member)))])
+        pixels = torch.stack([view.pixels for view in views(section, member, bytes(reader.content(member)))])
         moments = reader.tensors(row)["moments"]
         scaled = sample_latents(moments, None, family.scaling_factor, family.shift_factor)
         decoded = torch.cat([family.decode_latents(vae, some.to(device)).cpu() for some in scaled.split(batch_size)])

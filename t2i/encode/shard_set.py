@@ -5,15 +5,16 @@ data/work/encode-images-HASH/train-00000.tar    and train-00000.tar.json, its ro
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from t2i.core.files import fingerprint, publish, source_digest, whole, work_folder, write_text
+from t2i.core.files import publish, whole, work_folder, write_text
 from t2i.core.locks import locked
+from t2i.data.digests import code_digest, fingerprint
 from t2i.data.manifest import File, describe, read_manifest, write_manifest
 from t2i.data.shards import write_shard
 
@@ -64,18 +65,19 @@ class ShardSet:
 
 
 @contextmanager
-def shard_set(kind: str, made_by: dict[str, Any], out: Path) -> Iterator[ShardSet]:
-    """Gives the set of a piece of work, as far as it is made; publishes it as `out` when the block ends well.
+def shard_set(kind: str, made_by: dict[str, Any], code: Iterable[str], out: Path) -> Iterator[ShardSet]:
+    """Yields the set of a piece of work, as far as it is made; publishes it as `out` on success.
 
     Args:
         kind: the piece of work's name, such as `encode-images`.
-        made_by: all that decides its content; with this package's source, it finds what a killed run left.
+        made_by: everything but code that decides its content.
+        code: paths below t2i/ of the code that decides it; both together find what a killed run left.
         out: the final folder.
 
     Raises:
         ValueError: where another process is at the same work.
     """
-    work = work_folder(kind, fingerprint(made_by, source_digest()))
+    work = work_folder(kind, fingerprint(made_by, code_digest(code)))
     with locked(work):
         made = ShardSet(work)
         yield made

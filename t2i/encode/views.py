@@ -5,19 +5,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from t2i.core.params import Params
+from t2i.core.params import Section
+from t2i.data.chance import hash_fraction
 from t2i.data.pixels import Interpolation, View, decode, view
-from t2i.data.records import Split, hash_fraction
+from t2i.data.records import Split
 from t2i.data.shards import Member
 
 
-class CenterCrop(Params):
+class CenterCrop(Section):
     """One view, from the middle."""
 
     name: Literal["center"]
 
 
-class RandomCrop(Params):
+class RandomCrop(Section):
     """Several views, at places that depend on the seed, the record and the view alone."""
 
     name: Literal["random"]
@@ -25,7 +26,7 @@ class RandomCrop(Params):
     """Crops of each image; training takes one a visit."""
 
 
-class EncodeImages(Params):
+class EncodeImages(Section):
     """Section `encode.images`."""
 
     resolution_px: int = Field(ge=8)
@@ -57,20 +58,20 @@ class EncodeImages(Params):
         return (self.crop.views if isinstance(self.crop, RandomCrop) else 1) * (2 if self.flip else 1)
 
 
-def views(params: EncodeImages, member: Member, content: bytes) -> Iterator[View]:
+def views(section: EncodeImages, member: Member, content: bytes) -> Iterator[View]:
     """Yields an image's stored views; a held-out image has one, from the middle, not flipped."""
     try:
-        image = decode(content, params.background)
+        image = decode(content, section.background)
     except ValueError as error:
         raise ValueError(f"{member.shard}: record {member.key}: {error}") from None
     places, flips = [(0.5, 0.5)], [False]
-    if member.shard.name.startswith("train-"):
-        flips = [False, True] if params.flip else flips
-        if isinstance(params.crop, RandomCrop):
-            chance = f"{params.seed}:{member.key}"
+    if member.split == "train":
+        flips = [False, True] if section.flip else flips
+        if isinstance(section.crop, RandomCrop):
+            chance = f"{section.seed}:{member.key}"
             places = [
-                (hash_fraction(f"{chance}:{n}:down"), hash_fraction(f"{chance}:{n}:across")) for n in range(params.crop.views)
+                (hash_fraction(f"{chance}:{n}:down"), hash_fraction(f"{chance}:{n}:across")) for n in range(section.crop.views)
             ]
     for place in places:
         for flipped in flips:
-            yield view(image, params.resolution_px, params.interpolation, place, flipped)
+            yield view(image, section.resolution_px, section.interpolation, place, flipped)

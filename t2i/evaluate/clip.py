@@ -9,7 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from t2i.model.pretrained import load
+from t2i.model.pretrained import load_pretrained
 
 
 class Clip:
@@ -19,7 +19,7 @@ class Clip:
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
         self.device, self.batch_size = device, batch_size
-        self.model = load(CLIPModel, folder).eval().to(device)
+        self.model = load_pretrained(CLIPModel, folder).eval().to(device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.processor = CLIPImageProcessorPil.from_pretrained(folder)
 

@@ -15,10 +15,12 @@ from t2i.data.batches import CachedRecords
 from t2i.data.pixels import to_pixels
 from t2i.data.records import SPLITS, Split
 from t2i.evaluate.clip import Clip
-from t2i.evaluate.heldout import Drawing, Evaluate, HeldOut, Inputs, draw, heldout, images_of, some_keys
-from t2i.evaluate.metrics import Nearest, clip_score, cmmd, copied, found, interval, kid
+from t2i.evaluate.heldout import DataFolders, HeldOut, heldout, images_of, some_keys
+from t2i.evaluate.metrics import METRICS, Nearest, clip_score, cmmd, copied, found, interval, kid
+from t2i.evaluate.section import Evaluate
 from t2i.model.denoising import denoising_errors, fixed_records, timestep_grid
 from t2i.model.family import Family
+from t2i.model.sampling import Drawing, draw
 
 Statistic = Callable[[Int[Tensor, " n"]], float]
 """Gives the figure of some of the records that it is about, by their places."""
@@ -48,18 +50,18 @@ class Evaluation:
 class Evaluator:
     """Measures models of one dataset: what of the data every model is held against is loaded once."""
 
-    def __init__(self, params: Evaluate, inputs: Inputs, clip: Path, *, batch_size: int, device: str) -> None:
-        self.params, self.inputs, self.batch_size, self.device = params, inputs, batch_size, device
+    def __init__(self, section: Evaluate, data: DataFolders, clip: Path, *, batch_size: int, device: str) -> None:
+        self.section, self.data, self.batch_size, self.device = section, data, batch_size, device
         self.clip = Clip(clip, device, batch_size)
-        self.records: HeldOut = heldout(params, inputs)
+        self.records: HeldOut = heldout(section, data)
         self.real = self.clip.image_features(self.records.real)
         self.prompts = self.clip.text_features(self.records.prompts)
-        self.train_keys = some_keys(inputs, "train", params.train_images, params.seed)
-        self.train = self.clip.image_features(images_of(inputs, "train", self.train_keys))
+        self.train_keys = some_keys(data, "train", section.train_images, section.seed)
+        self.train = self.clip.image_features(images_of(data, "train", self.train_keys))
 
     def draw(self, family: Family, prompts: Sequence[str], keys: Sequence[str], guidance_scale: float) -> list[Image.Image]:
         """Returns an image a prompt, from noise that its key decides."""
-        p = self.params
+        p = self.section
         how = Drawing(
             num_inference_steps=p.num_inference_steps,
             guidance_scale=guidance_scale,
@@ -72,9 +74,9 @@ class Evaluator:
 
     def evaluate(self, family: Family, samples: Path) -> Evaluation:
         """Samples and measures a model; keeps its images as `samples`/KEY.png and `samples`/retention/NUMBER.png."""
-        retention = self.params.retention_prompts
-        drawn = self.draw(family, self.records.prompts, self.records.keys, self.params.guidance_scale)
-        kept = self.draw(family, retention, [f"retention:{prompt}" for prompt in retention], self.params.guidance_scale)
+        retention = self.section.retention_prompts
+        drawn = self.draw(family, self.records.prompts, self.records.keys, self.section.guidance_scale)
+        kept = self.draw(family, retention, [f"retention:{prompt}" for prompt in retention], self.section.guidance_scale)
         _save(drawn, self.records.keys, kept, samples)
 
         images = self.clip.image_features(drawn)
@@ -106,15 +108,15 @@ class Evaluator:
         intervals = {}
         for name, (count, statistic) in statistics.items():
             metrics[name] = rounded(statistic(torch.arange(count)))
-            centred = name in ("cmmd", "kid")
-            low, high = interval(statistic, count, self.params.resamples, self.params.seed, centred=centred)
+            centred = METRICS[name].centred
+            low, high = interval(statistic, count, self.section.resamples, self.section.seed, centred=centred)
             intervals[name] = [rounded(low), rounded(high)]
         return metrics, intervals
 
     def _nearest(self, features: Tensor, images: Sequence[Image.Image]) -> tuple[list[int], Nearest]:
         """The places of the nearest training images, and how near they are."""
         cosine, place = (features @ self.train.T).max(dim=1)
-        theirs = images_of(self.inputs, "train", [self.train_keys[at] for at in place.tolist()])
+        theirs = images_of(self.data, "train", [self.train_keys[at] for at in place.tolist()])
         pairs = zip(images, theirs, strict=True)
         rmse = [(to_pixels(one) - to_pixels(other)).square().mean().sqrt() for one, other in pairs]
         return place.tolist(), Nearest(1 - cosine, torch.stack(rmse))
@@ -122,17 +124,17 @@ class Evaluator:
     def _errors(self, family: Family) -> dict[Split, Float[Tensor, "records timesteps"]]:
         """The denoising errors of as many records of each split."""
         unet = family.load_unet(random=False).eval().to(self.device)
-        records = {split: CachedRecords(self.inputs.latents, self.inputs.embeds, split) for split in SPLITS}
-        count = min(self.params.prompts, *map(len, records.values()))
+        records = {split: CachedRecords(self.data.latents, self.data.embeds, split) for split in SPLITS}
+        count = min(self.section.prompts, *map(len, records.values()))
         return {
             split: denoising_errors(
                 unet,
                 family,
                 its,
-                fixed_records(its, count, self.params.seed),
-                self.params.timesteps_per_record,
-                self.params.seed,
-                precision=self.params.precision,
+                fixed_records(its, count, self.section.seed),
+                self.section.timesteps_per_record,
+                self.section.seed,
+                precision=self.section.precision,
                 batch_size=self.batch_size,
                 device=self.device,
             )
@@ -152,7 +154,7 @@ class Evaluator:
         ]
 
     def _by_timestep(self, family: Family, errors: dict[Split, Tensor]) -> list[dict[str, float | int]]:
-        grid = timestep_grid(len(family.alphas_cumprod), self.params.timesteps_per_record)
+        grid = timestep_grid(len(family.alphas_cumprod), self.section.timesteps_per_record)
         return [
             {"timestep": timestep} | {f"{split}_loss": rounded(of[:, at].mean().item()) for split, of in errors.items()}
             for at, timestep in enumerate(grid)

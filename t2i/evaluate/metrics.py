@@ -1,7 +1,7 @@
 """Metrics: one function each, on unit-normalised CLIP features. docs/metrics.md says what each is good for."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -92,3 +92,34 @@ def interval(
     low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     shift = statistic(torch.arange(count)) - values.mean().item() if centred else 0.0
     return low + shift, high + shift
+
+
+class Metric(NamedTuple):
+    """How a figure is shown, and how its interval is taken."""
+
+    better: Literal[-1, 1]
+    """1: higher is better; -1: lower."""
+    says: str
+    """What it means, for the page."""
+    real: str | None = None
+    """The figure that says what real images score."""
+    centred: bool = False
+    """Whether the interval is moved onto the estimate: a distance of distributions grows where records repeat."""
+
+
+METRICS = {
+    "cmmd": Metric(
+        -1, "Distance of the looks, by CLIP. Lower is nearer; the real images' is the floor.", "cmmd_floor", centred=True
+    ),
+    "kid": Metric(-1, "Distance of the looks and of their spread, by CLIP. Lower is nearer.", "kid_floor", centred=True),
+    "prompt_retrieval": Metric(
+        1, "Fraction of the samples whose own prompt CLIP ranks first: the content.", "prompt_retrieval_real"
+    ),
+    "clip_score": Metric(1, "How well samples fit their prompts, by CLIP."),
+    "heldout_loss": Metric(-1, "Denoising error on records that were not trained on."),
+    "train_loss": Metric(-1, "The same on records that were."),
+    "overfit_gap": Metric(-1, "Held-out less training error: grows if training images are learnt by heart."),
+    "copy_rate": Metric(-1, "Fraction of the samples that are nearly a training image."),
+    "retention_retrieval": Metric(1, "Content of prompts outside the dataset: what the fine-tune has not forgotten."),
+}
+"""Every figure that base and model both have, in the order of the page."""

@@ -8,13 +8,13 @@ from PIL import Image
 from pydantic import Field
 
 from t2i.core.files import to_csv, write_text
-from t2i.core.params import Params
+from t2i.core.params import Section
 from t2i.evaluate.evaluator import Evaluation, Evaluator, rounded
 from t2i.evaluate.metrics import cmmd, prompt_retrieval
 from t2i.model.family import Family
 
 
-class Sweep(Params):
+class Sweep(Section):
     """Section `sweep`: the curve of content against look."""
 
     guidance_scales: list[Annotated[float, Field(ge=1)]]
@@ -49,8 +49,8 @@ def _guidance_curve(sweep: Sweep, evaluator: Evaluator, family: Family, samples:
     count = min(sweep.prompts, len(evaluator.records.keys))
     keys, prompts = evaluator.records.keys[:count], evaluator.records.prompts[:count]
     rows = []
-    for scale in sorted({evaluator.params.guidance_scale, *sweep.guidance_scales}):
-        if scale == evaluator.params.guidance_scale:
+    for scale in sorted({evaluator.section.guidance_scale, *sweep.guidance_scales}):
+        if scale == evaluator.section.guidance_scale:
             drawn = [Image.open(samples / f"{key}.png").convert("RGB") for key in keys]
         else:
             drawn = evaluator.draw(family, prompts, keys, scale)

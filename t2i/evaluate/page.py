@@ -12,9 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from t2i.core.files import sha256_of, write_text
+from t2i.core.files import write_text
+from t2i.data.digests import sha256_of
 from t2i.evaluate import charts
 from t2i.evaluate.advice import Warning
+from t2i.evaluate.metrics import METRICS
 
 Reports = dict[str, dict[str, Any]]
 """What the stages measured, by file: `train/metrics.json` and so on."""
@@ -74,7 +76,7 @@ def embedded(image: Image.Image, most_px: int = 256) -> str:
 def figures(metrics: dict[str, float | int], intervals: dict[str, list[float]]) -> list[dict[str, Any]]:
     """Returns a row a figure, for the page's table."""
     rows = []
-    for name, (better, real, says) in _FIGURES.items():
+    for name, metric in METRICS.items():
         if name in metrics:
             base, model = metrics.get(f"{name}_base"), metrics[name]
             rows.append(
@@ -84,9 +86,9 @@ def figures(metrics: dict[str, float | int], intervals: dict[str, list[float]]) 
                     "base_interval": None if base is None else _interval(intervals.get(f"{name}_base")),
                     "model": f"{model:.3g}",
                     "interval": _interval(intervals.get(name)),
-                    "better": base is not None and better * (model - base) > 0,
-                    "real": f"{metrics[real]:.3g}" if real else "",
-                    "says": says,
+                    "better": base is not None and metric.better * (model - base) > 0,
+                    "real": f"{metrics[metric.real]:.3g}" if metric.real else "",
+                    "says": metric.says,
                 }
             )
     return rows
@@ -156,16 +158,3 @@ def _rows(path: Path) -> list[dict[str, float]]:
 
 def _interval(pair: list[float] | None) -> str:
     return f"{pair[0]:.3g} to {pair[1]:.3g}" if pair else ""
-
-
-_FIGURES = {
-    "cmmd": (-1, "cmmd_floor", "Distance of the looks, by CLIP. Lower is nearer; the real images' is the floor."),
-    "kid": (-1, "kid_floor", "Distance of the looks and of their spread, by CLIP. Lower is nearer."),
-    "prompt_retrieval": (1, "prompt_retrieval_real", "Share of samples whose own prompt CLIP ranks first: the content."),
-    "clip_score": (1, None, "How well samples fit their prompts, by CLIP."),
-    "heldout_loss": (-1, None, "Denoising error on records that were not trained on."),
-    "train_loss": (-1, None, "The same on records that were."),
-    "overfit_gap": (-1, None, "The one less the other: grows where training images are learnt by heart."),
-    "copy_rate": (-1, None, "Share of samples that are all but a training image."),
-    "retention_retrieval": (1, None, "Content of prompts outside the dataset: what the fine-tune has not forgotten."),
-}

@@ -11,14 +11,15 @@ from PIL import Image
 from pydantic import Field
 
 from t2i.core.files import fresh
-from t2i.core.params import Params
+from t2i.core.params import Section
 from t2i.data.batches import CachedRecords
 from t2i.data.pixels import to_image
 from t2i.data.shards import read_tensors
 from t2i.evaluate import advice
 from t2i.evaluate.grid import draw_grid
-from t2i.evaluate.heldout import Evaluate, HeldOut, Inputs, captions, heldout, images_of, some_keys
+from t2i.evaluate.heldout import DataFolders, HeldOut, captions, heldout, images_of, some_keys
 from t2i.evaluate.page import embedded, provenance, render
+from t2i.evaluate.section import Evaluate
 from t2i.model.family import Family
 from t2i.model.latents import sample_latents
 
@@ -30,7 +31,7 @@ Row = tuple[str, Sequence[Image.Image]]
 """A prompt and its pictures."""
 
 
-class Report(Params):
+class Report(Section):
     """Section `report`: what the page shows."""
 
     grid_prompts: int = Field(ge=1)
@@ -43,7 +44,7 @@ class Report(Params):
 class Left:
     """What the other stages left."""
 
-    inputs: Inputs
+    data: DataFolders
     validation_prompts: Path
     samples: Path
     reports: Path
@@ -52,8 +53,8 @@ class Left:
 
 
 def evaluate_report(
-    section: Report,
-    params: Evaluate,
+    shown: Report,
+    section: Evaluate,
     family: Family,
     tuned: Family,
     left: Left,
@@ -65,8 +66,8 @@ def evaluate_report(
     """Writes grid.png, training.png and moments.png into `pictures`, and the page; returns its warnings.
 
     Args:
-        section: the section `report`.
-        params: the section `evaluate`.
+        shown: the section `report`.
+        section: the section `evaluate`.
         family: the base, whose VAE decodes what was cached.
         tuned: the fine-tuned model.
         left: what the other stages left.
@@ -75,10 +76,10 @@ def evaluate_report(
         page: the HTML file.
         device: where the VAE runs.
     """
-    said = captions(left.inputs)
-    side_by_side = _side_by_side(section.grid_prompts, heldout(params, left.inputs), left.samples)
-    training = _training(family, left, section.most_steps, device)
-    moments = [(said[key][0], pair) for key, pair in _moments(family, left.inputs, params.seed, device)]
+    said = captions(left.data)
+    side_by_side = _side_by_side(shown.grid_prompts, heldout(section, left.data), left.samples)
+    training = _training(family, left, shown.most_steps, device)
+    moments = [(said[key][0], pair) for key, pair in _moments(family, left.data, section.seed, device)]
     _write_pictures(pictures, side_by_side, moments, training)
     report = _reports(left.reports)
     if not _asked_alike(family, tuned):
@@ -86,8 +87,8 @@ def evaluate_report(
     stages = ("evaluate/metrics.json", "evaluate/intervals.json", "encode-images/metrics.json", "encode-captions/metrics.json")
     warnings = advice.warnings(advice.Figures(*(report[stage] for stage in stages)))
     nearest = _nearest(report["evaluate/nearest.json"], left, said)
-    galleries = _galleries(side_by_side, _retention(params, left.samples), nearest, moments, training)
-    render(page, left.reports, report, warnings, galleries, provenance(left.model, left.inputs.raw, report), parameters)
+    galleries = _galleries(side_by_side, _retention(section, left.samples), nearest, moments, training)
+    render(page, left.reports, report, warnings, galleries, provenance(left.model, left.data.raw, report), parameters)
     return warnings
 
 
@@ -147,13 +148,13 @@ def _training(family: Family, left: Left, most: int, device: str) -> Training:
     return Training([int(file.stem.removeprefix("step-")) for file in files], list(rows))
 
 
-def _moments(family: Family, inputs: Inputs, seed: int, device: str) -> list[Row]:
+def _moments(family: Family, data: DataFolders, seed: int, device: str) -> list[Row]:
     """Keys of some held-out records with their image and what their cached moments decode to."""
-    records = CachedRecords(inputs.latents, inputs.embeds, "heldout")
-    keys = some_keys(inputs, "heldout", _SHOWN, seed)
+    records = CachedRecords(data.latents, data.embeds, "heldout")
+    keys = some_keys(data, "heldout", _SHOWN, seed)
     stored = torch.stack([records.moments(records.keys.index(key))[0] for key in keys])
     decoded = _decoded(family, sample_latents(stored, None, family.scaling_factor, family.shift_factor), device)
-    sources = images_of(inputs, "heldout", keys)
+    sources = images_of(data, "heldout", keys)
     return [(key, [source, image]) for key, source, image in zip(keys, sources, decoded, strict=True)]
 
 
@@ -162,17 +163,17 @@ def _decoded(family: Family, latents: torch.Tensor, device: str) -> list[Image.I
     return [to_image(family.decode_latents(vae, one[None].to(device))[0]) for one in latents.float()]
 
 
-def _retention(params: Evaluate, samples: Path) -> list[Row]:
+def _retention(section: Evaluate, samples: Path) -> list[Row]:
     folders = [samples / which / "retention" for which in ("base", "model")]
     return [
         (prompt, [_opened(folder / f"{number:03d}.png") for folder in folders])
-        for number, prompt in enumerate(params.retention_prompts)
+        for number, prompt in enumerate(section.retention_prompts)
     ]
 
 
 def _nearest(rows: list[dict[str, Any]], left: Left, said: dict[str, list[str]]) -> list[Row]:
     rows = rows[:_SHOWN]
-    train = images_of(left.inputs, "train", [row["train_key"] for row in rows])
+    train = images_of(left.data, "train", [row["train_key"] for row in rows])
     return [
         (f"{said[row['key']][0]} | {said[row['train_key']][0]}", [_opened(left.samples / "model" / f"{row['key']}.png"), image])
         for row, image in zip(rows, train, strict=True)

@@ -9,13 +9,13 @@ from typing import Any
 from t2i.core.files import fresh, write_json
 from t2i.fetch.hub import Repository, download, split_revision
 from t2i.fetch.weights import check_weights
-from t2i.model.family import NOT_TAKEN, Base
+from t2i.model.base import NOT_TAKEN, Base
 
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "*-of-*.safetensors")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
-def fetch_base(params: Base, out: Path, clip_out: Path) -> str:
+def fetch_base(section: Base, out: Path, clip_out: Path) -> str:
     """Copies the base to `out` and the CLIP to `clip_out`; safetensors only.
 
     Returns:
@@ -24,41 +24,41 @@ def fetch_base(params: Base, out: Path, clip_out: Path) -> str:
     Raises:
         ValueError: naming the file that is missing or not to be trusted, and what to do.
     """
-    source, origin = _pipeline(params)
+    source, origin = _pipeline(section)
     with fresh(out) as folder, fresh(clip_out) as clip_folder:
-        _copy_pipeline(source, folder, params.variant)
-        if params.vae is not None:
-            vae, its_origin = _model(params, "vae", params.vae)
+        _copy_pipeline(source, folder, section.variant)
+        if section.vae is not None:
+            vae, its_origin = _model(section, "vae", section.vae)
             _replace_vae(vae, folder)
             origin |= {f"vae_{name}": value for name, value in its_origin.items()}
-        if params.clip_skip:
-            _leave_out_layers(folder / "text_encoder", params.clip_skip)
-            origin |= {"clip_skip": str(params.clip_skip)}
+        if section.clip_skip:
+            _leave_out_layers(folder / "text_encoder", section.clip_skip)
+            origin |= {"clip_skip": str(section.clip_skip)}
         write_json(folder / "source.json", origin)
-        clip_source, clip_origin = _model(params, "clip", params.clip)
+        clip_source, clip_origin = _model(section, "clip", section.clip)
         _copy_model(clip_source, clip_folder, None)
         write_json(clip_folder / "source.json", clip_origin)
     return " at ".join(str(part) for part in origin.values() if part)
 
 
-def _pipeline(params: Base) -> tuple[Path, dict[str, str | None]]:
+def _pipeline(section: Base) -> tuple[Path, dict[str, str | None]]:
     """The folder of the base, local or downloaded, and where it came from."""
-    if params.hub is None:
-        return Path(params.local), {"source": _named(params.local), "commit": None}
-    base = Repository("base.hub", params.hub, params.revision)
+    if section.hub is None:
+        return Path(section.local), {"source": _named(section.local), "commit": None}
+    base = Repository("base.hub", section.hub, section.revision)
     snapshot = download(base, ["model_index.json"])
     names = _parts(snapshot)
-    weights = [f"*.{params.variant}.safetensors"] if params.variant else list(_WEIGHTS)
+    weights = [f"*.{section.variant}.safetensors"] if section.variant else list(_WEIGHTS)
     patterns = [f"{name}/{pattern}" for name in names for pattern in ("*.json", "*.txt", *weights)]
     download(base._replace(revision=snapshot.name), patterns)
-    return snapshot, {"source": params.hub, "commit": snapshot.name}
+    return snapshot, {"source": section.hub, "commit": snapshot.name}
 
 
-def _model(params: Base, key: str, named: str) -> tuple[Path, dict[str, str | None]]:
+def _model(section: Base, key: str, named: str) -> tuple[Path, dict[str, str | None]]:
     """The folder of a single model, local or downloaded, and where it came from."""
     if Path(named).is_dir():
-        if not Path(named).resolve().is_relative_to(Path(params.local).resolve()):
-            raise ValueError(f"`base.{key}` {named!r} must lie inside `base.local` {params.local!r}, which DVC watches")
+        if not Path(named).resolve().is_relative_to(Path(section.local).resolve()):
+            raise ValueError(f"`base.{key}` {named!r} must lie inside `base.local` {section.local!r}, which DVC watches")
         return Path(named), {"source": _named(named), "commit": None}
     name, revision = split_revision(named)
     snapshot = download(Repository(f"base.{key}", name, revision), ["*.json", "*.txt", *_WEIGHTS])

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from t2i.core.files import fresh, write_json
-from t2i.core.params import Params, check, resolve_plugin
+from t2i.core.params import Section, check, resolve_plugin
 from t2i.data.caches import dataset_digests
 from t2i.data.manifest import write_manifest
 from t2i.data.pixels import MOST_PIXELS
@@ -22,7 +22,7 @@ from t2i.fetch.selection import Kept, Selection
 from t2i.fetch.source import Record
 
 
-class Fetch(Params):
+class Fetch(Section):
     """Section `fetch`: where the records come from, and which of them are kept."""
 
     source: Any
@@ -55,11 +55,11 @@ class Fetch(Params):
     @field_validator("source", mode="before")
     @classmethod
     def _chosen(cls, source: object) -> Any:
-        if isinstance(source, Params):
+        if isinstance(source, Section):
             return source
         if not isinstance(source, dict) or "name" not in source:
             raise ValueError("wanted a `name` and that source's parameters")
-        return check(resolve_plugin("t2i.fetch.sources", source["name"]).Params, source, "fetch.source")
+        return check(resolve_plugin("t2i.fetch.sources", source["name"]).Source, source, "fetch.source")
 
 
 class Fetched(NamedTuple):
@@ -80,7 +80,7 @@ class Fetched(NamedTuple):
         return {"records": self.kept, "found": self.found, "looked_at": self.looked_at} | skipped
 
 
-def fetch_dataset(params: Fetch, out: Path) -> Fetched:
+def fetch_dataset(section: Fetch, out: Path) -> Fetched:
     """Writes `out`/images/{split}-00000.tar, `out`/captions.jsonl, dataset.json and skipped.csv.
 
     The source is read once, from front to end. An image that the draw takes is read, decoded once to see that it is whole, and
@@ -90,17 +90,17 @@ def fetch_dataset(params: Fetch, out: Path) -> Fetched:
     Raises:
         ValueError: naming the record that cannot be used; or where too many cannot, or a split is empty.
     """
-    dataset = resolve_plugin("t2i.fetch.sources", params.source.name).load(params.source, Path(params.local))
-    most: dict[Split, int | None] = {"train": params.max_train_records, "heldout": params.max_heldout_records}
-    selections = {split: Selection(most[split], params.seed) for split in SPLITS}
-    screen = Screen(params.on_bad, params.max_bad_fraction)
+    dataset = resolve_plugin("t2i.fetch.sources", section.source.name).open_source(section.source, Path(section.local))
+    most: dict[Split, int | None] = {"train": section.max_train_records, "heldout": section.max_heldout_records}
+    selections = {split: Selection(most[split], section.seed) for split in SPLITS}
+    screen = Screen(section.on_bad, section.max_bad_fraction)
     with fresh(out) as folder, tempfile.TemporaryFile(dir=folder) as spool:
-        found = gather(dataset.records, params, selections, screen, spool)
+        found = gather(dataset.records, section, selections, screen, spool)
         screen.check_fraction()
         kept = {split: selection.in_order() for split, selection in selections.items()}
         counts = {split: len(records) for split, records in kept.items()}
         _check_counts(counts)
-        _write_images(kept, folder / "images", params.records_per_shard, spool)
+        _write_images(kept, folder / "images", section.records_per_shard, spool)
         with (folder / "captions.jsonl").open("w", encoding="utf-8") as file:
             for split, records in kept.items():
                 for record in records:
@@ -112,7 +112,7 @@ def fetch_dataset(params: Fetch, out: Path) -> Fetched:
 
 
 def gather(
-    records: Iterator[Record], params: Fetch, selections: dict[Split, Selection], screen: Screen, spool: IO[bytes]
+    records: Iterator[Record], section: Fetch, selections: dict[Split, Selection], screen: Screen, spool: IO[bytes]
 ) -> dict[Split, int]:
     """Puts the good ones of the records that the draw takes into their split's selection, their images into the spool.
 
@@ -122,9 +122,9 @@ def gather(
         For each split, how many records there were; further ones of a key that is kept are not counted.
     """
     found = dict.fromkeys(SPLITS, 0)
-    with image_check(params.max_pixels, params.min_side_px, params.max_decode_seconds) as check_image:
+    with image_check(section.max_pixels, section.min_side_px, section.max_decode_seconds) as check_image:
         for record in tqdm(records, desc="reading", unit=" records"):
-            split = split_of(record.identity, params.heldout_fraction)
+            split = split_of(record.identity, section.heldout_fraction)
             selection = selections[split]
             rank, known = selection.rank(record.identity), selection.kept.get(record.key)
             found[split] += not known

@@ -3,7 +3,7 @@
 import heapq
 from dataclasses import dataclass
 
-from t2i.data.records import hash_fraction
+from t2i.data.chance import hash_fraction
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a source gives: records, each an image with its captions; and what sources of files share.
 
-A source is a module of t2i/fetch/sources with `Params` and `load(params, local) -> Dataset`. It yields its records in an order
-of its own, and judges neither images nor captions: that is done once for all of them, in `screening`.
+A source is a module of t2i/fetch/sources with `Source`, its section of params.yaml, and `open_source(section, local)`, which
+returns a Dataset. A source keeps its own order and judges neither images nor captions: `screening` does that for all of them.
 """
 
 import hashlib

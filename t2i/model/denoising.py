@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2i.data.batches import CachedRecords, collate, derived_seed
-from t2i.data.records import hash_fraction
+from t2i.data.batches import CachedRecords, collate
+from t2i.data.chance import derived_seed, hash_fraction
 from t2i.model.diffusion import add_noise, prediction_target
 from t2i.model.family import Family
 from t2i.model.latents import sample_latents

@@ -12,45 +12,22 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from pydantic import Field
 from torch import Tensor, nn
 
-from t2i.core.params import Params, resolve_plugin
+from t2i.core.params import load_section, resolve_plugin
+from t2i.model.base import Base
 from t2i.model.prediction import PredictionType
 
 Conditioning = dict[str, Tensor]
 """Named tensors [b, ...]: all the UNet takes besides latents and timesteps."""
-
-NOT_TAKEN = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of a pipeline that neither training nor sampling here uses, whatever lies there."""
-
-
-class Base(Params):
-    """Section `base`: what is fine-tuned, and what measures it."""
-
-    family: str
-    """Kind of model: a module of t2i/model/families."""
-    local: str
-    """A folder with a pipeline in diffusers' layout: the base, unless `hub` names one. Must exist, since DVC watches it."""
-    hub: str | None
-    """Hub id of the base, such as stable-diffusion-v1-5/stable-diffusion-v1-5; null: the folder `local`."""
-    revision: str | None
-    """Branch, tag or commit on the Hub; resolved to a commit, which the run records. null: the default branch."""
-    variant: str | None
-    """Variant of the weights on the Hub, such as fp16; null: the plain ones."""
-    vae: str | None
-    """Another AutoencoderKL than the base's: a folder, or a Hub id such as stabilityai/sd-vae-ft-mse, with `@` and a revision
-    where another than the default branch is wanted; null: the base's."""
-    clip_skip: int = Field(ge=0)
-    """How many of the text encoder's last layers are left out, as diffusers counts `clip_skip`; for good, in the copy."""
-    clip: str
-    """The CLIPModel that measures: a folder, or a Hub id such as openai/clip-vit-large-patch14, with `@` as in `vae`."""
 
 
 @runtime_checkable
 class Family(Protocol):
     """One checkpoint in diffusers' layout; nothing is loaded before it is asked for."""
 
+    folder: Path
+    """Where it lies."""
     alphas_cumprod: Float[Tensor, " timesteps"]
     prediction_type: PredictionType
     scaling_factor: float
@@ -130,6 +107,28 @@ class Family(Protocol):
         `generators`, one an image, are for schedulers that draw noise at every step.
         """
         ...
+
+
+def file_of(family: Family) -> str:
+    """Returns the path below t2i/ of a family's module."""
+    return f"{type(family).__module__.removeprefix('t2i.').replace('.', '/')}.py"
+
+
+def open_family(params_file: Path, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({})) -> Family:
+    """Returns the family that `base.family` names, on the checkpoint in a folder.
+
+    Args:
+        params_file: params.yaml.
+        folder: the checkpoint, in diffusers' layout.
+        scheduler_changes: overrides of its scheduler's configuration, in diffusers' names.
+
+    Raises:
+        ValueError: if no pipeline is in the folder.
+    """
+    name = load_section(params_file, "base", Base).family
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder}: no pipeline is here; run `dvc repro`, or name another folder")
+    return load_family(name, folder, scheduler_changes)
 
 
 def load_family(name: str, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({})) -> Family:

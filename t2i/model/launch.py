@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from types import FrameType
 
 from t2i.core.signals import end_with_parent, is_echo
@@ -22,19 +22,18 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def relaunch(module: str, options: Mapping[str, object], processes: int) -> int:
-    """Runs `python -m module --NAME VALUE ...` as several processes on this machine and returns the exit code.
+def relaunch(module: str, words: Sequence[str], processes: int) -> int:
+    """Runs `python -m module WORDS` as several processes on this machine and returns the exit code.
 
     SIGINT and SIGTERM reach every process; the code is then 130 or 143.
     """
     place = ["--master-addr=127.0.0.1", f"--master-port={_free_port()}"]  # `--standalone` unpickles what its open port is sent
     command = [sys.executable, "-m", "torch.distributed.run", *place, f"--nproc-per-node={processes}", "-m", module]
-    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     received: list[int] = []
     first_at = 0.0
     # A large checkpoint takes longer than the 30 s that torchrun gives its processes to end.
     environment = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
-    child = subprocess.Popen([*command, *arguments], env=environment, start_new_session=True, preexec_fn=end_with_parent)
+    child = subprocess.Popen([*command, *words], env=environment, start_new_session=True, preexec_fn=end_with_parent)
 
     def forward(number: int, frame: FrameType | None) -> None:
         nonlocal first_at

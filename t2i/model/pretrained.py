@@ -8,7 +8,7 @@ import torch
 _REMEDY = "weights and config.json do not belong together: take another base, or run `fetch base` again"
 
 
-def load(kind: Any, folder: Path) -> Any:
+def load_pretrained(kind: Any, folder: Path) -> Any:
     """Returns a model of diffusers or transformers in fp32, all of whose weights come from the folder.
 
     Raises:

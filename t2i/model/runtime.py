@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from t2i.core.params import Params
+from t2i.core.params import Section
 
 
-class Validation(Params):
+class Validation(Section):
     """`runtime.validation`."""
 
     every_steps: int = Field(ge=1)
@@ -24,7 +24,7 @@ class Validation(Params):
     """Decides the noise that pictures start from, and the records."""
 
 
-class Runtime(Params):
+class Runtime(Section):
     """Section `runtime`, which DVC does not track: a run can be given more processes or checkpoints, and go on."""
 
     device: Literal["auto", "cpu", "cuda"]
@@ -68,8 +68,8 @@ class Runtime(Params):
             raise ValueError("`runtime.device` is cuda, but PyTorch sees no GPU here: set it to auto or cpu")
         return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
 
-    def attention_here(self) -> str:
+    def attention_here(self, precision: str) -> str:
         """Returns the attention to train with: `eager`, `sdpa` or `xformers`."""
         if self.attention != "auto":
             return self.attention
-        return "eager" if self.torch_device() == "cpu" else "sdpa"
+        return "eager" if self.torch_device() == "cpu" and precision == "bf16" else "sdpa"

@@ -22,23 +22,23 @@ from t2i.tools.surroundings import Finding, checkout, device, dvc, tried
 from t2i.train import checkpoint
 
 
-def doctor(params: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
+def doctor(params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
     """Yields what it finds, in the order in which a run would meet it; changes nothing.
 
     Args:
-        params: params.yaml.
+        params_file: params.yaml.
         data: folder of what the stages write.
         deep: whether caches and checkpoints are held to their sha256, byte by byte, and some records are decoded back.
     """
     yield from checkout()
     yield from dvc()
     try:
-        sections = load_sections(params)
+        sections = load_sections(params_file)
     except ParamsError as error:
         yield from (Finding("wrong", "parameters", line) for line in str(error).splitlines())
         return
-    yield Finding("ok", "parameters", f"{params}: every section is as it should be")
-    for name in unread(params):
+    yield Finding("ok", "parameters", f"{params_file}: every section is as it should be")
+    for name in unread(params_file):
         yield Finding("note", "parameters", f"no stage reads the section `{name}`: take it out if it is not yours")
     yield from device(sections)
     base = data / "base" if (data / "base").is_dir() else Path(sections.base.local)
@@ -54,7 +54,7 @@ def doctor(params: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
     if deep:
         yield from tried("weights", partial(_weights, base))
     yield from _needs(sections, base, data)
-    yield from _caches(sections, family, params, base, data, deep=deep)
+    yield from _caches(sections, family, params_file, base, data, deep=deep)
     yield from _work(deep=deep)
 
 
@@ -80,7 +80,7 @@ def _needs(sections: Sections, base: Path, data: Path) -> Iterator[Finding]:
     said = f"{in_bytes(state)} of state for {trained / 1e6:.3g} of {whole / 1e6:.3g} M parameters, {in_bytes(memory)} free"
     less = "; train fewer (`train.trainable`), or set optimizer adamw_8bit, `runtime.ema_device: cpu`"
     yield Finding("ok", "memory", said) if state < memory else Finding("wrong", "memory", said + less)
-    kept, model, work = checkpoints_bytes(sections.runtime, trained, whole), 2 * size_of(base), work_root()
+    kept, model, work = checkpoints_bytes(sections.runtime, trained), 2 * size_of(base), work_root()
     yield _room("checkpoints", kept, work, "make room, or set T2I_WORK_DIR to a folder on another disk")
     yield _room("model", model, data, "make room")
 
@@ -107,7 +107,7 @@ def _work(*, deep: bool) -> Iterator[Finding]:
             yield Finding("wrong" if problem else "ok", str(saved), problem or "every byte as it was written")
 
 
-def _caches(sections: Sections, family: Family, params: Path, base: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
+def _caches(sections: Sections, family: Family, params_file: Path, base: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
     found: list[Finding] = []
     for folder in (data / "raw/images", data / "latents", data / "embeds"):
         if folder.is_dir():
@@ -116,7 +116,7 @@ def _caches(sections: Sections, family: Family, params: Path, base: Path, data: 
             found.append(Finding("note", str(folder), "is not there yet: `dvc repro` makes it"))
         yield found[-1]
     if all(finding.state == "ok" for finding in found):
-        yield from tried("caches", partial(_fitting, params, base, data))
+        yield from tried("caches", partial(_fitting, params_file, base, data))
         if deep:
             yield from tried("round trip", partial(_decoded, sections, family, data))
 
@@ -129,9 +129,9 @@ def _whole(folder: Path, *, deep: bool) -> str:
     return f"{counted}, every byte as it was written" if deep else f"{counted}, sizes as written (--deep reads them)"
 
 
-def _fitting(params: Path, base: Path, data: Path) -> str:
+def _fitting(params_file: Path, base: Path, data: Path) -> str:
     latents, embeds = data / "latents", data / "embeds"
-    check_caches(latents, embeds, dataset_digests(data / "raw"), params, base=base, hashes=False)
+    check_caches(latents, embeds, dataset_digests(data / "raw"), params_file, base=base, hashes=False)
     counts = {split: len(CachedRecords(latents, embeds, split)) for split in SPLITS}
     return f"made of this base, dataset and parameters; {counts['train']} records train, {counts['heldout']} held out"
 

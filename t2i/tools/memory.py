@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from t2i.core.files import in_bytes
 from t2i.model.runtime import Runtime
-from t2i.train.loop import Train
+from t2i.train.section import Train
 
 
 def count_weights(unet: Path, trainable: str) -> tuple[int, int]:
@@ -28,21 +28,21 @@ def count_weights(unet: Path, trainable: str) -> tuple[int, int]:
     return trained, whole
 
 
-def state_bytes(params: Train, runtime: Runtime, trained: int, all_weights: int) -> int:
+def state_bytes(section: Train, runtime: Runtime, trained: int, all_weights: int) -> int:
     """Returns the bytes that weights, gradients, the optimizer and, where it lies beside them, the EMA take on a device.
 
     Processes on the CPU share it, those on GPUs have one each.
     """
-    optimizer = 2 if params.optimizer.name == "adamw_8bit" else 8
+    optimizer = 2 if section.optimizer.name == "adamw_8bit" else 8
     buckets = 4 if runtime.processes > 1 else 0
     cpu = runtime.torch_device() == "cpu"
     ema = 0 if runtime.ema_device == "cpu" and not cpu else 4
-    return (all_weights * (4 + ema) + trained * (4 + optimizer + buckets)) * (runtime.processes if cpu else 1)
+    return (all_weights * 4 + trained * (4 + optimizer + ema + buckets)) * (runtime.processes if cpu else 1)
 
 
-def checkpoints_bytes(runtime: Runtime, trained: int, all_weights: int) -> int:
+def checkpoints_bytes(runtime: Runtime, trained: int) -> int:
     """Returns the bytes on disk of the checkpoints that are kept, and of the one that is being written."""
-    return (runtime.keep_checkpoints + 1) * 8 * (all_weights + trained)
+    return (runtime.keep_checkpoints + 1) * 16 * trained
 
 
 def available_memory(runtime: Runtime) -> int:

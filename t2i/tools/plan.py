@@ -10,7 +10,7 @@ import torch
 
 from t2i.core.files import free_bytes, in_bytes, work_root
 from t2i.data.manifest import read_manifest
-from t2i.data.records import SPLITS, Split, read_captions
+from t2i.data.records import SPLITS, Split, read_captions, split_of_shard
 from t2i.data.shards import pack, shard_bytes
 from t2i.fetch.dataset import Fetch
 from t2i.model.family import load_family
@@ -21,7 +21,7 @@ from t2i.tools.sections import Sections, load_sections
 
 
 @dataclass(frozen=True)
-class Dataset:
+class RecordCounts:
     """What there is to encode."""
 
     image_shards: dict[Split, list[int]]
@@ -31,11 +31,11 @@ class Dataset:
     a_caption: str
 
 
-def plan(params: Path, base: Path, raw: Path, records: int | None) -> list[tuple[str, str]]:
+def plan(params_file: Path, base: Path, raw: Path, records: int | None) -> list[tuple[str, str]]:
     """Returns what a run will take, a name and a sentence a line.
 
     Args:
-        params: params.yaml.
+        params_file: params.yaml.
         base: the pipeline, from `fetch base`.
         raw: images and captions, from `fetch dataset`.
         records: how many to plan for instead of those; None: those.
@@ -44,7 +44,7 @@ def plan(params: Path, base: Path, raw: Path, records: int | None) -> list[tuple
         ParamsError: where a section is not right.
         ValueError: where the base, or the dataset, is not there.
     """
-    sections = load_sections(params)
+    sections = load_sections(params_file)
     train, runtime = sections.train, sections.runtime
     if not (base / "model_index.json").is_file():
         raise ValueError(f"{base}: no pipeline is here; run `t2i fetch base`, which `dvc repro` does too")
@@ -65,19 +65,19 @@ def plan(params: Path, base: Path, raw: Path, records: int | None) -> list[tuple
             "records",
             f"{counts['train']} train, {counts['heldout']} held out; {sum(map(sum, dataset.captions.values()))} captions",
         ),
-        *_disk(sections, dataset, encoders, trained, whole),
+        *_disk(sections, dataset, encoders, trained),
         *_memory(runtime, whole, state, free_memory, timed=step is not None),
         ("steps", f"{steps} of {train.batch_size} images: {steps * train.batch_size / counts['train']:.3g} epochs"),
         *_times(sections, dataset, encoders, forward, step),
     ]
 
 
-def _disk(sections: Sections, dataset: Dataset, encoders: Encoders, trained: int, whole: int) -> Iterable[tuple[str, str]]:
+def _disk(sections: Sections, dataset: RecordCounts, encoders: Encoders, trained: int) -> Iterable[tuple[str, str]]:
     latents, embeds = cache_bytes(sections, dataset, encoders)
     text_shards = sum(-(-len(counts) // sections.encode_captions.records_per_shard) for counts in dataset.captions.values())
     yield "moments", f"{in_bytes(latents)} in {sum(map(len, dataset.image_shards.values()))} shards"
     yield "embeddings", f"{in_bytes(embeds)} in {text_shards} shards"
-    kept = checkpoints_bytes(sections.runtime, trained, whole)
+    kept = checkpoints_bytes(sections.runtime, trained)
     yield "checkpoints", f"{in_bytes(kept)}; {in_bytes(free_bytes(work_root()))} are free where they lie ({work_root()})"
 
 
@@ -89,21 +89,21 @@ def _memory(runtime: Runtime, whole: int, state: int, free: int, *, timed: bool)
         yield "", f"{in_bytes(free)} are free, in which no step could be made"
 
 
-def _fetched(raw: Path) -> Dataset:
+def _fetched(raw: Path) -> RecordCounts:
     """Returns what `fetch dataset` has left."""
     if not (raw / "dataset.json").is_file():
         raise ValueError(f"{raw}: no dataset is here; run `t2i fetch dataset`, or say for how many records: --records 10000")
     files, captions = read_manifest(raw / "images").files, list(read_captions(raw / "captions.jsonl"))
     if not captions:
         raise ValueError(f"{raw / 'captions.jsonl'}: no records; run `t2i fetch dataset` again")
-    return Dataset(
-        {split: [file.count for file in files if file.name.startswith(f"{split}-")] for split in SPLITS},
+    return RecordCounts(
+        {split: [file.count for file in files if split_of_shard(file.name) == split] for split in SPLITS},
         {split: [len(row["captions"]) for row in captions if row["split"] == split] for split in SPLITS},
         captions[0]["captions"][0],
     )
 
 
-def _imagined(fetch: Fetch, records: int) -> Dataset:
+def _imagined(fetch: Fetch, records: int) -> RecordCounts:
     """Returns what so many records would be, with a caption each."""
     heldout = min(records - 1, max(1, round(records * fetch.heldout_fraction)))
     counts: dict[Split, int] = {
@@ -112,10 +112,10 @@ def _imagined(fetch: Fetch, records: int) -> Dataset:
     }
     per_shard = fetch.records_per_shard
     shards = {split: [min(per_shard, count - at) for at in range(0, count, per_shard)] for split, count in counts.items()}
-    return Dataset(shards, {split: [1] * count for split, count in counts.items()}, "a photograph of something")
+    return RecordCounts(shards, {split: [1] * count for split, count in counts.items()}, "a photograph of something")
 
 
-def cache_bytes(sections: Sections, dataset: Dataset, encoders: Encoders) -> tuple[int, int]:
+def cache_bytes(sections: Sections, dataset: RecordCounts, encoders: Encoders) -> tuple[int, int]:
     """Returns the bytes of the shards of moments and of those of embeddings, to the byte."""
     latents = embeds = 0
     per_shard = sections.encode_captions.records_per_shard
@@ -143,7 +143,7 @@ def _image_bytes(encoders: Encoders, views: int) -> int:
 
 
 def _times(
-    sections: Sections, dataset: Dataset, encoders: Encoders, forward: float, step: float | None
+    sections: Sections, dataset: RecordCounts, encoders: Encoders, forward: float, step: float | None
 ) -> Iterable[tuple[str, str]]:
     """The time of each stage, from the probes: what is done over and over, without starts and files."""
     counts = {split: sum(dataset.image_shards[split]) for split in SPLITS}

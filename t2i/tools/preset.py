@@ -17,7 +17,7 @@ def presets(folder: Path) -> dict[str, str]:
     return {name: line.removeprefix("# ") for name, line in first_lines.items()}
 
 
-def write_preset(name: str, folder: Path, params: Path) -> list[str]:
+def write_preset(name: str, folder: Path, params_file: Path) -> list[str]:
     """Changes a parameter file to what a preset says.
 
     Returns:
@@ -33,11 +33,11 @@ def write_preset(name: str, folder: Path, params: Path) -> list[str]:
     yaml.width, yaml.preserve_quotes = 128, True
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.representer.add_representer(type(None), lambda shown, _: shown.represent_scalar("tag:yaml.org,2002:null", "null"))
-    whole = yaml.load(params.read_text(encoding="utf-8"))
+    whole = yaml.load(params_file.read_text(encoding="utf-8"))
     changed = _merge(whole, yaml.load(path.read_text(encoding="utf-8")), name)
     text = io.StringIO()
     yaml.dump(whole, text)
-    write_text(params, text.getvalue())
+    write_text(params_file, text.getvalue())
     return changed
 
 

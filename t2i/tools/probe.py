@@ -16,11 +16,8 @@ from t2i.model.family import Family
 from t2i.model.precision import Precision, computing_in
 from t2i.model.runtime import Runtime
 from t2i.tools.memory import is_out_of_memory
-from t2i.train.ema import Ema
-from t2i.train.execution import make_accelerator, prepared_unet
-from t2i.train.loop import Train
-from t2i.train.objective import Objective, accumulate_gradients
-from t2i.train.optim import make_optimizer, trainable
+from t2i.train.prepared import prepare
+from t2i.train.section import Train
 
 _MOST_IN_A_BATCH = 8
 """Images or captions of a probe, at most: a CPU's time hardly hangs on it."""
@@ -83,38 +80,20 @@ def probe_encoders(family: Family, runtime: Runtime, resolution_px: int, caption
     )
 
 
-def probe_step(params: Train, runtime: Runtime, family: Family, encoders: Encoders, folder: Path) -> float:
+def probe_step(section: Train, runtime: Runtime, family: Family, encoders: Encoders, folder: Path) -> float:
     """Returns the seconds of an optimizer step with all that belongs to it; the weights are forgotten.
 
     Args:
-        params: what decides its cost.
+        section: what decides its cost.
         runtime: processes, micro-batch, attention, ...
         family: the base.
         encoders: what a record holds.
         folder: an empty one, for a cache of one batch.
     """
-    records = _cache(encoders, params.batch_size, folder)
-    accelerator = make_accelerator(params.precision, runtime.model_copy(update={"trackers": []}), folder / "trackers")
-    objective = Objective(params.objective, family, accelerator.device)
-    sampler = objective.sampler(records, params.batch_size, True, 0.0, 0)
-    shares = micro_batches(params.batch_size, 0, runtime.processes, runtime.micro_batch_size)
-    bare = prepared_unet(family, runtime, random=False).to(accelerator.device)
-    weights, trained = dict(bare.named_parameters()), trainable(bare, params.trainable)
-    ema = Ema(weights, params.ema, runtime.ema_device or accelerator.device)
-    unet, optimizer = accelerator.prepare(bare, make_optimizer(trained, params.optimizer))
-
-    def share() -> None:
-        accumulate_gradients(accelerator, unet, objective, sampler, 0, shares[:1])
-
-    def last_share() -> None:
-        share()
-        accelerator.clip_grad_norm_(unet.parameters(), params.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(weights, params.ema.every_steps, last=False)
-
-    first = seconds(share) if len(shares) > 1 else 0.0
-    return (len(shares) - 1) * first + seconds(last_share)
+    own = sum(map(len, micro_batches(section.batch_size, 0, runtime.processes, runtime.micro_batch_size)))
+    section = section.model_copy(update={"batch_size": own, "steps": section.ema.every_steps, "epochs": None})
+    prepared = prepare(section, runtime, family, _cache(encoders, own, folder))
+    return seconds(lambda: prepared.take_step(section.ema.every_steps - 1))  # whose EMA is updated too
 
 
 def probe_forward(family: Family, runtime: Runtime, precision: Precision, encoders: Encoders) -> float:

@@ -7,26 +7,21 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from t2i.core.files import fingerprint, sha256_of, whole
+from t2i.core.files import whole
+from t2i.data.digests import fingerprint, sha256_of
 from t2i.evaluate.grid import draw_grid
-from t2i.evaluate.heldout import Drawing, draw
 from t2i.model.family import Family
+from t2i.model.sampling import Drawing, draw
 
 
 def sample(
-    how: Drawing,
-    families: Mapping[str, tuple[Family, Path]],
-    prompts: Sequence[str],
-    out: Path,
-    *,
-    seed: int,
-    num: int,
+    how: Drawing, families: Mapping[str, Family], prompts: Sequence[str], out: Path, *, seed: int, num: int
 ) -> list[Path]:
     """Draws `num` images of every prompt with every pipeline, and a grid of all.
 
     Args:
         how: steps, guidance, size, precision.
-        families: the pipelines by the name that their images bear, each with the folder it lies in.
+        families: the pipelines, by the names that their images bear.
         prompts: what to draw.
         out: folder for PROMPT-SEED[-NAME].png and grid.png; what stands there under other names stays.
         seed: of the first image of a prompt; the next has seed + 1. The same seed gives each pipeline the same noise.
@@ -39,13 +34,13 @@ def sample(
     drawn: dict[str, list[Image.Image]] = {}
     files: list[Path] = []
     out.mkdir(parents=True, exist_ok=True)
-    for name, (family, folder) in families.items():
+    for name, family in families.items():
         drawn[name] = draw(how, family, [prompt for prompt, _ in wanted], [(its_seed, "") for _, its_seed in wanted])
-        model = sha256_of(folder / "unet" / "diffusion_pytorch_model.safetensors")
+        model = sha256_of(family.folder / "unet" / "diffusion_pytorch_model.safetensors")
         for (prompt, its_seed), image in zip(wanted, drawn[name], strict=True):
             files.append(out / f"{_slug(prompt)}-{its_seed}{f'-{name}' if len(families) > 1 else ''}.png")
             with whole(files[-1]) as partial:
-                image.save(partial, "PNG", pnginfo=_made_by(how, prompt, its_seed, folder, model))
+                image.save(partial, "PNG", pnginfo=_made_by(how, prompt, its_seed, family.folder, model))
     rows = [(f"{prompt} ({its_seed})", [its[at] for its in drawn.values()]) for at, (prompt, its_seed) in enumerate(wanted)]
     with whole(out / "grid.png") as partial:
         draw_grid(rows, list(drawn), partial)

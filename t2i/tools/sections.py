@@ -4,18 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2i.core.params import Params, ParamsError, load, read, read_section
+from t2i.core.params import ParamsError, Section, load_section, read, read_section
 from t2i.encode.captions import EncodeCaptions
 from t2i.encode.views import EncodeImages
-from t2i.evaluate.heldout import Evaluate
 from t2i.evaluate.model import Sweep
 from t2i.evaluate.report import Report
+from t2i.evaluate.section import Evaluate
 from t2i.fetch.dataset import Fetch
-from t2i.model.family import Base
+from t2i.model.base import Base
 from t2i.model.runtime import Runtime
-from t2i.train.loop import Train
+from t2i.train.section import Train
 
-MODELS: dict[str, type[Params]] = {
+MODELS: dict[str, type[Section]] = {
     "base": Base,
     "fetch": Fetch,
     "encode.images": EncodeImages,
@@ -63,7 +63,7 @@ def load_sections(path: Path) -> Sections:
     problems = []
     for name, model in MODELS.items():
         try:
-            found[name.replace(".", "_")] = load(path, name, model)
+            found[name.replace(".", "_")] = load_section(path, name, model)
         except ParamsError as error:
             problems.append(str(error))
     if problems:

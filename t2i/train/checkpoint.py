@@ -9,13 +9,13 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from t2i.core.files import flush, fresh, sha256_of
+from t2i.core.files import flush, fresh
 from t2i.core.locks import locked
+from t2i.data.digests import sha256_of
 
 _MANIFEST = "MANIFEST.json"
 _FINISHED = "finished"
@@ -25,10 +25,12 @@ _FINISHED = "finished"
 class Checkpoint:
     """The state of a training run after some step."""
 
+    step: int
+    """Optimizer steps taken."""
+    threads: int
+    """Threads that computed them: on a CPU, another number gives other last digits."""
     tensors: dict[str, dict[str, Tensor]]
-    """Tensors by file: weights, shadow, optimizer, history."""
-    state: dict[str, Any]
-    """JSON: at least `step`, the number of optimizer steps taken."""
+    """Tensors by file: weights, shadow, optimizer, counts, history."""
 
 
 def save(work: Path, checkpoint: Checkpoint, keep: int) -> None:
@@ -37,7 +39,7 @@ def save(work: Path, checkpoint: Checkpoint, keep: int) -> None:
     Raises:
         ValueError: where the disk is full; the checkpoints before this one stay.
     """
-    final = work / f"step-{checkpoint.state['step']:08d}"
+    final = work / f"step-{checkpoint.step:08d}"
     if final.exists():
         return
     size = sum(tensor.nbytes for tensors in checkpoint.tensors.values() for tensor in tensors.values())
@@ -45,7 +47,9 @@ def save(work: Path, checkpoint: Checkpoint, keep: int) -> None:
         for name, tensors in checkpoint.tensors.items():
             whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             save_file(whole, partial / f"{name}.safetensors")
-        (partial / "state.json").write_text(json.dumps(checkpoint.state, sort_keys=True), encoding="utf-8")
+        (partial / "state.json").write_text(
+            json.dumps({"step": checkpoint.step, "threads": checkpoint.threads}), encoding="utf-8"
+        )
         files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(files, indent=2), encoding="utf-8")
         for path in [*partial.iterdir(), partial]:
@@ -68,7 +72,8 @@ def load_newest(work: Path, *, discard_damaged: bool = False) -> Checkpoint | No
             continue
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         print(f"resuming after step {state['step']} ({folder})", file=sys.stderr)
-        return Checkpoint({file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}, state)
+        tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+        return Checkpoint(state["step"], state["threads"], tensors)
     return None
 
 

@@ -2,25 +2,56 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from t2i.core.params import Params
+from t2i.core.params import Section
 
 
-class EmaParams(Params):
+class NoRamp(Section):
+    """`decay` from the first update on."""
+
+    name: Literal["none"]
+
+    def __call__(self, n: int) -> float:
+        """Returns the largest decay of update n, counted from 1."""
+        return 1.0
+
+
+class ReciprocalRamp(Section):
+    """`(1 + n) / (10 + n)`: 0.5 at update 8, 0.9 at 80, 0.997 at 3,000; what diffusers does without `use_ema_warmup`."""
+
+    name: Literal["reciprocal"]
+
+    def __call__(self, n: int) -> float:
+        """Returns the largest decay of update n, counted from 1."""
+        return (1 + n) / (10 + n)
+
+
+class PowerRamp(Section):
+    """`1 - (1 + n / inv_gamma) ** -power`; what diffusers does with `use_ema_warmup`."""
+
+    name: Literal["power"]
+    inv_gamma: float = Field(gt=0)
+    power: float = Field(gt=0)
+
+    def __call__(self, n: int) -> float:
+        """Returns the largest decay of update n, counted from 1."""
+        return float(1 - (1 + n / self.inv_gamma) ** -self.power)
+
+
+class EmaSection(Section):
     """`train.ema`."""
 
     decay: float = Field(ge=0, lt=1)
-    """Largest decay. Without warmup update n has min(decay, (1 + n) / (10 + n)): 3,000 updates end at 0.997."""
-    warmup: bool
-    """Whether the decay grows as 1 - (1 + n / inv_gamma) ** -power instead."""
+    """Largest decay, which a ramp may stay below for long."""
+    ramp: Annotated[NoRamp | ReciprocalRamp | PowerRamp, Field(discriminator="name")]
+    """How the decay grows with the updates, up to `decay`: `none`, `reciprocal`, or `power` (`inv_gamma`, `power`)."""
     start_step: int = Field(ge=0)
     """Optimizer steps before the mean begins; until then every update copies the weights."""
-    inv_gamma: float = Field(gt=0)
-    power: float = Field(gt=0)
     every_steps: int = Field(ge=1)
     """Optimizer steps between updates; each then uses decay ** every_steps, and there is one after the last."""
 
@@ -28,27 +59,26 @@ class EmaParams(Params):
 class Ema:
     """Shadow weights in fp32, with the decays of diffusers' EMAModel."""
 
-    def __init__(self, weights: Mapping[str, Tensor], params: EmaParams, device: torch.device | str) -> None:
-        self.params, self.device = params, device
+    def __init__(self, weights: Mapping[str, Tensor], section: EmaSection, device: torch.device | str) -> None:
+        self.section, self.device = section, device
         self.updates = 0
         self.shadow = {name: weight.detach().to(device, torch.float32, copy=True) for name, weight in weights.items()}
 
     def decay(self, updates: int, steps: int) -> float:
         """Returns the decay of an update over some steps, `updates` having gone before; the first copies the weights."""
-        p = self.params
-        n = max(0, updates * p.every_steps - p.start_step)
+        section = self.section
+        n = max(0, updates * section.every_steps - section.start_step)
         if n == 0:
             return 0.0
-        ramp = 1 - (1 + n / p.inv_gamma) ** -p.power if p.warmup else (1 + n) / (10 + n)
-        return min(ramp, p.decay) ** steps
+        return min(section.ramp(n), section.decay) ** steps
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor], step: int, *, last: bool) -> None:
         """Moves the shadow toward the weights after optimizer step `step`, if every_steps divides it or it is the last."""
-        rest = step % self.params.every_steps
+        rest = step % self.section.every_steps
         if rest and not last:
             return
-        decay = self.decay(self.updates, rest or self.params.every_steps)
+        decay = self.decay(self.updates, rest or self.section.every_steps)
         now = [weights[name].detach().to(self.device, torch.float32) for name in self.shadow]
         torch._foreach_lerp_(list(self.shadow.values()), now, 1 - decay)
         self.updates += 1

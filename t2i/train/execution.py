@@ -1,7 +1,8 @@
 """Execution: how this machine runs a step of training: device, precision, processes, attention."""
 
+import os
+import sys
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +15,12 @@ MOST_OVERFLOWS = 30
 """fp16's scale, halved each time from 65536, is far below what any healthy run needs."""
 
 
-def make_accelerator(precision: Precision, runtime: Runtime, trackers: Path) -> Any:
+def make_accelerator(precision: Precision, runtime: Runtime) -> Any:
     """Returns Accelerate's Accelerator.
 
     Args:
         precision: what the UNet computes in.
-        runtime: device, TF32, trackers.
-        trackers: folder that they write to.
+        runtime: device, TF32.
 
     Raises:
         ValueError: where the machine cannot do what is asked for.
@@ -35,8 +35,6 @@ def make_accelerator(precision: Precision, runtime: Runtime, trackers: Path) -> 
         mixed_precision={"fp32": "no"}.get(precision, precision),
         cpu=cpu,
         kwargs_handlers=[patience],
-        log_with=list(runtime.trackers) or None,
-        project_dir=str(trackers),
     )
 
 
@@ -46,12 +44,12 @@ def check_precision(precision: Precision, runtime: Runtime) -> None:
         raise ValueError("`train.precision` fp16 needs a GPU: on the CPU set bf16 or fp32")
 
 
-def prepared_unet(family: Family, runtime: Runtime, *, random: bool) -> Any:
+def prepared_unet(family: Family, runtime: Runtime, precision: Precision, *, random: bool) -> Any:
     """Returns the UNet in training mode, with the attention and the gradient checkpointing that are asked for."""
     unet: Any = family.load_unet(random=random).train()
     if runtime.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    match runtime.attention_here():
+    match runtime.attention_here(precision):
         case "eager":
             from diffusers.models.attention_processor import AttnProcessor
 
@@ -63,6 +61,24 @@ def prepared_unet(family: Family, runtime: Runtime, *, random: bool) -> Any:
                 advice = "install the extra `xformers` on a machine with a GPU, or set `runtime.attention` to auto"
                 raise ValueError(f"`runtime.attention` is xformers, which does not work here ({error}): {advice}") from None
     return unet
+
+
+def take_over_threads(threads: int, device: torch.device) -> None:
+    """Computes on with as many threads as a checkpoint was made with; says so if that cannot be, since bits then differ.
+
+    OMP_NUM_THREADS, if set, is obeyed.
+    """
+    now = torch.get_num_threads()
+    if device.type != "cpu" or threads == now:
+        return
+    if "OMP_NUM_THREADS" not in os.environ and threads <= (os.cpu_count() or 1):
+        torch.set_num_threads(threads)
+        return
+    print(
+        f"the checkpoint was made with {threads} threads, and this run has {now}: the last digits will differ "
+        f"(OMP_NUM_THREADS={threads} keeps them equal)",
+        file=sys.stderr,
+    )
 
 
 class Overflows:

@@ -1,16 +1,27 @@
 """History: what every optimizer step said, kept with the checkpoint and written for `dvc plots`."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from t2i.core.files import to_csv
 
-COLUMNS = ("loss", "mse", "grad_norm", "learning_rate")
-"""Weighted loss; the same unweighted, which compares between weightings; gradients' norm before clipping; learning rate."""
+
+class Figures(NamedTuple):
+    """What one optimizer step says of itself."""
+
+    loss: Tensor | float
+    """Weighted."""
+    mse: Tensor | float
+    """The same unweighted, which compares between weightings."""
+    grad_norm: Tensor | float
+    """Norm of the gradients before clipping."""
+    learning_rate: float
+
+
+COLUMNS = Figures._fields
 
 
 class History:
@@ -20,7 +31,7 @@ class History:
         self._read: list[list[float]] = [] if rows is None else rows.tolist()
         self._pending: list[Tensor] = []
 
-    def append(self, row: Sequence[Tensor | float]) -> None:
+    def append(self, row: Figures) -> None:
         """Adds a step's row, without waiting for the device."""
         device = next((value.device for value in row if isinstance(value, Tensor)), torch.device("cpu"))
         self._pending.append(

@@ -1,6 +1,5 @@
 """The objective: what a step of training lowers."""
 
-import contextlib
 from functools import partial
 from typing import Any
 
@@ -9,8 +8,8 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from t2i.core.params import Params
-from t2i.data.batches import Batch, CachedRecords, Sampler
+from t2i.core.params import Section
+from t2i.data.batches import Batch, Batches, CachedRecords
 from t2i.model.diffusion import add_noise, prediction_target, rectified, snr
 from t2i.model.family import Family
 from t2i.model.latents import sample_latents
@@ -19,7 +18,7 @@ from t2i.train.timesteps import Timesteps, cumulated_probabilities, draw_timeste
 from t2i.train.weighting import Weighting, loss_weights
 
 
-class ObjectiveParams(Params):
+class ObjectiveSection(Section):
     """`train.objective`."""
 
     prediction_type: PredictionType | None
@@ -40,7 +39,7 @@ class ObjectiveParams(Params):
     """DREAM's power (Zhou et al. 2023, arXiv 2312.00210), 1 in the paper: a forward pass more; epsilon only; null: without."""
 
     @model_validator(mode="after")
-    def _can_be_learnt(self) -> "ObjectiveParams":
+    def _can_be_learnt(self) -> "ObjectiveSection":
         if self.prediction_type == "epsilon" and self.zero_terminal_snr:
             raise ValueError("`prediction_type` epsilon is 0 / 0 at zero terminal SNR: set one of the two otherwise")
         if self.prediction_type == "v_prediction" and self.dream_detail_preservation is not None:
@@ -57,7 +56,7 @@ class Objective:
     """What decides a batch's loss, besides the batch.
 
     Args:
-        params: `train.objective`.
+        section: `train.objective`.
         family: gives scaling and schedule, and calls the UNet.
         device: the UNet's.
 
@@ -65,24 +64,24 @@ class Objective:
         ValueError: where DREAM is asked for and the base predicts v.
     """
 
-    def __init__(self, params: ObjectiveParams, family: Family, device: torch.device | str) -> None:
-        if params.dream_detail_preservation is not None and family.prediction_type != "epsilon":
+    def __init__(self, section: ObjectiveSection, family: Family, device: torch.device | str) -> None:
+        if section.dream_detail_preservation is not None and family.prediction_type != "epsilon":
             raise ValueError(
                 "`train.objective.dream_detail_preservation` is for epsilon alone, and the base predicts v: set it to null"
             )
-        self.params, self.family = params, family
+        self.section, self.family = section, family
         self.alphas_cumprod = family.alphas_cumprod.to(device)
 
-    def sampler(self, records: CachedRecords, batch_size: int, use_flips: bool, prompt_dropout: float, seed: int) -> Sampler:
-        """Returns what gives the batches that the loss is of."""
-        return Sampler(
+    def batches(self, records: CachedRecords, batch_size: int, use_flips: bool, prompt_dropout: float, seed: int) -> Batches:
+        """Returns the batches whose loss is lowered."""
+        return Batches(
             records,
             batch_size=batch_size,
             use_flips=use_flips,
             prompt_dropout=prompt_dropout,
-            timestep_at=partial(draw_timestep, cumulated_probabilities(len(self.alphas_cumprod), self.params.timesteps)),
-            noise_offset=self.params.noise_offset,
-            input_perturbation=self.params.input_perturbation,
+            timestep_at=partial(draw_timestep, cumulated_probabilities(self.section.timesteps(len(self.alphas_cumprod)))),
+            noise_offset=self.section.noise_offset,
+            input_perturbation=self.section.input_perturbation,
             seed=seed,
         )
 
@@ -91,7 +90,7 @@ class Objective:
 
         All but the UNet is fp32.
         """
-        p, family, draws = self.params, self.family, batch.draws
+        p, family, draws = self.section, self.family, batch.draws
         a = self.alphas_cumprod[draws.timesteps]
         latents = sample_latents(batch.moments, draws.epsilon, family.scaling_factor, family.shift_factor)
         noisy_latents = add_noise(latents, draws.input_noise, a)
@@ -105,18 +104,3 @@ class Objective:
         errors = (prediction.float() - target).square().mean(dim=(1, 2, 3))
         weights = loss_weights(snr(a), family.prediction_type, p.weighting, p.ztsnr_floor)
         return (weights * errors).mean(), errors.mean().detach()
-
-
-def accumulate_gradients(
-    accelerator: Any, unet: nn.Module, objective: Objective, sampler: Sampler, step: int, shares: list[range]
-) -> tuple[Tensor, Tensor]:
-    """Adds up a step's gradients over this process's micro-batches, each weighted by its images; returns loss and MSE."""
-    loss = mse = torch.zeros((), device=accelerator.device)
-    for places in shares:
-        share = len(places) / sum(map(len, shares))
-        batch = sampler.batch(step, places).to(accelerator.device)
-        with contextlib.nullcontext() if places is shares[-1] else accelerator.no_sync(unet):
-            weighted, unweighted = objective.loss(unet, batch)
-            accelerator.backward(share * weighted)
-        loss, mse = loss + share * weighted.detach(), mse + share * unweighted
-    return loss, mse

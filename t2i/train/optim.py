@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from t2i.core.params import Params
+from t2i.core.params import Section
 
 
-class AdamWParams(Params):
+class AdamW(Section):
     """`train.optimizer` (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
 
     name: Literal["adamw", "adamw_8bit"]
@@ -23,7 +23,7 @@ class AdamWParams(Params):
     weight_decay: float = Field(ge=0)
 
 
-class Constant(Params):
+class Constant(Section):
     """The learning rate after warm-up, for good."""
 
     name: Literal["constant"]
@@ -34,7 +34,7 @@ class Constant(Params):
         return 1.0
 
 
-class Linear(Params):
+class Linear(Section):
     """A straight line from the learning rate to zero."""
 
     name: Literal["linear"]
@@ -44,7 +44,7 @@ class Linear(Params):
         return max(0.0, 1 - progress)
 
 
-class Cosine(Params):
+class Cosine(Section):
     """Half a cosine from the learning rate to zero (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5)."""
 
     name: Literal["cosine"]
@@ -54,7 +54,7 @@ class Cosine(Params):
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-class CosineWithRestarts(Params):
+class CosineWithRestarts(Section):
     """`cycles` half cosines, each from the learning rate to zero (SGDR, arXiv 1608.03983)."""
 
     name: Literal["cosine_with_restarts"]
@@ -65,7 +65,7 @@ class CosineWithRestarts(Params):
         return 0.0 if progress >= 1 else 0.5 * (1 + math.cos(math.pi * (self.cycles * progress % 1)))
 
 
-class Polynomial(Params):
+class Polynomial(Section):
     """`(1 - progress) ** power`, from the learning rate to `end_factor` of it."""
 
     name: Literal["polynomial"]
@@ -81,30 +81,30 @@ class Polynomial(Params):
 Schedule = Annotated[Constant | Linear | Cosine | CosineWithRestarts | Polynomial, Field(discriminator="name")]
 
 
-def trainable(unet: nn.Module, pattern: str) -> list[nn.Parameter]:
-    """Freezes all parameters but those in whose name the regular expression is found, and returns these.
+def trainable(unet: nn.Module, pattern: str) -> dict[str, nn.Parameter]:
+    """Freezes the parameters whose names do not match the regular expression, and returns the others by name.
 
     Raises:
         ValueError: when there are none.
     """
     for name, weight in unet.named_parameters():
         weight.requires_grad_(re.search(pattern, name) is not None)
-    weights = [weight for weight in unet.parameters() if weight.requires_grad]
+    weights = {name: weight for name, weight in unet.named_parameters() if weight.requires_grad}
     if not weights:
         starts = ", ".join(dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in unet.named_parameters()))
         raise ValueError(f"`train.trainable` is {pattern!r}, which no parameter's name has in it; they begin with {starts}")
     return weights
 
 
-def make_optimizer(weights: Iterable[Tensor], params: AdamWParams) -> torch.optim.Optimizer:
+def make_optimizer(weights: Iterable[Tensor], section: AdamW) -> torch.optim.Optimizer:
     """Returns a fused AdamW, or one of 8 bits; its learning rate is set before each step.
 
     Raises:
         ValueError: where 8 bits are asked for and bitsandbytes cannot be had.
     """
-    betas = (params.beta1, params.beta2)
-    rest: dict[str, Any] = {"lr": 0.0, "betas": betas, "eps": params.epsilon, "weight_decay": params.weight_decay}
-    if params.name == "adamw":
+    betas = (section.beta1, section.beta2)
+    rest: dict[str, Any] = {"lr": 0.0, "betas": betas, "eps": section.epsilon, "weight_decay": section.weight_decay}
+    if section.name == "adamw":
         return torch.optim.AdamW(weights, fused=True, **rest)
     try:
         from bitsandbytes.optim import AdamW8bit

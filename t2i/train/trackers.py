@@ -1,4 +1,4 @@
-"""Trackers: the figures and pictures of training, sent through Accelerate to where a team looks at them, too."""
+"""Trackers: the figures and pictures of training, sent to where a team looks at them, by Accelerate's trackers."""
 
 import importlib.util
 import os
@@ -24,37 +24,51 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """What an Accelerator logs with; does nothing where `runtime.trackers` is empty."""
+    """The trackers that `runtime.trackers` names, if any, in the first of several processes."""
 
-    def __init__(self, accelerator: Any, family: Family, project: str, folder: Path, parameters: Mapping[str, Any]) -> None:
-        self._accelerator, self._family = accelerator, family
+    def __init__(self, names: Sequence[str], family: Family, project: str, folder: Path, parameters: Mapping[str, Any]) -> None:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        self._family = family
         os.environ.setdefault("WANDB_MODE", "offline")
+        if names:
+            folder.mkdir(parents=True, exist_ok=True)
         live = folder / "dvclive"
         dvclive = {"dir": str(live), "resume": live.exists(), "save_dvc_exp": False, "dvcyaml": None}
-        if accelerator.log_with and accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-        accelerator.init_trackers(project, _flat(parameters), {"dvclive": dvclive, "wandb": {"dir": str(folder)}})
+        options: dict[str, dict[str, Any]] = {
+            "tensorboard": {"logging_dir": str(folder)},
+            "wandb": {"dir": str(folder)},
+            "dvclive": dvclive,
+        }
+        self._trackers = [LOGGER_TYPE_TO_CLASS[name](project, **options[name]) for name in names]
+        for tracker in self._trackers:
+            tracker.start()
+            tracker.store_init_configuration(_flat(parameters))
 
     def steps(self, step: int, rows: list[list[float]], columns: tuple[str, ...]) -> None:
         """Logs the means of some steps' figures, of which `step` is the last."""
         means = torch.tensor(rows, dtype=torch.float64).mean(dim=0).tolist()
-        self._accelerator.log(dict(zip(columns, means, strict=True)), step)
+        self._log(step, dict(zip(columns, means, strict=True)))
 
     def validation(self, step: int, found: Mapping[str, Tensor]) -> None:
         """Logs what a validation found: mean errors, and pictures of `latents`, for which the VAE is loaded on the CPU."""
-        means = {f"validation/{name}": errors.mean().item() for name, errors in found.items() if name != "latents"}
-        self._accelerator.log(means, step)
-        if "latents" in found and self._accelerator.trackers:
+        self._log(step, {f"validation/{name}": t.mean().item() for name, t in found.items() if name != "latents"})
+        if "latents" in found and self._trackers:
             self._pictures(step, found["latents"])
 
     def finish(self) -> None:
         """Lets the trackers write what they still hold."""
-        self._accelerator.end_training()
+        for tracker in self._trackers:
+            tracker.finish()
+
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(values, step=step)
 
     def _pictures(self, step: int, latents: Tensor) -> None:
         pixels = self._family.decode_latents(self._family.load_vae("cpu"), latents)
         pictures = np.stack([np.asarray(to_image(one)) for one in pixels])
-        for tracker in self._accelerator.trackers:
+        for tracker in self._trackers:
             match tracker.name:
                 case "dvclive":  # has no log_images, and counts its steps itself
                     for number, picture in enumerate(pictures):

@@ -14,16 +14,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from t2i.core.files import digest_of, fingerprint, whole
-from t2i.data.batches import CachedRecords, derived_seed
+from t2i.core.files import whole
+from t2i.data.batches import CachedRecords
+from t2i.data.chance import derived_seed
+from t2i.data.digests import digest_of, fingerprint
 from t2i.data.records import SPLITS, Split
 from t2i.data.shards import read_tensors
 from t2i.model.denoising import denoising_errors, fixed_records
 from t2i.model.family import Family
 from t2i.model.precision import Precision
 from t2i.model.runtime import Runtime
-from t2i.train.ema import Ema
-from t2i.train.trackers import Trackers
+from t2i.train.prepared import Prepared
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,6 @@ class Validator:
     prompts: Path
     """Folder with embeds.safetensors, from `encode captions`."""
     work: Path
-    trackers: Trackers
 
     @cached_property
     def folder(self) -> Path:
@@ -47,29 +47,28 @@ class Validator:
         decided_by = self.runtime.validation.model_dump(exclude={"every_steps"})
         return self.work / f"validation-{fingerprint(decided_by, digest_of(self.prompts))}"
 
-    def run(self, step: int, steps: int, unet: nn.Module, ema: Ema) -> None:
+    def run(self, step: int, prepared: Prepared) -> dict[str, Tensor] | None:
         """Validates the UNet after a step that is due (0: before the first), with its own weights and with the EMA's.
 
-        What is on disk from before a restart stands.
+        Returns:
+            The tensors that it writes; None if the step is not due, or was validated before a restart.
         """
         path = self.folder / f"step-{step:08d}.safetensors"
-        if (step % self.runtime.validation.every_steps and step != steps) or path.exists():
-            return
-        device = next(unet.parameters()).device
-        unet.eval()
-        found = {f"raw_{split}": errors for split, errors in self._errors(unet, device).items()}
-        with ema.applied(dict(unet.named_parameters())):
-            found |= {f"ema_{split}": errors for split, errors in self._errors(unet, device).items()}
+        if (step % self.runtime.validation.every_steps and step != prepared.steps) or path.exists():
+            return None
+        with prepared.evaluated(averaged=False) as unet:
+            found = {f"raw_{split}": errors for split, errors in self._errors(unet, prepared.device).items()}
+        with prepared.evaluated(averaged=True) as unet:
+            found |= {f"ema_{split}": errors for split, errors in self._errors(unet, prepared.device).items()}
             if (self.prompts / "embeds.safetensors").exists():
-                found["latents"] = self._draw(unet, device)
-        unet.train()
+                found["latents"] = self._draw(unet, prepared.device)
         found = {name: tensor.float().cpu().contiguous() for name, tensor in found.items()}
         for name, tensor in found.items():
             if not tensor.isfinite().all():
                 raise ValueError(f"validation after step {step}: {name} is not finite: lower `train.learning_rate`")
         with whole(path) as partial:
             save_file(found, partial)
-            self.trackers.validation(step, found)
+        return found
 
     def rows(self) -> list[dict[str, float | int]]:
         """Returns a row a validated step: denoising errors by weights and split, and `overfit_gap`, held-out less training."""

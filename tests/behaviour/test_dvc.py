@@ -13,7 +13,7 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from tests import tiny
-from tests.conftest import ROOT, Project
+from tests.projects import ROOT, Project
 
 pytestmark = pytest.mark.xdist_group("dvc")  # the fixture is made once
 
@@ -119,7 +119,7 @@ def test_runtime_reruns_nothing(repository) -> None:
         ("t2i/train/ema.py", {"train"}),
         ("t2i/train/weighting.py", {"train"}),
         ("t2i/train/timesteps.py", {"train"}),
-        ("t2i/evaluate/metrics.py", {"evaluate-base", "evaluate-model"}),
+        ("t2i/evaluate/metrics.py", {"evaluate-base", "evaluate-model", "evaluate-report"}),
         ("t2i/evaluate/page.html", {"evaluate-report"}),
         ("t2i/fetch/sources/folder.py", {"fetch-dataset"}),
         ("t2i/fetch/sources/hub.py", set()),

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from stages import evaluate, fetch
-from t2i.data.records import SPLITS, hash_fraction
+from t2i.data.chance import hash_fraction
+from t2i.data.records import SPLITS
 from t2i.fetch.source import content_key
-from tests.conftest import Project
+from tests.projects import Project
 
 
 def keep(project: Project, train: int, heldout: int) -> None:

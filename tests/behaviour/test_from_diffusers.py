@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tests.core.test_params import ROOT
+from tests.projects import ROOT
 
 PAGE = (ROOT / "docs/from-diffusers.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")

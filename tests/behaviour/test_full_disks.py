@@ -8,9 +8,8 @@ import pytest
 
 from stages import fetch
 from t2i.train.checkpoint import load_newest
-from tests.behaviour.test_stages import files
-from tests.conftest import Project
 from tests.disks import limit_files, mount
+from tests.projects import Project, files
 from tests.victims import Ended, calls_of, t2i, victim
 
 NO_MOUNTS = 77
@@ -86,6 +85,11 @@ def test_encode_on_a_full_disk_keeps_the_shards_that_are_finished(encoded, monke
     assert files(encoded.folder / "data/latents") == unbroken
 
 
+def pages(folder: Path) -> int:
+    """The bytes that a folder's files take of a disk, in whole pages."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*"))
+
+
 def check_that_it_goes_on(ended: Ended, run: Path, model: Path, unbroken: dict[str, bytes]) -> None:
     """A training that had no room for its third checkpoint leaves the second, and ends from there as an unbroken one."""
     assert ended.code == 1
@@ -94,7 +98,7 @@ def check_that_it_goes_on(ended: Ended, run: Path, model: Path, unbroken: dict[s
     assert not model.exists()
     newest = load_newest(run)
     assert newest is not None
-    assert newest.state["step"] == 2
+    assert newest.step == 2
     assert "resuming after step 2" in victim(lambda: t2i("train")).said
     assert files(model) == unbroken
 
@@ -102,10 +106,11 @@ def check_that_it_goes_on(ended: Ended, run: Path, model: Path, unbroken: dict[s
 def test_a_checkpoint_that_has_no_room_leaves_the_one_before_it_and_a_rerun_goes_on(encoded) -> None:
     assert victim(lambda: t2i("train")).code == 0
     model, work = encoded.folder / "data/model", encoded.folder / "data/work"
-    unbroken, one = files(model), sum(path.stat().st_size for path in next(work.glob("train-*/step-*")).rglob("*"))
+    unbroken, one = files(model), pages(next(work.glob("train-*/step-*")))
+    others = sum(pages(folder) for folder in work.glob("train-*/validation-*"))
     shutil.rmtree(work)
     shutil.rmtree(model)
-    ended = on_small_disk(work, one * 5 // 2, "train")  # two are kept: the third does not fit beside them
+    ended = on_small_disk(work, others + one * 5 // 2, "train")  # two are kept: the third does not fit beside them
     assert "step-00000003: No space left on device: " in ended.said
     work.rmdir()
     (encoded.folder / "data/work-after").rename(work)

@@ -20,11 +20,24 @@ from safetensors.torch import load_file
 
 from t2i.train import checkpoint
 from tests import tiny
-from tests.behaviour.test_kills import TRAINING, VALIDATING, command, ready, run, trained, untrained  # noqa: F401
-from tests.behaviour.test_stages import files
-from tests.conftest import ROOT, Project
-from tests.model.test_launch import launch
-from tests.victims import Victim, calls_of, file_changes, leftovers, may_share_locks, of_rank, spread, t2i, together, victim
+from tests.projects import ROOT, Project, files, trained, untrained
+from tests.victims import (
+    TRAINING,
+    VALIDATING,
+    Victim,
+    calls_of,
+    command,
+    file_changes,
+    launch,
+    leftovers,
+    may_share_locks,
+    of_rank,
+    run,
+    spread,
+    t2i,
+    together,
+    victim,
+)
 
 TOGETHER = pytest.mark.skipif(not may_share_locks(), reason="no lock may be shared between processes here: no /dev/shm?")
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -33,11 +46,11 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def newest(project: Project) -> int:
     (work,) = project.folder.glob("data/work/train-*")
     found = checkpoint.load_newest(work)
-    return found.state["step"] if found else 0
+    return found.step if found else 0
 
 
 @SIGNALS
-def test_a_signal_ends_training_within_a_step_and_it_goes_on_from_there(ready, number) -> None:  # noqa: F811
+def test_a_signal_ends_training_within_a_step_and_it_goes_on_from_there(ready, number) -> None:
     run("train")
     wanted = trained(ready)
     untrained(ready)
@@ -57,7 +70,7 @@ def test_a_signal_ends_training_within_a_step_and_it_goes_on_from_there(ready, n
 
 
 @SIGNALS
-def test_the_second_signal_ends_training_at_once(ready, number) -> None:  # noqa: F811
+def test_the_second_signal_ends_training_at_once(ready, number) -> None:
     ended = victim(command("train"), TRAINING, {3: number, 4: signal.SIGINT})
     assert ended.code == 130
     assert ended.events == 4
@@ -67,7 +80,7 @@ def test_the_second_signal_ends_training_at_once(ready, number) -> None:  # noqa
 
 
 @SIGNALS
-def test_a_signal_during_the_export_is_said_by_the_exit_code_and_the_next_run_exports(ready, number) -> None:  # noqa: F811
+def test_a_signal_during_the_export_is_said_by_the_exit_code_and_the_next_run_exports(ready, number) -> None:
     run("train")
     wanted = trained(ready)
     for name in ("model", "validation", "reports/train"):
@@ -206,7 +219,7 @@ def test_dvc_interrupted_or_killed_records_nothing_and_its_next_run_goes_on(chec
 
 
 @TOGETHER
-def test_two_processes_of_which_one_is_killed_all_end_and_the_next_run_goes_on(ready) -> None:  # noqa: F811
+def test_two_processes_of_which_one_is_killed_all_end_and_the_next_run_goes_on(ready) -> None:
     def both() -> None:
         together(2, lambda: t2i("train"))
 
@@ -232,7 +245,7 @@ def test_two_processes_of_which_one_is_killed_all_end_and_the_next_run_goes_on(r
 
 
 @TOGETHER
-def test_what_two_processes_began_one_ends(ready) -> None:  # noqa: F811
+def test_what_two_processes_began_one_ends(ready) -> None:
     def losses() -> list[float]:
         rows = (ready.folder / "data/reports/train/history.csv").read_text().splitlines()[1:]
         return [float(row.split(",")[1]) for row in rows]

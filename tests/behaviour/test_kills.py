@@ -2,9 +2,7 @@
 
 import shutil
 import signal
-from collections.abc import Callable
 from itertools import accumulate
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,41 +11,11 @@ from t2i.data.manifest import read_manifest
 from t2i.data.records import SPLITS
 from t2i.train import checkpoint
 from t2i.train.checkpoint import Checkpoint
-from tests.behaviour.test_stages import files
-from tests.conftest import Project
-from tests.victims import calls_of, file_changes, leftovers, lines_of, spread, t2i, victim
+from tests.projects import files, put_back, trained, untrained
+from tests.victims import TRAINING, VALIDATING, calls_of, command, file_changes, leftovers, lines_of, run, spread, victim
 
 KILL = signal.SIGKILL
 KILLED = 128 + KILL
-
-
-def command(*words: str) -> Callable[[], None]:
-    return lambda: t2i(*words)
-
-
-def run(*words: str) -> str:
-    """Runs a command to its end, and returns what it said."""
-    ended = victim(command(*words))
-    assert ended.code == 0, ended.said
-    return ended.said
-
-
-def put_back(folder: Path, kept: Path) -> None:
-    shutil.rmtree(folder)
-    shutil.copytree(kept, folder)
-
-
-def trained(project: Project) -> dict[str, dict[str, bytes]]:
-    """What training leaves: its outs, and the last checkpoint with UNet, EMA, optimizer and history."""
-    data = project.folder / "data"
-    left = {name: files(data / name) for name in ("model", "validation", "reports/train")}
-    (work,) = data.glob("work/train-*")
-    return left | {"checkpoint": files(max(work.glob("step-????????")))}
-
-
-def untrained(project: Project) -> None:
-    for name in ("model", "validation", "reports/train", "work"):
-        shutil.rmtree(project.folder / "data" / name)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +87,7 @@ def test_a_checkpoint_killed_while_it_is_saved_is_there_whole_or_not_at_all(tmp_
 
     def save(step: int) -> None:
         tensors = {name: {"w": torch.full((3,), float(step))} for name in ("unet", "ema", "optimizer")}
-        checkpoint.save(work, Checkpoint(tensors, {"step": step}), keep=1)
+        checkpoint.save(work, Checkpoint(step, 1, tensors), keep=1)
 
     work.mkdir()
     save(5)
@@ -132,7 +100,7 @@ def test_a_checkpoint_killed_while_it_is_saved_is_there_whole_or_not_at_all(tmp_
         assert victim(lambda: save(10), watch, {event: KILL}).code == KILLED
         newest = checkpoint.load_newest(work, discard_damaged=True)
         assert newest is not None
-        found.append(newest.state["step"])
+        found.append(newest.step)
         assert all((tensors["w"] == found[-1]).all() for tensors in newest.tensors.values())
         checkpoint.make_room(work, restart=False)
         save(15)
@@ -145,7 +113,7 @@ def test_making_room_killed_anywhere_is_made_by_the_next_run(tmp_path) -> None:
     work, other, kept = tmp_path / "all/this", tmp_path / "all/other", tmp_path / "kept"
     for folder in (work, other):
         (folder / "validation-0").mkdir(parents=True)
-        checkpoint.save(folder, Checkpoint({"unet": {"w": torch.ones(3)}}, {"step": 5}), keep=1)
+        checkpoint.save(folder, Checkpoint(5, 1, {"unet": {"w": torch.ones(3)}}), keep=1)
         checkpoint.finish(folder)
     shutil.copytree(work.parent, kept)
 
@@ -158,16 +126,6 @@ def test_making_room_killed_anywhere_is_made_by_the_next_run(tmp_path) -> None:
         make_room()
         assert list(work.parent.iterdir()) == [work], f"after a kill at event {event}"
         assert checkpoint.load_newest(work) is not None
-
-
-@pytest.fixture
-def ready(project: Project) -> Project:
-    """A project to be trained for twelve steps of two micro-batches, in three epochs of 17 records."""
-    project.params["train"] |= {"steps": 12, "ema": project.params["train"]["ema"] | {"every_steps": 5}}
-    project.params["runtime"] |= {"micro_batch_size": 3, "log_every_steps": 1}
-    project.write()
-    project.fetch_and_encode()
-    return project
 
 
 def test_the_export_killed_at_any_file_is_made_again(ready) -> None:
@@ -201,10 +159,6 @@ def test_training_killed_at_any_file_ends_with_the_same_bits(ready) -> None:
         run("train")
         assert trained(ready) == wanted, f"after a kill at event {event} of {alone.events}"
         assert not leftovers(data)
-
-
-TRAINING = calls_of("UNet2DConditionModel", training=True)
-VALIDATING = calls_of("UNet2DConditionModel", training=False)
 
 
 def test_training_killed_again_and_again_ends_with_the_same_bits(ready) -> None:

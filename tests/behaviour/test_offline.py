@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from stages import fetch
-from tests.conftest import ROOT, Project
 from tests.fake_hub import COMMIT, FakeHub, serving
 from tests.no_network import cut_off
+from tests.projects import ROOT, Project
 
 SAMPLE = """
 import sys

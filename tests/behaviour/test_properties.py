@@ -19,15 +19,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from ruamel.yaml import YAML
 
-from t2i.core.params import ParamsError, check, load
-from t2i.data.batches import Batch, CachedRecords, Draws, Sampler, epoch_order, micro_batches, position_to_record
+from t2i.core.params import ParamsError, check, load_section
+from t2i.data.batches import Batch, Batches, CachedRecords, Draws, epoch_order, micro_batches, position_to_record
+from t2i.data.chance import hash_fraction
 from t2i.data.pixels import view
-from t2i.data.records import hash_fraction, split_of
+from t2i.data.records import split_of
 from t2i.fetch.selection import Kept, Selection
 from t2i.tools.sections import MODELS
-from t2i.train.history import COLUMNS, History
-from tests.conftest import ROOT
-from tests.data.test_batches import write_caches
+from t2i.train.history import COLUMNS, Figures, History
+from tests.projects import ROOT
+from tests.tiny import write_caches
 
 TEXT = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
@@ -107,7 +108,7 @@ def test_a_section_that_is_written_and_read_is_itself(section, number, rate) -> 
     whole = dict(TEXT, train=TEXT["train"] | {"steps": number, "learning_rate": rate, "seed": -number})
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "params.yaml").write_text(dumped(whole), encoding="utf-8")
-        read: Any = load(Path(folder) / "params.yaml", section, MODELS[section])
+        read: Any = load_section(Path(folder) / "params.yaml", section, MODELS[section])
         assert check(MODELS[section], read.model_dump(), section) == read
         assert section != "train" or (read.steps, read.learning_rate, read.seed) == (number, rate, -number)
 
@@ -125,8 +126,8 @@ def caches() -> tuple[Path, Path]:
     return write_caches(Path(tempfile.mkdtemp()))
 
 
-def sampler(batch_size: int, seed: int) -> Sampler:
-    return Sampler(
+def batches(batch_size: int, seed: int) -> Batches:
+    return Batches(
         CachedRecords(*caches(), "train"),
         batch_size=batch_size,
         use_flips=True,
@@ -146,18 +147,18 @@ def tensors(batches: list[Batch]) -> dict[str, torch.Tensor]:
 
 @given(st.integers(1, 4), st.integers(1, 4), st.none() | st.integers(1, 9), st.integers(0, 50), SEEDS)
 def test_a_batch_is_the_same_however_processes_and_micro_batches_share_it(processes, share, size, step, seed) -> None:
-    own = sampler(processes * share, seed)
+    own = batches(processes * share, seed)
     shares = [places for rank in range(processes) for places in micro_batches(processes * share, rank, processes, size)]
     assert [place for places in shares for place in places] == list(range(processes * share))
     assert all(len(places) <= (size or share) for places in shares)
-    whole, parts = tensors([own.batch(step, range(processes * share))]), tensors([own.batch(step, s) for s in shares])
+    whole, parts = tensors([own.of_step(step, range(processes * share))]), tensors([own.of_step(step, s) for s in shares])
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 @given(st.integers(1, 6), st.integers(0, 20), SEEDS)
 def test_the_records_of_a_run_are_the_order_whatever_the_batch_size(batch_size, step, seed) -> None:
-    own = sampler(batch_size, seed)
-    seen = own.batch(step, range(batch_size)).moments[:, 1, 0, 0].tolist()  # the number of the record, as it is stored
+    own = batches(batch_size, seed)
+    seen = own.of_step(step, range(batch_size)).moments[:, 1, 0, 0].tolist()  # the number of the record, as it is stored
     assert seen == [position_to_record(step * batch_size + place, 10, seed) for place in range(batch_size)]
 
 
@@ -194,7 +195,7 @@ def test_a_selection_has_the_least_ranks_in_any_order_and_new_records_bring_none
 NUMBERS = st.floats(-1e6, 1e6, width=32)
 
 
-@given(st.lists(st.tuples(*[NUMBERS] * len(COLUMNS)), min_size=1, max_size=30), st.integers(1, 12), st.integers(0, 30))
+@given(st.lists(st.builds(Figures, *[NUMBERS] * len(COLUMNS)), min_size=1, max_size=30), st.integers(1, 12), st.integers(0, 30))
 def test_a_history_is_the_same_after_any_interruption_and_its_windows_have_every_step_once(rows, steps, cut) -> None:
     whole, first = History(), History()
     for row in rows:

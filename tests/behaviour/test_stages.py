@@ -19,14 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from stages import encode, fetch
-from t2i.data.batches import derived_seed
+from t2i.data.chance import derived_seed
 from t2i.data.shards import Reader, index
 from t2i.model.families.stable_diffusion import Family
-from tests.conftest import ROOT, Project
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+from tests.projects import ROOT, Project, files
 
 
 def weights(project: Project, model: str = "data/model") -> dict[str, torch.Tensor]:

@@ -11,8 +11,8 @@ import pytest
 
 from stages import fetch
 from stages.console import run
-from tests.conftest import ROOT, Project
 from tests.fake_hub import FakeHub, serving
+from tests.projects import ROOT, Project
 
 TOKEN = "hf_thisTokenIsToBeFoundNowhere"
 GATED = {"X-Error-Code": "GatedRepo"}

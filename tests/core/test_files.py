@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from t2i.core.files import digest_of, fingerprint, fresh, in_bytes, publish, work_folder, write_json
+from t2i.core.files import fresh, in_bytes, publish, work_folder, write_json
 from t2i.core.locks import locked
+from t2i.data.digests import digest_of, fingerprint
 
 
 def _fail(folder: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from t2i.core.params import ParamsError, load
+from t2i.core.params import ParamsError, load_section
 from t2i.tools.sections import MODELS
-from t2i.train.loop import Train
-from tests.behaviour.test_pipeline import STAGES, sections_of
+from t2i.train.section import Train
+from tests.pipeline import STAGES, sections_of
 from tests.victims import t2i, victim
 
 ROOT = Path(__file__).parents[2]
@@ -28,21 +28,21 @@ def complaint(tmp_path: Path, params: dict, section: str) -> str:
     with (tmp_path / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(params, file)
     with pytest.raises(ParamsError) as caught:
-        load(tmp_path / "params.yaml", section, MODELS[section])
+        load_section(tmp_path / "params.yaml", section, MODELS[section])
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_params_yaml_has_the_sections_and_no_others(params) -> None:
     for section, model in MODELS.items():
-        load(ROOT / "params.yaml", section, model)
+        load_section(ROOT / "params.yaml", section, model)
     assert set(params) == {section.split(".")[0] for section in MODELS}
     assert set(params["encode"]) == {"images", "captions"}
 
 
 @pytest.mark.parametrize("section", ["base", "fetch", "encode.images", "encode.captions", "train", "runtime"])
 def test_the_recipe_of_the_base_has_what_the_stages_ask_for(section) -> None:
-    load(ROOT / "base/recipe/params.yaml", section, MODELS[section])
+    load_section(ROOT / "base/recipe/params.yaml", section, MODELS[section])
 
 
 def test_every_parameter_is_documented() -> None:
@@ -166,7 +166,7 @@ def test_a_file_that_is_no_parameter_file_is_refused_in_a_line(tmp_path, content
     (tmp_path / "params.yaml").write_bytes(content)
     started = time.process_time()
     with pytest.raises(ParamsError, match=said) as caught:
-        load(tmp_path / "params.yaml", "train", Train)
+        load_section(tmp_path / "params.yaml", "train", Train)
     assert time.process_time() - started < 3
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 4000
@@ -175,14 +175,14 @@ def test_a_file_that_is_no_parameter_file_is_refused_in_a_line(tmp_path, content
 def test_a_folder_and_nothing_are_no_parameter_files(tmp_path) -> None:
     for path, said in ((tmp_path, "Is a directory; name another"), (tmp_path / "none.yaml", "no such file; name another")):
         with pytest.raises(ParamsError, match=said):
-            load(path, "train", Train)
+            load_section(path, "train", Train)
 
 
 def test_an_alias_is_what_it_stands_for(tmp_path) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     text = text.replace("batch_size: 16", "batch_size: &size 16", 1).replace("warmup_steps: 50", "warmup_steps: *size", 1)
     (tmp_path / "params.yaml").write_text(text)
-    section = load(tmp_path / "params.yaml", "train", Train)
+    section = load_section(tmp_path / "params.yaml", "train", Train)
     assert section.batch_size == section.warmup_steps == 16
 
 
@@ -191,7 +191,7 @@ def test_what_yaml_1_2_takes_for_no_boolean_is_none(tmp_path, value) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(text.replace("use_flips: true", f"use_flips: {value}"))
     with pytest.raises(ParamsError, match=r"`train.use_flips`: input should be a valid boolean, got "):
-        load(tmp_path / "params.yaml", "train", Train)
+        load_section(tmp_path / "params.yaml", "train", Train)
 
 
 @pytest.mark.parametrize("value", ["1e400", "-1e400", ".inf", ".nan"])
@@ -199,13 +199,13 @@ def test_a_number_that_is_not_finite_is_refused(tmp_path, value) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(re.sub(r"  learning_rate: \S+", f"  learning_rate: {value}", text))
     with pytest.raises(ParamsError, match=r"`train.learning_rate`: input should be a finite number, got -?(inf|nan)"):
-        load(tmp_path / "params.yaml", "train", Train)
+        load_section(tmp_path / "params.yaml", "train", Train)
 
 
 def test_dvc_style_exponents_are_numbers(tmp_path) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(re.sub(r"  learning_rate: \S+", "  learning_rate: 1e-05", text))
-    assert load(tmp_path / "params.yaml", "train", Train).learning_rate == 1e-5
+    assert load_section(tmp_path / "params.yaml", "train", Train).learning_rate == 1e-5
 
 
 COMMANDS = [stage["cmd"].removeprefix("exec python -m ") for stage in STAGES.values()]

@@ -3,41 +3,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2i.data.batches import CachedRecords, Sampler, derived_seed, epoch_order, micro_batches, position_to_record
-from t2i.data.manifest import describe, write_manifest
-from t2i.data.shards import pack, write_shard
-
-VIEWS, CAPTIONS, RECORDS = 2, 3, 10
-
-
-def write_caches(folder: Path, embedded: int = RECORDS) -> tuple[Path, Path]:
-    latents, embeds = folder / "latents", folder / "embeds"
-    for path, count in ((latents, RECORDS), (embeds, embedded)):
-        path.mkdir()
-        contents = {}
-        for n in range(count):
-            moments = torch.full((VIEWS, 8, 2, 2), float(n))
-            moments[1, 0] = 0.5  # the second view is the flipped one
-            image = {"moments": moments, "flipped": torch.tensor([0, 1], dtype=torch.uint8)}
-            text = {"hidden": torch.full((CAPTIONS, 4, 2), float(n + 1))}
-            contents[f"k{n}"] = ("safetensors", pack(image if path is latents else text, ""))
-        rows = [write_shard(path / "train-00000.tar", contents)]
-        if path is embeds:
-            (embeds / "empty.safetensors").write_bytes(pack({"hidden": torch.zeros(1, 4, 2)}, ""))
-            rows.append(describe(embeds / "empty.safetensors", 1))
-        write_manifest(path, rows, {})
-    return latents, embeds
+from t2i.data.batches import Batches, CachedRecords, epoch_order, micro_batches, position_to_record
+from t2i.data.chance import derived_seed
+from tests.tiny import write_caches
 
 
 @pytest.fixture
-def sampler(tmp_path) -> Sampler:
-    return make_sampler(tmp_path)
+def batches(tmp_path) -> Batches:
+    return make_batches(tmp_path)
 
 
-def make_sampler(
+def make_batches(
     folder: Path, *, use_flips: bool = True, noise_offset: float = 0.0, input_perturbation: float = 0.0
-) -> Sampler:
-    return Sampler(
+) -> Batches:
+    return Batches(
         CachedRecords(*write_caches(folder), "train"),
         batch_size=4,
         use_flips=use_flips,
@@ -56,28 +35,28 @@ def test_an_epoch_visits_each_record_once_and_epochs_differ() -> None:
     assert len({epoch_order(1, epoch, 100) for epoch in range(5)}) == 5
 
 
-def test_a_step_may_cross_an_epoch(sampler) -> None:
-    batch = sampler.batch(2, range(4))  # positions 8 to 11 of 10 records
+def test_a_step_may_cross_an_epoch(batches) -> None:
+    batch = batches.of_step(2, range(4))  # positions 8 to 11 of 10 records
     assert len(batch.moments) == 4
 
 
-def test_what_is_drawn_does_not_depend_on_micro_batches(sampler) -> None:
-    whole = sampler.batch(5, range(4))
-    parts = [sampler.batch(5, [place]) for place in range(4)]
+def test_what_is_drawn_does_not_depend_on_micro_batches(batches) -> None:
+    whole = batches.of_step(5, range(4))
+    parts = [batches.of_step(5, [place]) for place in range(4)]
     torch.testing.assert_close(whole.moments, torch.cat([part.moments for part in parts]), rtol=0, atol=0)
     for name in ("noise", "input_noise", "epsilon", "timesteps"):
         assert torch.equal(getattr(whole.draws, name), torch.cat([getattr(part.draws, name) for part in parts]))
     assert torch.equal(whole.conditioning["hidden"], torch.cat([part.conditioning["hidden"] for part in parts]))
 
 
-def test_draws_differ_between_places_steps_and_seeds(sampler) -> None:
-    noises = [sampler.batch(step, [place]).draws.noise for step in range(3) for place in range(4)]
+def test_draws_differ_between_places_steps_and_seeds(batches) -> None:
+    noises = [batches.of_step(step, [place]).draws.noise for step in range(3) for place in range(4)]
     assert len({tuple(noise.flatten().tolist()) for noise in noises}) == 12
     assert derived_seed(1, 23) != derived_seed(12, 3)
 
 
-def test_noise_is_standard_normal_and_timesteps_uniform(sampler) -> None:
-    batches = [sampler.batch(step, range(4)) for step in range(400)]
+def test_noise_is_standard_normal_and_timesteps_uniform(batches) -> None:
+    batches = [batches.of_step(step, range(4)) for step in range(400)]
     noise = torch.stack([batch.draws.noise for batch in batches])
     timesteps = torch.stack([batch.draws.timesteps for batch in batches]).flatten()
     assert noise.mean().abs() < 0.02
@@ -87,10 +66,10 @@ def test_noise_is_standard_normal_and_timesteps_uniform(sampler) -> None:
     assert torch.histc(timesteps.float(), 10, 0, 1000).min() > 100
 
 
-def test_dropped_prompts_get_the_empty_conditioning_and_moments_stay_joined(sampler) -> None:
+def test_dropped_prompts_get_the_empty_conditioning_and_moments_stay_joined(batches) -> None:
     dropped = 0
     for step in range(300):
-        batch = sampler.batch(step, range(4))
+        batch = batches.of_step(step, range(4))
         records = batch.moments[:, 1, 0, 0]
         empty = (batch.conditioning["hidden"] == 0).all(dim=(1, 2))
         dropped += int(empty.sum())
@@ -114,9 +93,9 @@ def test_caches_of_different_datasets_are_refused(tmp_path) -> None:
         CachedRecords(*write_caches(tmp_path, embedded=9), "train")
 
 
-def test_noise_offset_is_a_number_a_channel_in_input_and_target(tmp_path, sampler) -> None:
+def test_noise_offset_is_a_number_a_channel_in_input_and_target(tmp_path, batches) -> None:
     (tmp_path / "offset").mkdir()
-    plain, offset = sampler.batch(1, range(4)), make_sampler(tmp_path / "offset", noise_offset=0.5).batch(1, range(4))
+    plain, offset = batches.of_step(1, range(4)), make_batches(tmp_path / "offset", noise_offset=0.5).of_step(1, range(4))
     added = offset.draws.noise - plain.draws.noise
     torch.testing.assert_close(added, added[..., :1, :1].expand_as(added))
     assert added.std() > 0.1
@@ -124,21 +103,21 @@ def test_noise_offset_is_a_number_a_channel_in_input_and_target(tmp_path, sample
     assert torch.equal(offset.draws.timesteps, plain.draws.timesteps)
 
 
-def test_input_perturbation_leaves_the_target_alone(tmp_path, sampler) -> None:
+def test_input_perturbation_leaves_the_target_alone(tmp_path, batches) -> None:
     (tmp_path / "perturbed").mkdir()
-    perturbed = make_sampler(tmp_path / "perturbed", input_perturbation=0.1)
-    assert torch.equal(perturbed.batch(0, range(4)).draws.noise, sampler.batch(0, range(4)).draws.noise)
-    added = torch.cat([(d := perturbed.batch(step, range(4)).draws).input_noise - d.noise for step in range(100)])
+    perturbed = make_batches(tmp_path / "perturbed", input_perturbation=0.1)
+    assert torch.equal(perturbed.of_step(0, range(4)).draws.noise, batches.of_step(0, range(4)).draws.noise)
+    added = torch.cat([(d := perturbed.of_step(step, range(4)).draws).input_noise - d.noise for step in range(100)])
     assert added.std() == pytest.approx(0.1, rel=0.1)
-    assert torch.equal(sampler.batch(0, range(4)).draws.noise, sampler.batch(0, range(4)).draws.input_noise)
+    assert torch.equal(batches.of_step(0, range(4)).draws.noise, batches.of_step(0, range(4)).draws.input_noise)
 
 
-def test_flipped_views_are_drawn_or_not(tmp_path, sampler) -> None:
+def test_flipped_views_are_drawn_or_not(tmp_path, batches) -> None:
     (tmp_path / "unflipped").mkdir()
-    unflipped = make_sampler(tmp_path / "unflipped", use_flips=False)
+    unflipped = make_batches(tmp_path / "unflipped", use_flips=False)
 
-    def flipped(which: Sampler) -> float:
-        return torch.cat([which.batch(step, range(4)).moments[:, 0, 0, 0] == 0.5 for step in range(50)]).float().mean().item()
+    def flipped(which: Batches) -> float:
+        return torch.cat([which.of_step(step, range(4)).moments[:, 0, 0, 0] == 0.5 for step in range(50)]).float().mean().item()
 
-    assert flipped(sampler) == pytest.approx(0.5, abs=0.15)
+    assert flipped(batches) == pytest.approx(0.5, abs=0.15)
     assert flipped(unflipped) == 0

@@ -1,7 +1,6 @@
 """Caches that do not fit what is here: each stage that reads them, run by hand, says what they were made with."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -11,22 +10,14 @@ from safetensors.torch import load_file, save_file
 from stages import encode, evaluate, fetch
 from t2i.core.params import ParamsError
 from tests import tiny
-from tests.conftest import Project
+from tests.projects import Project, flip
 
 
 @pytest.fixture
 def cached(project: Project) -> Project:
     project.fetch_and_encode()
+    shutil.copytree(project.folder / "data/base", project.folder / "data/model")  # a model to evaluate
     return project
-
-
-def flip(path: Path) -> None:
-    """Flips a bit of the file's first record, in a new file of the same time and size."""
-    before, content = path.stat(), bytearray(path.read_bytes())
-    content[min(1000, len(content) // 2)] ^= 1
-    path.unlink()
-    path.write_bytes(bytes(content))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def change_params(project: Project, section: str, **changes: object) -> None:
@@ -52,7 +43,7 @@ def test_caches_made_with_other_parameters_are_refused(cached, section, changes,
     for run in (cached.train, evaluate.base, evaluate.model, evaluate.report):
         with pytest.raises(ValueError, match=said + r".*: run the stage that writes it again"):
             run()
-    assert not (cached.folder / "data/model").exists()
+    assert not (cached.folder / "data/reports/train").exists()
 
 
 def test_what_does_not_decide_a_cache_makes_none_stale(cached) -> None:

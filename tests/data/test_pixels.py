@@ -1,5 +1,4 @@
 import io
-import struct
 import zlib
 
 import numpy as np
@@ -8,14 +7,9 @@ import torch
 from PIL import Image, ImageCms, _imaging
 
 from t2i.data.pixels import decode, identify, to_image, to_pixels, view
+from tests.images import encoded, png
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
-
-
-def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def row(*pixels, mode: str = "RGB") -> Image.Image:
@@ -28,16 +22,6 @@ def shown(content: bytes, background: str = "#00ff00") -> list[tuple[int, ...]]:
     image = decode(content, background)
     assert image.mode == "RGB"
     return [tuple(pixel) for pixel in np.array(image)[0].tolist()]
-
-
-def png(size: tuple[int, int], *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of RGB with a header that says so, and whatever chunks."""
-    header = (b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
-    parts = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in (header, *chunks)
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def swapped_profile() -> bytes:

@@ -1,4 +1,5 @@
-from t2i.data.records import hash_fraction, split_of
+from t2i.data.chance import hash_fraction
+from t2i.data.records import split_of
 
 
 def test_the_split_of_a_record_depends_on_it_alone() -> None:

@@ -6,6 +6,8 @@ import pytest
 from t2i.data.manifest import check_hashes, read_manifest
 from t2i.encode.shard_set import ShardSet, shard_set
 
+CODE = ["data/shards.py"]
+
 
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -26,7 +28,7 @@ def make(out: Path, made: list[str], *, stop_at: str | None = None) -> None:
         made.append(name)
         return content(name)
 
-    with shard_set("encode", {"of": 1}, out) as files:
+    with shard_set("encode", {"of": 1}, CODE, out) as files:
         files.add_file("empty.safetensors", lambda: b"empty")
         for name in ("a.tar", "b.tar"):
             add(files, name, write)

@@ -7,7 +7,7 @@ from t2i.data.records import split_of
 from t2i.evaluate.advice import Figures, warnings
 from t2i.fetch.source import content_key
 from t2i.fetch.sources.openmoji import STYLES, draw, names
-from tests.conftest import ROOT, Project
+from tests.projects import ROOT, Project
 
 GOOD = Figures(
     evaluation={

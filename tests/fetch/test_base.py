@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from t2i.fetch.base import fetch_base
-from t2i.model.family import Base
+from t2i.model.base import Base
 from tests import tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -18,8 +18,8 @@ from t2i.fetch.dataset import Fetch, gather
 from t2i.fetch.screening import Screen
 from t2i.fetch.selection import Selection
 from t2i.fetch.source import Record
-from tests.conftest import ROOT
-from tests.fetch.test_screening import many_scans
+from tests.images import many_scans
+from tests.projects import ROOT
 
 
 def drawing(shade: int = 0) -> bytes:

@@ -13,7 +13,7 @@ import t2i.fetch.hub
 from t2i.fetch.base import fetch_base
 from t2i.fetch.source import Dataset
 from t2i.fetch.sources import hub as source
-from t2i.model.family import Base
+from t2i.model.base import Base
 from tests import tiny
 from tests.fake_hub import COMMIT, FakeHub, serving
 
@@ -149,7 +149,7 @@ def dataset(hub: FakeHub, tmp_path: Path) -> FakeHub:
 def opened(tmp_path: Path, **changes) -> Dataset:
     columns = {"image_column": "image", "caption_column": "text", "config": None, "split": "train", "max_rows": None}
     named = {"name": "hub", "id": "someone/squares", "revision": None, "streaming": False}
-    return source.load(source.Params(**(columns | named | changes)), tmp_path)
+    return source.open_source(source.Source(**(columns | named | changes)), tmp_path)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from t2i.fetch.bounds import Bounded
 from t2i.fetch.screening import Screen, check_captions, check_image, image_check
-from tests.data.test_pixels import encoded, png
+from tests.images import encoded, many_scans, png
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,6 @@ def test_an_image_is_decoded_to_its_end() -> None:
     assert check_image(file.getvalue(), 64 * 64, 64) == "png"
     with pytest.raises(ValueError, match="not a readable image: image file is truncated"):
         check_image(file.getvalue()[:-100], 64 * 64, 64)
-
-
-def many_scans(size: tuple[int, int], scans: int) -> bytes:
-    """A progressive JPEG that repeats its last scan, a dozen bytes each time."""
-    jpeg = encoded(Image.new("L", size, 128), "JPEG", progressive=True)
-    return jpeg[:-2] + jpeg[jpeg.rindex(b"\xff\xda") : -2] * scans + jpeg[-2:]
 
 
 def many_precincts(size: tuple[int, int]) -> bytes:

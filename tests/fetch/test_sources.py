@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from t2i.core.params import ParamsError, check
-from t2i.data.records import hash_fraction
+from t2i.data.chance import hash_fraction
 from t2i.fetch.source import Dataset, Record
 from t2i.fetch.sources import folder, hub, openmoji, parquet, webdataset
 from tests import tiny
@@ -49,7 +49,7 @@ def problems(dataset: Dataset) -> dict[str, str]:
 
 
 def emoji(**changes) -> dict[str, Record]:
-    dataset = openmoji.load(openmoji.Params(**(OPENMOJI | changes)), Path("."))
+    dataset = openmoji.open_source(openmoji.Source(**(OPENMOJI | changes)), Path("."))
     return {record.identity: record for record in dataset.records}
 
 
@@ -98,7 +98,7 @@ def test_openmoji_of_another_version_is_refused() -> None:
         emoji(version="16.0.0")
 
 
-FOLDER = folder.Params(name="folder", caption_column="text")
+FOLDER = folder.Source(name="folder", caption_column="text")
 
 
 def write_metadata(images: Path, kind: str, rows: list[dict[str, Any]]) -> None:
@@ -117,7 +117,7 @@ def test_folder_gives_images_untouched_and_captions_in_order(tmp_path, kind) -> 
     images = tiny.make_images(tmp_path / "images", 3)
     captions = ["one, two", 'a "b" c' if kind != "csv" else "a 'b' c", "line\nbreak"]
     write_metadata(images, kind, [{"text": text, "file_name": f"000{n}.png", "n": n} for n, text in enumerate(captions)])
-    found = taken(folder.load(FOLDER, images))
+    found = taken(folder.open_source(FOLDER, images))
     assert found == [((images / f"000{n}.png").read_bytes(), (text,)) for n, text in enumerate(captions)]
 
 
@@ -125,7 +125,7 @@ def test_folder_gives_images_untouched_and_captions_in_order(tmp_path, kind) -> 
 def test_folder_takes_lists_of_captions_from_the_column_that_is_named(tmp_path, kind) -> None:
     images = tiny.make_images(tmp_path / "images", 2)
     write_metadata(images, kind, [{"file_name": "0001.png", "said": ["a", "b"]}, {"file_name": "0000.png", "said": []}])
-    dataset = folder.load(folder.Params(name="folder", caption_column="said"), images)
+    dataset = folder.open_source(folder.Source(name="folder", caption_column="said"), images)
     assert [captions for _, captions in taken(dataset)] == [("a", "b"), ()]
 
 
@@ -133,13 +133,13 @@ def test_folder_wants_one_metadata_file(tmp_path) -> None:
     images = tiny.make_images(tmp_path / "images", 1)
     (images / "metadata.csv").write_text("file_name,text\n")
     with pytest.raises(ValueError, match=r"metadata.jsonl and metadata.csv; wanted one of them: remove the others"):
-        folder.load(FOLDER, images)
+        folder.open_source(FOLDER, images)
     for name in ("metadata.jsonl", "metadata.csv"):
         (images / name).unlink()
     with pytest.raises(
         ValueError, match=r"metadata.jsonl: missing, and no metadata.csv or metadata.parquet is there; wanted one"
     ):
-        folder.load(FOLDER, images)
+        folder.open_source(FOLDER, images)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_folder_names_the_line_that_cannot_be_read(tmp_path, line, said) -> None
     with (images / "metadata.jsonl").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(ValueError, match=said):
-        list(folder.load(FOLDER, images).records)
+        list(folder.open_source(FOLDER, images).records)
 
 
 @pytest.mark.parametrize(
@@ -181,24 +181,24 @@ def test_folder_names_the_line_of_a_csv(tmp_path, content, said) -> None:
     (images / "metadata.jsonl").unlink()
     (images / "metadata.csv").write_text(content)
     with pytest.raises(ValueError, match=said):
-        list(folder.load(FOLDER, images).records)
+        list(folder.open_source(FOLDER, images).records)
 
 
 def test_folder_names_what_is_wrong_with_a_parquet(tmp_path) -> None:
     images = tiny.make_images(tmp_path / "images", 1)
     write_metadata(images, "parquet", [{"file_name": "0000.png", "title": "x"}])
     with pytest.raises(ValueError, match=r"metadata.parquet: no column 'text'; it has file_name, title"):
-        list(folder.load(FOLDER, images).records)
+        list(folder.open_source(FOLDER, images).records)
     (images / "metadata.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ValueError, match=r"metadata.parquet: not to be read as Parquet"):
-        list(folder.load(FOLDER, images).records)
+        list(folder.open_source(FOLDER, images).records)
 
 
 @pytest.mark.parametrize(("kind", "place"), [("jsonl", "line 1"), ("csv", "line 2"), ("parquet", "row 0")])
 def test_folder_leaves_a_missing_image_to_the_policy(tmp_path, kind, place) -> None:
     images = tiny.make_images(tmp_path / "images", 1)
     write_metadata(images, kind, [{"file_name": "gone.png", "text": "x"}, {"file_name": "../0000.png", "text": "x"}])
-    first, second = problems(folder.load(FOLDER, images)).items()
+    first, second = problems(folder.open_source(FOLDER, images)).items()
     assert first == (f"metadata.{kind}, {place} (gone.png)", f"missing image: no such file 'gone.png' in {images}")
     assert "leads out of" in second[1]
 
@@ -206,7 +206,7 @@ def test_folder_leaves_a_missing_image_to_the_policy(tmp_path, kind, place) -> N
 def test_folder_lets_bytes_that_are_no_text_through_to_be_judged(tmp_path) -> None:
     images = tiny.make_images(tmp_path / "images", 1)
     (images / "metadata.jsonl").write_bytes(b'{"file_name": "0000.png", "text": "caf\xe9"}\n')
-    assert taken(folder.load(FOLDER, images))[0][1] == ("caf\udce9",)
+    assert taken(folder.open_source(FOLDER, images))[0][1] == ("caf\udce9",)
 
 
 PARQUET = {"name": "parquet", "files": "*.parquet", "image_column": "image", "caption_column": "text"}
@@ -220,7 +220,7 @@ def write_parquet(path: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema
 
 
 def from_parquet(local: Path, **changes) -> Dataset:
-    return parquet.load(check(parquet.Params, PARQUET | changes, "fetch.source"), local)
+    return parquet.open_source(check(parquet.Source, PARQUET | changes, "fetch.source"), local)
 
 
 def test_parquet_takes_images_as_bytes_structs_and_paths(tmp_path) -> None:
@@ -325,7 +325,7 @@ JSON = {"caption": {"name": "json", "key": "caption"}}
 
 
 def from_tars(local: Path, **changes) -> Dataset:
-    return webdataset.load(check(webdataset.Params, WEBDATASET | changes, "fetch.source"), local)
+    return webdataset.open_source(check(webdataset.Source, WEBDATASET | changes, "fetch.source"), local)
 
 
 def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
@@ -478,7 +478,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def from_hub(local: Path, **changes) -> Dataset:
-    return hub.load(check(hub.Params, HUB | changes, "fetch.source"), local)
+    return hub.open_source(check(hub.Source, HUB | changes, "fetch.source"), local)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -553,10 +553,10 @@ def test_hub_opens_nothing_outside_of_the_dataset(home, path, streaming) -> None
     (home / "data").mkdir()
     pq.write_table(pa.table({"image": image, "text": ["x"]}), home / "data" / "train-00000.parquet")
     (home.parent / "outside.png").write_bytes(b"secret")
-    read = hub.Params(
+    read = hub.Source(
         name="hub", id=None, config=None, split="train", revision=None, image_column="image", caption_column="text",
         streaming=streaming, max_rows=None,
     )  # fmt: skip
-    (record,) = hub.load(read, home / "data").records
+    (record,) = hub.open_source(read, home / "data").records
     assert record.problem is not None
     assert "leads out of the dataset" in record.problem

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from t2i.fetch.base import fetch_base
 from t2i.fetch.weights import check_weights
-from t2i.model.family import Base
-from tests.conftest import ROOT
+from t2i.model.base import Base
+from tests.projects import ROOT
 
 
 def with_header(header: dict[str, object] | bytes, payload: bytes, length: int | None = None) -> bytes:

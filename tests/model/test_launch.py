@@ -1,24 +1,14 @@
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.victims import launch
+
 ROOT = Path(__file__).parents[2]
-
-
-def launch(code: str, folder: Path) -> subprocess.Popen:
-    """Relaunches a module of some code as two processes."""
-    (folder / "victim.py").write_text(code)
-    command = "import sys; from t2i.model.launch import relaunch; sys.exit(relaunch('victim', {}, 2))"
-    paths = os.pathsep.join([str(ROOT), str(folder)])
-    return subprocess.Popen(
-        [sys.executable, "-c", command], cwd=folder, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.DEVNULL
-    )
 
 
 def started(parent: subprocess.Popen, folder: Path) -> list[Path]:
@@ -67,8 +57,8 @@ time.sleep(60)
 def test_a_second_ctrl_c_ends_every_process_at_once(tmp_path) -> None:
     code = """
 import os, pathlib, time
-from t2i.core.signals import Interrupt, die_with_parent
-die_with_parent()
+from t2i.core.signals import Interrupt, end_with_parent
+end_with_parent()
 with Interrupt():
     pathlib.Path('started-' + str(os.getpid())).touch()
     while True:

@@ -10,8 +10,7 @@ from stages.tools import app
 from t2i.core.locks import locked
 from t2i.data.manifest import read_manifest, write_manifest
 from t2i.data.shards import Reader, index, pack, write_shard
-from tests.conftest import ROOT, Project
-from tests.data.test_caches import flip
+from tests.projects import ROOT, Project, flip
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import torch
 
 from t2i.tools.memory import enough_memory
 from t2i.tools.sections import load_sections
-from tests.conftest import Project
+from tests.projects import Project
 
 
 def test_more_memory_than_there_is_is_an_error_and_the_limit_goes_again(project: Project) -> None:

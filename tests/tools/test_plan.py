@@ -77,14 +77,17 @@ def test_the_state_that_is_planned_is_what_a_step_leaves(project, tiny_base, pat
     sections = load_sections(project.folder / "params.yaml")
     unet = Family(tiny_base).load_unet(random=False)
     weights, trained = dict(unet.named_parameters()), trainable(unet, pattern)
-    optimizer, ema = make_optimizer(trained, sections.train.optimizer), Ema(weights, sections.train.ema, "cpu")
-    for weight in trained:
+    optimizer, ema = make_optimizer(trained.values(), sections.train.optimizer), Ema(trained, sections.train.ema, "cpu")
+    for weight in trained.values():
         weight.grad = torch.ones_like(weight)
     optimizer.step()
     moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
-    held = [*weights.values(), *(weight.grad for weight in trained), *moments, *ema.shadow.values()]
+    held = [*weights.values(), *(weight.grad for weight in trained.values()), *moments, *ema.shadow.values()]
     part, whole = count_weights(tiny_base / "unet", pattern)
-    assert (part, whole) == (sum(weight.numel() for weight in trained), sum(weight.numel() for weight in weights.values()))
+    assert (part, whole) == (
+        sum(weight.numel() for weight in trained.values()),
+        sum(weight.numel() for weight in weights.values()),
+    )
     assert state_bytes(sections.train, sections.runtime, part, whole) == sum(tensor.nbytes for tensor in held)
 
 

@@ -7,11 +7,11 @@ from diffusers import StableDiffusionPipeline
 from ruamel.yaml import YAML
 
 from stages import tools
-from t2i.core.params import ParamsError, load
+from t2i.core.params import ParamsError, load_section
 from t2i.tools.preset import presets, write_preset
 from t2i.tools.sections import MODELS
 from tests import tiny
-from tests.core.test_params import ROOT
+from tests.projects import ROOT
 
 NAMES = list(presets(ROOT / "presets"))
 
@@ -27,7 +27,7 @@ def preset(name: str, folder: Path) -> Path:
 def test_a_preset_is_a_whole_and_valid_parameter_file(tmp_path, name) -> None:
     path = preset(name, tmp_path)
     for section, model in MODELS.items():
-        load(path, section, model)
+        load_section(path, section, model)
     said = path.read_text(encoding="utf-8")
     assert said.startswith("# Every number that changes a result")
     assert "\n# What changes at most rounding" in said

@@ -6,20 +6,21 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from stages.tools import app
-from t2i.core.files import sha256_of
+from t2i.data.digests import sha256_of
 
 
 @pytest.fixture
 def run(project):
     def run(*arguments: str):
-        return CliRunner().invoke(app, ["sample", *arguments, "--base-model", project.params["base"]["local"]])
+        base = project.params["base"]["local"]
+        return CliRunner().invoke(app, ["sample", "--base", base, "--model", base, *arguments])
 
     return run
 
 
 def test_an_image_says_what_made_it_and_a_seed_gives_it_again(project, run) -> None:
     for out in ("one", "two"):
-        done = run("square 1", "--base", "--seed", "3", "--num", "2", "--out", out)
+        done = run("square 1", "--seed", "3", "--num", "2", "--out", out)
         assert done.exit_code == 0, done.output
     names = sorted(path.name for path in (project.folder / "one").iterdir())
     assert names == ["grid.png", "square-1-3.png", "square-1-4.png"]
@@ -34,7 +35,7 @@ def test_an_image_says_what_made_it_and_a_seed_gives_it_again(project, run) -> N
 
 def test_base_and_fine_tuned_are_compared_on_the_same_noise(project, run) -> None:
     (project.folder / "prompts.txt").write_text("square 1\n\nsquare 2\n")
-    done = run("--prompts-file", "prompts.txt", "--compare", "--model", project.params["base"]["local"], "--num", "1")
+    done = run("--prompts-file", "prompts.txt", "--compare", "--num", "1")
     assert done.exit_code == 0, done.output
     out = project.folder / "samples"
     assert len(list(out.iterdir())) == 5
@@ -46,7 +47,7 @@ def test_precision_changes_rounding_only(project, run) -> None:
     for precision in ("fp32", "bf16"):
         project.params["evaluate"]["precision"] = precision
         project.write()
-        assert run("square 1", "--base", "--num", "1", "--out", precision).exit_code == 0
+        assert run("square 1", "--num", "1", "--out", precision).exit_code == 0
         images[precision] = np.asarray(Image.open(project.folder / precision / "square-1-0.png"), dtype=float)
     difference = np.abs(images["fp32"] - images["bf16"])
     assert 0 < difference.mean() < 2  # of 255
@@ -54,13 +55,13 @@ def test_precision_changes_rounding_only(project, run) -> None:
 
 def test_a_negative_prompt_changes_the_image(project, run) -> None:
     for out, negative in (("plain", ""), ("led away", "circle 9")):
-        assert run("square 1", "--base", "--num", "1", "--negative-prompt", negative, "--out", out).exit_code == 0
+        assert run("square 1", "--num", "1", "--negative-prompt", negative, "--out", out).exit_code == 0
     images = [Image.open(project.folder / out / "square-1-0.png").tobytes() for out in ("plain", "led away")]
     assert images[0] != images[1]
 
 
 def test_no_prompt_and_no_model_are_said(project, run) -> None:
     assert run().exit_code == 2
-    done = run("square 1")
+    done = run("square 1", "--model", "nowhere")
     assert "no pipeline is here" in str(done.exception)
     assert done.exit_code == 1

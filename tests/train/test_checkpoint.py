@@ -10,14 +10,14 @@ from t2i.train.checkpoint import Checkpoint, finish, load_newest, make_room, sav
 
 def saved(work: Path, *steps: int, keep: int = 9) -> None:
     for step in steps:
-        save(work, Checkpoint({"unet": {"w": torch.full((3,), float(step))}}, {"step": step}), keep)
+        save(work, Checkpoint(step, 2, {"unet": {"w": torch.full((3,), float(step))}}), keep)
 
 
 def test_the_newest_comes_back_exactly(tmp_path) -> None:
     saved(tmp_path, 5, 10)
     found = load_newest(tmp_path)
     assert found is not None
-    assert found.state == {"step": 10}
+    assert (found.step, found.threads) == (10, 2)
     assert torch.equal(found.tensors["unet"]["w"], torch.full((3,), 10.0))
 
 
@@ -42,7 +42,7 @@ def test_a_damaged_one_is_passed_over_and_said(tmp_path, capsys, damage) -> None
         (tmp_path / "step-00000010" / "MANIFEST.json").write_text("{")
     found = load_newest(tmp_path, discard_damaged=True)
     assert found is not None
-    assert found.state["step"] == 5
+    assert found.step == 5
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
     said = capsys.readouterr().err
     assert "trying the one before" in said

@@ -2,23 +2,23 @@ import pytest
 import torch
 from diffusers.training_utils import EMAModel
 
-from t2i.train.ema import Ema, EmaParams
+from t2i.train.ema import Ema, EmaSection
 
 
-def params(**changes) -> EmaParams:
-    return EmaParams(
-        **({"decay": 0.9, "warmup": False, "start_step": 0, "inv_gamma": 1.0, "power": 0.75, "every_steps": 1} | changes)
-    )
+def params(**changes) -> EmaSection:
+    return EmaSection(**({"decay": 0.9, "ramp": {"name": "reciprocal"}, "start_step": 0, "every_steps": 1} | changes))
 
 
-@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize(
+    ("warmup", "ramp"), [(False, {"name": "reciprocal"}), (True, {"name": "power", "inv_gamma": 1.0, "power": 0.75})]
+)
 @pytest.mark.parametrize(("decay", "start_step"), [(0.9, 0), (0.9999, 0), (0.9999, 6)])
-def test_shadow_follows_diffusers_ema_model(warmup, decay, start_step) -> None:
+def test_shadow_follows_diffusers_ema_model(warmup, ramp, decay, start_step) -> None:
     layer = torch.nn.Linear(3, 3)
     theirs = EMAModel(
         layer.parameters(), decay=decay, use_ema_warmup=warmup, inv_gamma=1.0, power=0.75, update_after_step=start_step
     )
-    ours = Ema(dict(layer.named_parameters()), params(decay=decay, warmup=warmup, start_step=start_step), "cpu")
+    ours = Ema(dict(layer.named_parameters()), params(decay=decay, ramp=ramp, start_step=start_step), "cpu")
     for step in range(1, 40):
         with torch.no_grad():
             for weight in layer.parameters():
@@ -69,3 +69,8 @@ def test_the_last_step_is_never_missed(steps) -> None:
         for ema in (sparse, dense):
             ema.update({"w": torch.full((1,), float(step))}, step, last=step == steps)
     assert sparse.shadow["w"] == dense.shadow["w"] == steps
+
+
+def test_without_a_ramp_the_decay_is_whole_after_the_copy() -> None:
+    ema = Ema({"w": torch.zeros(1)}, params(ramp={"name": "none"}), "cpu")
+    assert [ema.decay(updates, 1) for updates in (0, 1, 100)] == [0.0, 0.9, 0.9]

@@ -1,17 +1,16 @@
-import json
 import shutil
 from typing import Any
 
 import pytest
 import torch
 from accelerate import AutocastKwargs
+from safetensors.torch import load
 
-from t2i.core.params import load
+from t2i.core.params import load_section
 from t2i.model.families.stable_diffusion import Family
 from t2i.model.runtime import Runtime
 from t2i.train.execution import MOST_OVERFLOWS, Overflows, make_accelerator, prepared_unet
-from tests.behaviour.test_stages import files
-from tests.conftest import ROOT, Project
+from tests.projects import ROOT, Project, files
 
 
 def overflowing(
@@ -73,7 +72,7 @@ def trained_with(scaler: torch.amp.GradScaler, project: Project, monkeypatch: py
         accelerator.autocast_handler = AutocastKwargs(enabled=False)
         return accelerator
 
-    monkeypatch.setattr("t2i.train.loop.make_accelerator", scaling)
+    monkeypatch.setattr("t2i.train.prepared.make_accelerator", scaling)
     project.train()
     data = project.folder / "data"
     left = files(data)
@@ -86,27 +85,32 @@ def test_overflows_in_training_change_the_loss_scale_and_nothing_else(project, m
     project.fetch_and_encode()
     wanted = trained_with(Overflowing(), project, monkeypatch)
     found = trained_with(Overflowing(1, 4, 5), project, monkeypatch)
-    (state,) = (name for name in wanted if name.endswith("step-00000006/state.json"))
-    before, after = json.loads(wanted[state]), json.loads(found[state])
-    assert (before.pop("scaler")["scale"], after.pop("scaler")["scale"]) == (2**16, 2**13)
-    assert before == after
+    (counts,) = (name for name in wanted if name.endswith("step-00000006/counts.safetensors"))
+    before, after = load(wanted[counts]), load(found[counts])
+    assert (before["scaler/scale"], after["scaler/scale"]) == (2**16, 2**13)
     changed = {name for name in wanted if found[name] != wanted[name]}
-    assert {name.rpartition("/")[2] for name in changed} <= {"state.json", "MANIFEST.json"}
+    assert {name.rpartition("/")[2] for name in changed} <= {"counts.safetensors", "MANIFEST.json"}
     assert found.keys() == wanted.keys()
 
 
 def test_attention_and_checkpointing_are_what_runtime_says(tiny_base) -> None:
-    runtime = load(ROOT / "params.yaml", "runtime", Runtime).model_copy(
+    runtime = load_section(ROOT / "params.yaml", "runtime", Runtime).model_copy(
         update={"device": "cpu", "gradient_checkpointing": True}
     )
-    unet = prepared_unet(Family(tiny_base), runtime, random=False)
+    unet = prepared_unet(Family(tiny_base), runtime, "fp32", random=False)
     assert unet.training
     assert unet.is_gradient_checkpointing
-    assert {type(processor).__name__ for processor in unet.attn_processors.values()} == {"AttnProcessor"}
+    assert {type(processor).__name__ for processor in unet.attn_processors.values()} == {"AttnProcessor2_0"}
+
+
+@pytest.mark.parametrize(("precision", "attention"), [("fp32", "sdpa"), ("bf16", "eager")])
+def test_attention_on_a_cpu_follows_the_precision(precision, attention) -> None:
+    runtime = load_section(ROOT / "params.yaml", "runtime", Runtime).model_copy(update={"device": "cpu"})
+    assert runtime.attention_here(precision) == attention
 
 
 def test_xformers_where_it_cannot_work_is_refused_with_what_to_do(tiny_base, monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    runtime = load(ROOT / "params.yaml", "runtime", Runtime).model_copy(update={"attention": "xformers"})
+    runtime = load_section(ROOT / "params.yaml", "runtime", Runtime).model_copy(update={"attention": "xformers"})
     with pytest.raises(ValueError, match=r"`runtime.attention` is xformers, which does not work here .*set .* to auto"):
-        prepared_unet(Family(tiny_base), runtime, random=False)
+        prepared_unet(Family(tiny_base), runtime, "fp32", random=False)

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from t2i.train.history import History
+from t2i.train.history import Figures, History
 
 
 def test_windows_are_means_and_a_short_last_one_is_kept() -> None:
     history = History()
     for step in range(5):
-        history.append((torch.tensor(float(step)), torch.tensor(1.0), torch.tensor(2.0), 0.5))
+        history.append(Figures(torch.tensor(float(step)), torch.tensor(1.0), torch.tensor(2.0), 0.5))
     assert history.csv(2).splitlines() == [
         "step,loss,mse,grad_norm,learning_rate",
         "2,0.5,1,2,0.5",
@@ -20,18 +20,18 @@ def test_a_history_goes_on_from_a_checkpoint() -> None:
     whole, first = History(), History()
     rows = torch.rand(6, 4)
     for row in rows:
-        whole.append(row.unbind())
+        whole.append(Figures(row[0], row[1], row[2], row[3].item()))
     for row in rows[:3]:
-        first.append(row.unbind())
+        first.append(Figures(row[0], row[1], row[2], row[3].item()))
     second = History(first.tensor())
     for row in rows[3:]:
-        second.append(row.unbind())
+        second.append(Figures(row[0], row[1], row[2], row[3].item()))
     assert second.csv(4) == whole.csv(4)
 
 
 def test_a_loss_that_is_not_finite_names_its_step() -> None:
     history = History()
     for loss in (1.0, float("nan")):
-        history.append((torch.tensor(loss), 0.0, 0.0, 0.0))
+        history.append(Figures(torch.tensor(loss), 0.0, 0.0, 0.0))
     with pytest.raises(ValueError, match=r"step 2: the loss is nan, .*: lower `train.learning_rate`"):
         history.rows()

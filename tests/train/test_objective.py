@@ -9,7 +9,7 @@ from diffusers.training_utils import compute_dream_and_update_latents, compute_s
 
 from t2i.data.batches import CachedRecords
 from t2i.model.families.stable_diffusion import Family
-from t2i.train.objective import Objective, ObjectiveParams
+from t2i.train.objective import Objective, ObjectiveSection
 from tests import tiny
 
 PLAIN: dict[str, Any] = {
@@ -50,7 +50,7 @@ def caches(request, project, tmp_path) -> tuple[Any, str]:
 )
 def test_the_loss_is_that_of_the_diffusers_script(caches, options) -> None:
     data, predicted = caches
-    params = ObjectiveParams(**(PLAIN | options))
+    params = ObjectiveSection(**(PLAIN | options))
     if "dream_detail_preservation" in options and predicted == "v_prediction":
         with pytest.raises(ValueError, match="for epsilon alone, and the base predicts v"):
             Objective(params, Family(data / "base"), "cpu")
@@ -58,9 +58,8 @@ def test_the_loss_is_that_of_the_diffusers_script(caches, options) -> None:
     family = Family(data / "base", params.scheduler_changes())
     unet = family.load_unet(random=False)
     objective = Objective(params, family, "cpu")
-    batch = objective.sampler(CachedRecords(data / "latents", data / "embeds", "train"), 8, True, 0.1, seed=0).batch(
-        0, range(8)
-    )
+    records = CachedRecords(data / "latents", data / "embeds", "train")
+    batch = objective.batches(records, 8, True, 0.1, seed=0).of_step(0, range(8))
     ours, ours_unweighted = objective.loss(unet, batch)
 
     scheduler = DDPMScheduler.from_pretrained(data / "base", subfolder="scheduler", **params.scheduler_changes())
@@ -92,10 +91,10 @@ def test_the_loss_is_that_of_the_diffusers_script(caches, options) -> None:
 )
 def test_what_cannot_be_learnt_is_refused_when_parameters_are_read(options, said) -> None:
     with pytest.raises(ValueError, match=said):
-        ObjectiveParams(**(PLAIN | options))
+        ObjectiveSection(**(PLAIN | options))
 
 
 def test_a_base_that_predicts_epsilon_is_refused_zero_terminal_snr(tiny_base) -> None:
-    params = ObjectiveParams(**(PLAIN | {"zero_terminal_snr": True}))
+    params = ObjectiveSection(**(PLAIN | {"zero_terminal_snr": True}))
     with pytest.raises(ValueError, match=r"set `train.objective.prediction_type` to v_prediction"):
         Family(tiny_base, params.scheduler_changes())

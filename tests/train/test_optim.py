@@ -5,7 +5,7 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from t2i.train.optim import (
-    AdamWParams,
+    AdamW,
     Constant,
     Cosine,
     CosineWithRestarts,
@@ -43,7 +43,7 @@ def test_no_warmup_starts_at_the_peak() -> None:
 
 
 def test_adamw_has_every_parameter() -> None:
-    params = AdamWParams(name="adamw", beta1=0.8, beta2=0.9, epsilon=1e-6, weight_decay=0.3)
+    params = AdamW(name="adamw", beta1=0.8, beta2=0.9, epsilon=1e-6, weight_decay=0.3)
     group = make_optimizer([torch.zeros(1, requires_grad=True)], params).param_groups[0]
     assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.9), 1e-6, 0.3)
 
@@ -59,7 +59,7 @@ def stepped(optimizer: torch.optim.Optimizer, weights: dict[str, torch.nn.Parame
 def test_an_optimizer_goes_on_as_if_never_stopped_also_where_some_weights_are_frozen(name) -> None:
     if name == "adamw_8bit":
         pytest.importorskip("bitsandbytes")
-    params = AdamWParams(name=name, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.01)
+    params = AdamW(name=name, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.01)
 
     def made() -> tuple[dict[str, torch.nn.Parameter], torch.optim.Optimizer]:
         generator = torch.Generator().manual_seed(0)
@@ -84,6 +84,6 @@ def test_an_optimizer_goes_on_as_if_never_stopped_also_where_some_weights_are_fr
 
 def test_eight_bits_without_their_package_are_refused(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    params = AdamWParams(name="adamw_8bit", beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.01)
+    params = AdamW(name="adamw_8bit", beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.01)
     with pytest.raises(ValueError, match=r"pip install 't2i\[bitsandbytes\]'"):
         make_optimizer([torch.zeros(1, requires_grad=True)], params)

@@ -13,12 +13,12 @@ from t2i.train.timesteps import (
 
 
 def shares(favouring: Timesteps, timesteps: int = 1000) -> torch.Tensor:
-    cumulated = cumulated_probabilities(timesteps, favouring)
+    cumulated = cumulated_probabilities(favouring(timesteps))
     return torch.diff(cumulated, prepend=torch.zeros(1, dtype=torch.float64))
 
 
 def test_uniform_draws_what_a_multiplication_would() -> None:
-    cumulated = cumulated_probabilities(1000, UniformTimesteps(name="uniform"))
+    cumulated = cumulated_probabilities(UniformTimesteps(name="uniform")(1000))
     uniform = torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tolist()
     assert [draw_timestep(cumulated, u) for u in uniform] == [int(u * 1000) for u in uniform]
     assert (draw_timestep(cumulated, 0.0), draw_timestep(cumulated, 1 - 1e-16)) == (0, 999)
@@ -38,7 +38,7 @@ def test_favoured_timesteps_are_drawn_as_much_more_often(favouring, favoured) ->
     inside[favoured.start : favoured.stop] = True
     torch.testing.assert_close(probabilities[inside] / probabilities[~inside][0], torch.full((250,), 3.0, dtype=torch.float64))
     assert probabilities.sum() == pytest.approx(1)
-    cumulated = cumulated_probabilities(1000, favouring)
+    cumulated = cumulated_probabilities(favouring(1000))
     drawn = [draw_timestep(cumulated, u) for u in torch.rand(4000).double().tolist()]
     assert sum(timestep in favoured for timestep in drawn) / 4000 == pytest.approx(0.5, abs=0.05)  # 3 x 250 of 3 x 250 + 750
 

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from t2i.core import params
+from t2i.core.params import Section
 from t2i.fetch.source import Dataset, Record, read_inside, record_of
 
 
-class Params(params.Params):
+class Source(Section):
     """`fetch.source` with `name: folder`; the folder itself is `fetch.local`, so that DVC sees its changes."""
 
     name: Literal["folder"]
@@ -23,11 +23,11 @@ class Params(params.Params):
     """Key or column of the caption in the metadata."""
 
 
-def load(params: Params, local: Path) -> Dataset:
+def open_source(section: Source, local: Path) -> Dataset:
     """Returns the images that the metadata names.
 
     Args:
-        params: the section `fetch.source`.
+        section: the section `fetch.source`.
         local: the folder.
 
     Raises:
@@ -37,22 +37,22 @@ def load(params: Params, local: Path) -> Dataset:
     if not found:
         raise ValueError(
             f"{local / 'metadata.jsonl'}: missing, and no metadata.csv or metadata.parquet is there; "
-            f'wanted one, with a line an image: {{"file_name": "0001.png", "{params.caption_column}": "a caption"}}'
+            f'wanted one, with a line an image: {{"file_name": "0001.png", "{section.caption_column}": "a caption"}}'
         )
     if len(found) > 1:
         raise ValueError(f"{local}: {' and '.join(path.name for path in found)}; wanted one of them: remove the others")
-    return Dataset(_records(params, found[0]), {"source": f"folder {local.name}"})
+    return Dataset(_records(section, found[0]), {"source": f"folder {local.name}"})
 
 
-def _records(params: Params, metadata: Path) -> Iterator[Record]:
-    for place, row in ROWS[metadata.name](metadata, params.caption_column):
+def _records(section: Source, metadata: Path) -> Iterator[Record]:
+    for place, row in ROWS[metadata.name](metadata, section.caption_column):
         try:
-            file, caption = row["file_name"], row[params.caption_column]
+            file, caption = row["file_name"], row[section.caption_column]
             if not isinstance(file, str):
                 raise TypeError(f"`file_name` is {file!r}")
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"{metadata.parent / place}: wanted `file_name` and `{params.caption_column}` "
+                f"{metadata.parent / place}: wanted `file_name` and `{section.caption_column}` "
                 f"(`fetch.source.caption_column`), got {_shown(row)} ({error!r})"
             ) from None
         yield record_of(f"{place} ({file})", partial(read_inside, metadata.parent, file), caption)

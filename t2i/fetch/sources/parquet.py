@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from t2i.core import params
+from t2i.core.params import Section
 from t2i.fetch.source import Dataset, Record, matching, read_inside, record_of
 
 _ROWS = 16
 """Rows, and thus images, that are in memory at once."""
 
 
-class Params(params.Params):
+class Source(Section):
     """`fetch.source` with `name: parquet`; the folder is `fetch.local`, so that DVC sees its changes."""
 
     name: Literal["parquet"]
@@ -29,31 +29,31 @@ class Params(params.Params):
     """Column of the captions: a text, or a list of texts."""
 
 
-def load(params: Params, local: Path) -> Dataset:
+def open_source(section: Source, local: Path) -> Dataset:
     """Returns the rows of every file, in the order of the files' names.
 
     Args:
-        params: the section `fetch.source`.
+        section: the section `fetch.source`.
         local: the folder.
 
     Raises:
         ValueError: where no file fits the pattern, one is no Parquet, or a column is not there or of no use.
     """
-    files = matching(local, params.files)
-    return Dataset(_records(params, local, files), {"source": f"Parquet files of {local.name}", "files": params.files})
+    files = matching(local, section.files)
+    return Dataset(_records(section, local, files), {"source": f"Parquet files of {local.name}", "files": section.files})
 
 
-def _records(params: Params, local: Path, files: list[Path]) -> Iterator[Record]:
+def _records(section: Source, local: Path, files: list[Path]) -> Iterator[Record]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-    columns = [params.image_column, params.caption_column]
+    columns = [section.image_column, section.caption_column]
     for path in files:
         number = 0
         try:
             # Without these, pyarrow reads ahead through the whole file.
             with ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True) as table:
-                _check_columns(path, table.schema_arrow, params)
+                _check_columns(path, table.schema_arrow, section)
                 for batch in table.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False):
                     images, captions = (batch.column(name).to_pylist() for name in columns)
                     for image, caption in zip(images, captions, strict=True):
@@ -63,20 +63,20 @@ def _records(params: Params, local: Path, files: list[Path]) -> Iterator[Record]
             raise ValueError(f"{path}: not to be read as Parquet after row {number}: {error}; fetch the file again") from None
 
 
-def _check_columns(path: Path, schema: Any, params: Params) -> None:
+def _check_columns(path: Path, schema: Any, section: Source) -> None:
     import pyarrow.types as kinds
 
-    for parameter, name in (("image_column", params.image_column), ("caption_column", params.caption_column)):
+    for parameter, name in (("image_column", section.image_column), ("caption_column", section.caption_column)):
         if name not in schema.names:
             raise ValueError(
                 f"{path}: no column {name!r} (`fetch.source.{parameter}`); it has {', '.join(schema.names) or 'none'}"
             )
-    kind = schema.field(params.image_column).type
+    kind = schema.field(section.image_column).type
     bytes_or_text = kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_string(kind) or kinds.is_large_string(kind)
     struct = kinds.is_struct(kind) and {field.name for field in kind} & {"bytes", "path"}
     if not bytes_or_text and not struct:
         raise ValueError(
-            f"{path}: column {params.image_column!r} (`fetch.source.image_column`) is of type {kind}; "
+            f"{path}: column {section.image_column!r} (`fetch.source.image_column`) is of type {kind}; "
             "wanted bytes, a struct of `bytes` and `path`, or a path"
         )
 

@@ -16,17 +16,17 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from t2i.core import params
+from t2i.core.params import Section
 from t2i.fetch.source import Dataset, Record, broken, matching, record_of
 
 
-class Txt(params.Params):
+class Txt(Section):
     """The caption is the whole of KEY.txt."""
 
     name: Literal["txt"]
 
 
-class Json(params.Params):
+class Json(Section):
     """The caption, or a list of them, is an entry of KEY.json."""
 
     name: Literal["json"]
@@ -34,7 +34,7 @@ class Json(params.Params):
     """The entry's key, such as `caption`."""
 
 
-class Params(params.Params):
+class Source(Section):
     """`fetch.source` with `name: webdataset`; the folder is `fetch.local`, so that DVC sees its changes."""
 
     name: Literal["webdataset"]
@@ -52,22 +52,22 @@ class _Member(NamedTuple):
     content: bytes
 
 
-def load(params: Params, local: Path) -> Dataset:
+def open_source(section: Source, local: Path) -> Dataset:
     """Returns the records of every tar, in the order of the files' names; memory holds one record.
 
     Args:
-        params: the section `fetch.source`.
+        section: the section `fetch.source`.
         local: the folder.
 
     Raises:
         ValueError: where no file fits the pattern, or naming a tar that is damaged or cut short.
     """
-    files = matching(local, params.files)
-    return Dataset(_records(params, local, files), {"source": f"WebDataset tars of {local.name}", "files": params.files})
+    files = matching(local, section.files)
+    return Dataset(_records(section, local, files), {"source": f"WebDataset tars of {local.name}", "files": section.files})
 
 
-def _records(params: Params, local: Path, files: list[Path]) -> Iterator[Record]:
-    wanted = {*params.image_extensions, params.caption.name}
+def _records(section: Source, local: Path, files: list[Path]) -> Iterator[Record]:
+    wanted = {*section.image_extensions, section.caption.name}
     for path in files:
         for key, group in groupby(_members(path, wanted), key=lambda member: member.key):
             place = f"{path.relative_to(local)}, {key}"
@@ -77,11 +77,11 @@ def _records(params: Params, local: Path, files: list[Path]) -> Iterator[Record]
                     raise ValueError(f"{place}.{member.extension}: there twice; wanted each name once in a tar")
                 parts[member.extension] = member.content
             try:
-                captions = _captions(params.caption, parts)
+                captions = _captions(section.caption, parts)
             except ValueError as error:
                 yield broken(place, str(error))
             else:
-                yield record_of(place, partial(_image, params.image_extensions, parts), captions)
+                yield record_of(place, partial(_image, section.image_extensions, parts), captions)
 
 
 def _image(extensions: list[str], parts: dict[str, bytes]) -> bytes:

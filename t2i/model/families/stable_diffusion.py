@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from t2i.model.family import NOT_TAKEN
+from t2i.model.base import NOT_TAKEN
 from t2i.model.prediction import PredictionType
-from t2i.model.pretrained import load
+from t2i.model.pretrained import load_pretrained
 
 
 class Text(NamedTuple):
@@ -68,7 +68,7 @@ class Family:
         """Returns the AutoencoderKL in fp32, frozen."""
         from diffusers import AutoencoderKL
 
-        return self._frozen(load(AutoencoderKL, self.folder / "vae"), device)
+        return self._frozen(load_pretrained(AutoencoderKL, self.folder / "vae"), device)
 
     def encode_pixels(self, vae: Any, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m _ _"]:
         """Returns mean and log-variance, unscaled."""
@@ -86,7 +86,7 @@ class Family:
         """Returns the tokenizer, and the text encoder in fp32, frozen."""
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        encoder = self._frozen(load(CLIPTextModel, self.folder / "text_encoder"), device)
+        encoder = self._frozen(load_pretrained(CLIPTextModel, self.folder / "text_encoder"), device)
         return Text(CLIPTokenizer.from_pretrained(self.folder / "tokenizer"), encoder)
 
     def encode_prompts(self, text: Text, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ class Family:
         if random:
             unet: nn.Module = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(self.folder, subfolder="unet"))
             return unet
-        pretrained: nn.Module = load(UNet2DConditionModel, self.folder / "unet")
+        pretrained: nn.Module = load_pretrained(UNet2DConditionModel, self.folder / "unet")
         return pretrained
 
     def check_fit(self, unet: Any, moments: Float[Tensor, "_ m h w"], conditioning: dict[str, Tensor]) -> None:

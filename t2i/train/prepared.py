@@ -1,0 +1,187 @@
+"""A training run on PyTorch, ready to be stepped: the loop sees this much of an engine, and no more."""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from t2i.data.batches import Batches, CachedRecords, micro_batches
+from t2i.model.family import Family
+from t2i.model.runtime import Runtime
+from t2i.train.ema import Ema
+from t2i.train.execution import Overflows, make_accelerator, prepared_unet
+from t2i.train.history import Figures
+from t2i.train.objective import Objective
+from t2i.train.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, trainable
+from t2i.train.section import Train
+
+Tensors = dict[str, dict[str, Tensor]]
+"""Named tensors in named groups: what a checkpoint holds."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A UNet with its optimizer, its EMA and its batches. Made by `prepare`."""
+
+    section: Train
+    records: int
+    steps: int
+    """Optimizer steps of the whole run."""
+    accelerator: Any
+    objective: Objective
+    batches: Batches
+    places: list[range]
+    """Places of the batch that this process takes, by micro-batch."""
+    unet: nn.Module
+    """This process's own UNet, not wrapped."""
+    wrapped: nn.Module
+    """The same as Accelerate runs it."""
+    adamw: torch.optim.Optimizer
+    optimizer: Any
+    """The same as Accelerate steps it."""
+    trained: dict[str, nn.Parameter]
+    ema: Ema
+    overflows: Overflows
+
+    def __str__(self) -> str:
+        """What is trained, on what, and where."""
+        trained, whole = (sum(w.numel() for w in weights) / 1e6 for weights in (self.trained.values(), self.unet.parameters()))
+        threads = f" with {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        return f"{trained:.2f} of {whole:.2f} M parameters on {self.records} records, {self.device}{threads}"
+
+    def take_step(self, step: int) -> Figures | None:
+        """Takes one optimizer step.
+
+        Args:
+            step: its number, from 0.
+
+        Returns:
+            The step's figures, still on the device; None if fp16's gradients overflowed: take the step again.
+        """
+        section = self.section
+        rate = learning_rate(step, section.peak_learning_rate, section.warmup_steps, self.steps, section.schedule)
+        for group in self.adamw.param_groups:
+            group["lr"] = rate
+
+        loss, mse = self._accumulate_gradients(step)
+        grad_norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), section.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.overflows.met(grad_norm):
+            return None
+
+        self.ema.update(self.trained, step + 1, last=step + 1 == self.steps)
+        if self.accelerator.num_processes > 1:
+            loss, mse = self.accelerator.reduce(torch.stack([loss, mse]), "mean")
+        return Figures(loss, mse, grad_norm, rate)
+
+    def _accumulate_gradients(self, step: int) -> tuple[Tensor, Tensor]:
+        """Adds up the gradients of this process's micro-batches, each weighted by its images; returns loss and MSE."""
+        loss = mse = torch.zeros((), device=self.accelerator.device)
+        own = sum(map(len, self.places))
+        for places in self.places:
+            weight = len(places) / own
+            batch = self.batches.of_step(step, places).to(self.accelerator.device)
+            last = places is self.places[-1]
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                weighted, unweighted = self.objective.loss(self.wrapped, batch)
+                self.accelerator.backward(weight * weighted)
+            loss, mse = loss + weight * weighted.detach(), mse + weight * unweighted
+        return loss, mse
+
+    def state(self) -> Tensors:
+        """Returns everything that a step changes."""
+        scaler = {} if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
+        counts = {"ema_updates": self.ema.updates} | {f"scaler/{name}": value for name, value in scaler.items()}
+        return {
+            "unet": dict(self.trained),
+            "ema": self.ema.shadow,
+            "optimizer": optimizer_tensors(self.adamw, self.trained),
+            "counts": {name: torch.tensor(value, dtype=_wide(value)) for name, value in counts.items()},
+        }
+
+    def restore(self, state: Tensors) -> None:
+        """Takes over what `state` returned in a run that was prepared alike."""
+        with torch.no_grad():
+            for name, weight in self.trained.items():
+                weight.copy_(state["unet"][name])
+        self.ema.shadow = {name: tensor.to(self.ema.device, copy=True) for name, tensor in state["ema"].items()}
+        restore_optimizer(self.adamw, self.trained, state["optimizer"])
+        counts = {name: tensor.item() for name, tensor in state["counts"].items()}
+        self.ema.updates = int(counts.pop("ema_updates"))
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict({name.removeprefix("scaler/"): value for name, value in counts.items()})
+
+    @contextmanager
+    def evaluated(self, *, averaged: bool) -> Iterator[nn.Module]:
+        """Yields the UNet in evaluation mode, with its own weights or, if `averaged`, the EMA's."""
+        self.unet.eval()
+        with self.ema.applied(self.trained) if averaged else contextlib.nullcontext():
+            yield self.unet
+        self.unet.train()
+
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """Returns all weights of the UNet for export: the EMA's, and the frozen ones as they are."""
+        return dict(self.unet.named_parameters()) | self.ema.shadow
+
+    def agree(self, signal: int) -> int:
+        """Returns the signal that stops the run: this process's, or another's, so that all stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return signal
+        largest: Tensor = self.accelerator.gather(torch.tensor(signal, device=self.accelerator.device)).max()
+        return int(largest.item())
+
+    def wait_for_everyone(self) -> None:
+        """Returns once every process is here."""
+        self.accelerator.wait_for_everyone()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is."""
+        device: torch.device = self.accelerator.device
+        return device
+
+
+def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRecords) -> Prepared:
+    """Builds everything that a step of training needs, and takes none.
+
+    Raises:
+        ValueError: if the records do not fit the UNet, or this machine cannot do what `runtime` asks for.
+    """
+    accelerator = make_accelerator(section.precision, runtime)
+    objective = Objective(section.objective, family, accelerator.device)
+    batches = objective.batches(records, section.batch_size, section.use_flips, section.prompt_dropout, section.seed)
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    places = micro_batches(section.batch_size, rank, processes, runtime.micro_batch_size)
+
+    torch.manual_seed(section.seed)
+    unet = prepared_unet(family, runtime, section.precision, random=section.init == "random").to(accelerator.device)
+    family.check_fit(unet, records.moments(0), records.conditioning(0))
+    trained = trainable(unet, section.trainable)
+    ema = Ema(trained, section.ema, runtime.ema_device or accelerator.device)
+    adamw = make_optimizer(trained.values(), section.optimizer)
+    wrapped, optimizer = accelerator.prepare(unet, adamw)
+    return Prepared(
+        section,
+        len(records),
+        section.total_steps(len(records)),
+        accelerator,
+        objective,
+        batches,
+        places,
+        unet,
+        wrapped,
+        adamw,
+        optimizer,
+        trained,
+        ema,
+        Overflows(accelerator.scaler),
+    )
+
+
+def _wide(value: float | int) -> torch.dtype:
+    return torch.int64 if isinstance(value, int) else torch.float64
