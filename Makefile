@@ -5,6 +5,7 @@ export PATH := $(BIN):$(PATH)
 
 .PHONY: repro test base
 repro: .venv/installed
+	@echo "Running the pipeline: fetch, encode, train, evaluate (each stage says what it does; a stopped run goes on with dvc repro)"
 	dvc repro
 	@echo
 	@echo "The model:       data/model (StableDiffusionPipeline.from_pretrained loads it)"
@@ -25,11 +26,13 @@ base: .venv/installed
 	chmod -R u+w base/openmoji
 
 .venv/installed: requirements.txt pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	touch $@
+	@echo "Installing the pinned packages into .venv (2 GB on disk, some minutes; pip names each package below)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
 
 .venv/installed-test: .venv/installed requirements-test.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-test.txt
-	touch $@
+	@echo "Installing what the tests need besides"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-test.txt
+	@touch $@

@@ -1,11 +1,12 @@
 """Stages `fetch base` and `fetch dataset`: bring what the others start from."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stages.console import ParamsFile, application, run
+from stages.console import ParamsFile, application, run, took
 
 app = application("Bring the pretrained model and the dataset to data/.")
 
@@ -21,7 +22,8 @@ def base(
     from t2i.fetch.base import fetch_base
     from t2i.model.base import Base
 
-    print("base:", fetch_base(load_section(params_file, "base", Base), out, clip_out))
+    fetched = fetch_base(load_section(params_file, "base", Base), out, clip_out)
+    print(f"base fetched in {took()}: {fetched}")
 
 
 @app.command()
@@ -35,10 +37,12 @@ def dataset(
     from t2i.core.params import load_section
     from t2i.fetch.dataset import Fetch, fetch_dataset
 
-    fetched = fetch_dataset(load_section(params_file, "fetch", Fetch), out)
+    section = load_section(params_file, "fetch", Fetch)
+    print(f"fetching the dataset from source {section.source.name}", file=sys.stderr)
+    fetched = fetch_dataset(section, out)
     write_json(report, fetched.metrics())
     kept = (f"{count} of {fetched.found[split]} records {split}" for split, count in fetched.kept.items())
-    print("dataset:", ", ".join(kept))
+    print(f"dataset fetched in {took()}: {', '.join(kept)}")
     if fetched.skipped:
         counts = ", ".join(f"{count} {kind}" for kind, count in fetched.skipped.items())
         print(f"left out: {counts} (each in {out / 'skipped.csv'})")

@@ -1,5 +1,6 @@
 """Verb: run the text encoder over every caption once, and keep the conditioning."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from t2i.data.records import SPLITS, read_captions
 from t2i.data.shards import pack
 from t2i.encode.shard_set import shard_set
 from t2i.model.family import Family, file_of
+from t2i.model.runtime import device_in_words
 
 
 class EncodeCaptions(Section):
@@ -30,7 +32,7 @@ class EncodeCaptions(Section):
 
 
 DECIDED_BY = (
-    *(f"data/{name}.py" for name in ("records", "shards")),
+    *(f"data/{name}.py" for name in ("chance", "records", "shards")),
     *(f"encode/{name}.py" for name in ("captions", "shard_set")),
     *(f"model/{name}.py" for name in ("family", "pretrained")),
 )
@@ -57,19 +59,18 @@ def encode_captions(
     """
     rows, made_by = list(read_captions(captions)), _made_by(section, base, captions)
     said = list(dict.fromkeys(caption for row in rows for caption in row["captions"]))
-    with (
-        shard_set("encode-captions", made_by, [*DECIDED_BY, file_of(family)], out) as made,
-        tqdm(total=len(rows), desc="encoding", unit=" records") as progress,
-    ):
+    with shard_set("encode-captions", made_by, [*DECIDED_BY, file_of(family)], out) as made:
+        print(f"encoding {len(said)} captions on {device_in_words(device)}; finished shards: {made.folder}", file=sys.stderr)
         text = family.load_text(device)
         encode = partial(_encode, family, text, batch_size)
         made.add_file("empty.safetensors", lambda: pack(encode([""]), "the empty prompt"))
-        for split in SPLITS:
-            own = [row for row in rows if row["split"] == split]
-            for number, start in enumerate(range(0, len(own), section.records_per_shard)):
-                chunk = own[start : start + section.records_per_shard]
-                made.add(f"{split}-{number:05d}.tar", partial(_encode_shard, encode, chunk))
-                progress.update(len(chunk))
+        with tqdm(total=len(rows), desc="encoding", unit=" records") as progress:
+            for split in SPLITS:
+                own = [row for row in rows if row["split"] == split]
+                for number, start in enumerate(range(0, len(own), section.records_per_shard)):
+                    chunk = own[start : start + section.records_per_shard]
+                    made.add(f"{split}-{number:05d}.tar", partial(_encode_shard, encode, chunk))
+                    progress.update(len(chunk))
         _keep_prompts(encode, section.validation_prompts, validation_prompts)
     counted = sum(len(row["captions"]) for row in rows)
     return {"records": len(rows), "captions": counted, "truncated": family.count_truncated(text, said)}

@@ -1,5 +1,6 @@
 """Verb: run the VAE over every view of every image once, and keep the moments."""
 
+import sys
 from collections.abc import Iterator
 from functools import partial
 from itertools import groupby, islice
@@ -20,6 +21,7 @@ from t2i.encode.roundtrip import psnr_of_records
 from t2i.encode.shard_set import shard_set
 from t2i.encode.views import EncodeImages, views
 from t2i.model.family import Family, file_of
+from t2i.model.runtime import device_in_words
 
 DECIDED_BY = (
     *(f"data/{name}.py" for name in ("chance", "pixels", "records", "shards")),
@@ -49,21 +51,19 @@ def encode_images(
         "torch": torch.__version__.split("+")[0],
     }
     members = [member for split in SPLITS for member in index(raw, split, EXTENSIONS.values())]
-    with (
-        shard_set("encode-images", made_by, [*DECIDED_BY, file_of(family)], out) as made,
-        tqdm(total=len(members), desc="encoding", unit=" images") as progress,
-    ):
+    with shard_set("encode-images", made_by, [*DECIDED_BY, file_of(family)], out) as made:
+        print(
+            f"encoding {len(members)} images on {device_in_words(device)}; finished shards: {made.folder}",
+            file=sys.stderr,
+        )
         vae = family.load_vae(device)
-        for shard, group in groupby(members, key=lambda member: member.shard):
-            own = list(group)
-            if not made.add(shard.name, partial(_encode_shard, section, family, vae, own, batch_size, device, progress)):
-                progress.update(len(own))
-        return {
-            "records": len(members),
-            **_check_psnr(
-                section, psnr_of_records(section, family, vae, members, made.folder, batch_size=batch_size, device=device)
-            ),
-        }
+        with tqdm(total=len(members), desc="encoding", unit=" images") as progress:
+            for shard, group in groupby(members, key=lambda member: member.shard):
+                own = list(group)
+                if not made.add(shard.name, partial(_encode_shard, section, family, vae, own, batch_size, device, progress)):
+                    progress.update(len(own))
+        found = psnr_of_records(section, family, vae, members, made.folder, batch_size=batch_size, device=device)
+        return {"records": len(members), **_check_psnr(section, found)}
 
 
 def _encode_shard(

@@ -1,5 +1,6 @@
 """Evaluation: all that is measured alike of the base and of a fine-tuned model, on the same prompts, seeds and records."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from t2i.evaluate.metrics import METRICS, Nearest, clip_score, cmmd, copied, fou
 from t2i.evaluate.section import Evaluate
 from t2i.model.denoising import denoising_errors, fixed_records, timestep_grid
 from t2i.model.family import Family
+from t2i.model.runtime import device_in_words
 from t2i.model.sampling import Drawing, draw
 
 Statistic = Callable[[Int[Tensor, " n"]], float]
@@ -75,6 +77,11 @@ class Evaluator:
     def evaluate(self, family: Family, samples: Path) -> Evaluation:
         """Samples and measures a model; keeps its images as `samples`/KEY.png and `samples`/retention/NUMBER.png."""
         retention = self.section.retention_prompts
+        counts, steps = (
+            f"{len(self.records.keys)} held-out and {len(retention)} other prompts",
+            self.section.num_inference_steps,
+        )
+        print(f"sampling {counts} in {steps} steps each, on {device_in_words(self.device)}", file=sys.stderr)
         drawn = self.draw(family, self.records.prompts, self.records.keys, self.section.guidance_scale)
         kept = self.draw(family, retention, [f"retention:{prompt}" for prompt in retention], self.section.guidance_scale)
         _save(drawn, self.records.keys, kept, samples)

@@ -73,3 +73,10 @@ class Runtime(Section):
         if self.attention != "auto":
             return self.attention
         return "eager" if self.torch_device() == "cpu" and precision == "bf16" else "sdpa"
+
+
+def device_in_words(device: object) -> str:
+    """Returns a device as a stage announces it: `cuda`, or `cpu with 2 threads`."""
+    import torch
+
+    return f"cpu with {torch.get_num_threads()} threads" if str(device) == "cpu" else str(device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from t2i.data.batches import Batches, CachedRecords, micro_batches
 from t2i.model.family import Family
-from t2i.model.runtime import Runtime
+from t2i.model.runtime import Runtime, device_in_words
 from t2i.train.ema import Ema
 from t2i.train.execution import Overflows, make_accelerator, prepared_unet
 from t2i.train.history import Figures
@@ -50,8 +50,7 @@ class Prepared:
     def __str__(self) -> str:
         """What is trained, on what, and where."""
         trained, whole = (sum(w.numel() for w in weights) / 1e6 for weights in (self.trained.values(), self.unet.parameters()))
-        threads = f" with {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        return f"{trained:.2f} of {whole:.2f} M parameters on {self.records} records, {self.device}{threads}"
+        return f"{trained:.2f} of {whole:.2f} M parameters on {self.records} records, {device_in_words(self.device)}"
 
     def take_step(self, step: int) -> Figures | None:
         """Takes one optimizer step.

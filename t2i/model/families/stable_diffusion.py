@@ -177,13 +177,19 @@ class Family:
 
     @cached_property
     def _pipeline(self) -> Any:
-        from diffusers import StableDiffusionPipeline
-
         text = self.load_text("cpu")
-        parts = {"text_encoder": text.encoder, "tokenizer": text.tokenizer, **dict.fromkeys(NOT_TAKEN)}
-        parts |= {"unet": self.load_unet(random=False), "vae": self.load_vae("cpu")}
+        return self._assembled(
+            text_encoder=text.encoder, tokenizer=text.tokenizer, unet=self.load_unet(random=False), vae=self.load_vae("cpu")
+        )
+
+    def _assembled(self, **parts: Any) -> Any:
+        """Returns a StableDiffusionPipeline of some parts, without progress bars of its own."""
+        from diffusers import StableDiffusionPipeline
+        from diffusers.utils import logging
+
+        logging.disable_progress_bar()
         pipeline = StableDiffusionPipeline.from_pretrained(
-            self.folder, **parts, use_safetensors=True, requires_safety_checker=False
+            self.folder, **parts, **dict.fromkeys(NOT_TAKEN), use_safetensors=True, requires_safety_checker=False
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -223,13 +229,7 @@ class Family:
         guidance_scale: float,
     ) -> Float[Tensor, "b c h w"]:
         """Returns scaled latents, by StableDiffusionPipeline without its VAE and text encoder."""
-        from diffusers import StableDiffusionPipeline
-
-        absent = {"vae": None, "text_encoder": None, "tokenizer": None, **dict.fromkeys(NOT_TAKEN)}
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            self.folder, unet=unet, scheduler=self._sampling_scheduler(), requires_safety_checker=False, **absent
-        )
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = self._assembled(unet=unet, scheduler=self._sampling_scheduler(), vae=None, text_encoder=None, tokenizer=None)
         sampled: Tensor = pipeline(
             prompt_embeds=conditioning["encoder_hidden_states"],
             negative_prompt_embeds=unconditional["encoder_hidden_states"].expand_as(conditioning["encoder_hidden_states"]),
