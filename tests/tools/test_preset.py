@@ -99,7 +99,7 @@ def test_a_preset_runs_on_a_tiny_model_of_its_family(project, tmp_path, name) ->
 def test_an_unknown_preset_or_key_changes_nothing(tmp_path) -> None:
     path = preset("sd21-v", tmp_path)
     before = path.read_text(encoding="utf-8")
-    with pytest.raises(ParamsError, match=r"'sd21' is no preset: .* has naruto-sd15, sd21-v"):
+    with pytest.raises(ParamsError, match=r"'sd21' is no preset: .* has naruto-sd15, sd15, sd21-v"):
         write_preset("sd21", ROOT / "presets", path)
     (tmp_path / "odd.yaml").write_text("# Odd.\ntrain: {stepps: 3}\n")
     with pytest.raises(ParamsError, match=r"preset odd: `train.stepps` is no parameter"):
