@@ -1,4 +1,4 @@
-# make repro: the whole pipeline.   make test: every check and test.   make base: the embedded base, from scratch (hours).
+# make repro: runs the whole pipeline.   make test: runs all checks and tests.   make base: trains the embedded base from scratch (hours).
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)

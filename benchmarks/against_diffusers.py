@@ -1,11 +1,11 @@
-"""The script train_text_to_image.py and our pipeline on the embedded base: the same images, batch, rate, precision and steps.
+"""Runs train_text_to_image.py and this pipeline on the embedded base: the same images, batch, rate, precision and steps.
 
 python -m benchmarks.against_diffusers PATH/TO/diffusers/examples/text_to_image/train_text_to_image.py
 
-Needs what the script needs besides our own packages (torchvision) and TensorBoard, by whose event files both are timed:
-samples a second over the steps after the first twentieth, so that neither start-up nor shutdown counts. Encoding, which is
-done once here and at every step there, is told apart. The losses are not equal, since each draws its own noise: the smoothed
-curves are to lie on each other. Writes against_diffusers.json and .png beside this file.
+Needs torchvision, as the script does, and TensorBoard. The event files of TensorBoard give the speed of both, in samples per
+second, over the steps after the first twentieth: neither start-up nor shutdown counts. The pipeline encodes once and the script
+at each step, so the time of encoding is listed on its own. The losses are not equal, since each draws its own noise, but the
+smoothed curves should lie on each other. Writes against_diffusers.json and .png beside this file.
 """
 
 import io
@@ -29,13 +29,13 @@ from matplotlib import pyplot as plt
 
 
 def main(
-    script: Annotated[Path, typer.Argument(help="train_text_to_image.py of a checkout of huggingface/diffusers.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps of each.")] = 300,
-    batch_size: Annotated[int, typer.Option(help="Images of a step.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Constant, without warm-up.")] = 5e-4,
+    script: Annotated[Path, typer.Argument(help="Path of train_text_to_image.py in a checkout of huggingface/diffusers.")],
+    steps: Annotated[int, typer.Option(help="Optimizer steps of each run.")] = 300,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Constant learning rate, without warm-up.")] = 5e-4,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
 ) -> None:
-    """Runs both in a folder of their own, and writes figures and curves."""
+    """Runs both in a temporary folder, and writes figures and curves."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         params = _params(folder, steps, batch_size, learning_rate, precision)
@@ -68,7 +68,7 @@ def main(
 
 
 def _params(folder: Path, steps: int, batch_size: int, learning_rate: float, precision: str) -> dict[str, Any]:
-    """Writes the default parameters, with what the script can do as well, and returns them."""
+    """Writes and returns the default parameters, limited to what the script can do too."""
     params: dict[str, Any] = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["base"] |= {"local": str(ROOT / "base/openmoji"), "clip": str(ROOT / "base/openmoji/clip")}
     params["fetch"]["local"] = str(ROOT / "data/local")
@@ -83,7 +83,7 @@ def _params(folder: Path, steps: int, batch_size: int, learning_rate: float, pre
 
 
 def _script(script: Path, folder: Path, params: dict[str, Any]) -> list[str]:
-    """Returns the script and its options, on the same images as a folder with metadata.jsonl, without validation."""
+    """Returns the script and its options; writes the same images to a folder with metadata.jsonl. Validation is off."""
     images = folder / "images"
     images.mkdir()
     rows = [json.loads(line) for line in (folder / "data/raw/captions.jsonl").open(encoding="utf-8")]
@@ -118,13 +118,13 @@ def _script(script: Path, folder: Path, params: dict[str, Any]) -> list[str]:
 
 
 def _losses(folder: Path, name: str) -> list[ScalarEvent]:
-    """Returns a run's loss at every step, with the time it was written."""
+    """Returns the loss of a run at each step, with the time at which it was written."""
     for events in sorted(folder.rglob("events.*")):
         accumulator = EventAccumulator(str(events), size_guidance={"scalars": 0}).Reload()
         if name in accumulator.Tags()["scalars"]:
             found: list[ScalarEvent] = accumulator.Scalars(name)
             return found
-    sys.exit(f"{folder}: no event file has {name!r}")
+    sys.exit(f"{folder}: no event file has the scalar {name!r}")
 
 
 def _samples_per_second(events: list[ScalarEvent], batch_size: int) -> float:

@@ -1,10 +1,10 @@
-"""Training killed at random moments and resumed, against one that ran through: the same weights, bit for bit.
+"""Kills training at random moments, resumes it, and compares it with an uninterrupted run: the weights are equal, bit for bit.
 
 python -m benchmarks.kills --kills 30
 
-Runs in a checkout whose `dvc repro` has encoded the dataset, with the parameters of params.yaml and a checkpoint every few
-seconds. A kill is SIGKILL or, once in three, SIGTERM; it falls anywhere: while Python starts, between steps, into a checkpoint
-being written or the export. Ends with exit code 1, naming the file, where the results differ.
+Run it in a checkout in which `dvc repro` has encoded the dataset. It uses the parameters of params.yaml, with a checkpoint
+every two seconds. A kill is SIGKILL or, one time in three, SIGTERM. It can come at any moment: while Python starts, between
+steps, or while a checkpoint or the exported model is written. If the results differ, it names a file and exits with code 1.
 """
 
 import os
@@ -23,12 +23,12 @@ from benchmarks.measured import ROOT
 
 
 def main(
-    kills: Annotated[int, typer.Option(help="How often the run is killed.")] = 30,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps; none given: those of params.yaml.")] = None,
-    most_seconds: Annotated[float, typer.Option(help="A kill comes so long after a start, at most.")] = 20.0,
-    seed: Annotated[int, typer.Option(help="Decides when.")] = 0,
+    kills: Annotated[int, typer.Option(help="Number of kills.")] = 30,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; default: those of params.yaml.")] = None,
+    most_seconds: Annotated[float, typer.Option(help="Longest time from a start to a kill, in seconds.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Decides the times and signals of the kills.")] = 0,
 ) -> None:
-    """Trains twice, once killed and resumed, and compares models and histories."""
+    """Trains once without and once with kills, and compares models and histories."""
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -43,7 +43,7 @@ def main(
             except subprocess.TimeoutExpired:
                 pass
             else:
-                sys.exit(f"the run ended before kill {number + 1}: give more --steps, or fewer --kills")
+                sys.exit(f"the run ended before kill {number + 1}: give more --steps or fewer --kills")
             process.send_signal(signal.SIGTERM if chance.random() < 1 / 3 else signal.SIGKILL)
             process.wait()
             print(f"kill {number + 1} of {kills}, {pause:.1f} s after its start: exit code {process.returncode}", flush=True)
@@ -51,8 +51,8 @@ def main(
         after = _result(folder, "killed")
     differing = sorted(name for name in before | after if before.get(name) != after.get(name))
     if differing:
-        sys.exit(f"{len(differing)} of {len(before)} files differ, such as {differing[0]}")
-    print(f"{kills} kills, {len(before)} files, all of them equal")
+        sys.exit(f"{len(differing)} of {len(before)} files differ, for example {differing[0]}")
+    print(f"{kills} kills, {len(before)} files, all equal")
 
 
 def _params(path: Path, steps: int | None) -> None:
@@ -73,10 +73,10 @@ def _start(folder: Path, name: str) -> subprocess.Popen[bytes]:
 
 
 def _result(folder: Path, name: str) -> dict[str, bytes]:
-    """Every file that a run left, but its checkpoints."""
+    """Returns the bytes of each file that a run wrote, except its checkpoints."""
     found = [path for out in ("model", "report", "validation") for path in (folder / name / out).rglob("*") if path.is_file()]
     if not found:
-        sys.exit(f"the run {name!r} left nothing: {(folder / f'{name}.log').read_text(errors='replace')[-500:]}")
+        sys.exit(f"the run {name!r} wrote nothing: {(folder / f'{name}.log').read_text(errors='replace')[-500:]}")
     return {str(path.relative_to(folder / name)): path.read_bytes() for path in found}
 
 

@@ -1,4 +1,4 @@
-"""A command run to its end: how long it took, and the most memory that it held."""
+"""Runs a command, and measures its time and its peak memory."""
 
 import os
 import subprocess
@@ -9,18 +9,18 @@ from typing import NamedTuple
 
 
 class Measured(NamedTuple):
-    """What a command cost."""
+    """The cost of a command."""
 
     seconds: float
     peak_gib: float
-    """The largest resident set of its process."""
+    """Largest resident set of its process."""
 
 
 ROOT = Path(__file__).parent.parent
 
 
 def measured(arguments: list[str], cwd: Path) -> Measured:
-    """Runs `python ARGUMENTS` with our packages, its output where ours goes; ends us where it fails."""
+    """Runs `python ARGUMENTS` with this checkout on its path, output to the terminal; exits if the command fails."""
     began = time.monotonic()
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}

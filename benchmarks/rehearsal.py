@@ -1,9 +1,9 @@
-"""A full-size rehearsal: every stage but the report on Stable Diffusion 1.5's own sizes, with random weights and a few images.
+"""Runs each stage except the report at the sizes of Stable Diffusion 1.5, with random weights and a few images.
 
 python -m benchmarks.rehearsal
 
-Shows that the real sizes pass through the pipeline, and what memory and time they ask for on this machine; the pictures are
-noise. Writes rehearsal.json beside this file.
+Shows that the pipeline works at the real sizes, and how much memory and time they take on this machine. The samples are noise.
+Writes rehearsal.json beside this file.
 """
 
 import json
@@ -21,11 +21,11 @@ STAGES = ("fetch base", "fetch dataset", "encode images", "encode captions", "tr
 
 
 def main(
-    resolution_px: Annotated[int, typer.Option(help="Side of the images.")] = 256,
+    resolution_px: Annotated[int, typer.Option(help="Side of the images, in pixels.")] = 256,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2,
-    records: Annotated[int, typer.Option(min=4, help="Images, a part of them held out.")] = 4,
+    records: Annotated[int, typer.Option(min=4, help="Number of images; some of them are held out.")] = 4,
 ) -> None:
-    """Makes the checkpoint and the images, runs every stage, and writes what each cost."""
+    """Makes the checkpoint and the images, runs the stages, and writes the cost of each."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         stages: dict[str, Any] = {}
@@ -41,7 +41,7 @@ def main(
 
 
 def make_base() -> None:
-    """Writes `base`: the sizes of Stable Diffusion 1.5, random weights in float16, the embedded base's vocabulary and CLIP."""
+    """Writes `base`: the sizes of Stable Diffusion 1.5, random float16 weights, vocabulary and CLIP of the embedded base."""
     import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer

@@ -1,4 +1,4 @@
-"""Puts VAE and CLIP together with an untrained UNet: the pipeline that the stages then train from scratch."""
+"""Builds the pipeline that the stages then train from scratch: the trained VAE and CLIP, and an untrained UNet."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ class UnetSection(Section):
     layers_per_block: int
     attention_head_dim: int
     time_embedding_dim: int
-    """Width of the embedding that scales and shifts each block's features: of the timestep, and of the whole caption."""
+    """Width of the embedding of the timestep and the whole caption, which scales and shifts the features of each block."""
     prediction_type: str
     seed: int
 
@@ -27,10 +27,10 @@ class UnetSection(Section):
 def main(
     vae: Annotated[Path, typer.Option(help="Folder of the VAE.")] = Path("data/vae"),
     clip: Annotated[Path, typer.Option(help="Folder of the CLIP.")] = Path("data/clip"),
-    out: Annotated[Path, typer.Option(help="Folder of the pipeline.")] = Path("data/untrained"),
+    out: Annotated[Path, typer.Option(help="Folder for the pipeline.")] = Path("data/untrained"),
     params_file: Annotated[Path, typer.Option("--params", help="The recipe's parameter file.")] = Path("params.yaml"),
 ) -> None:
-    """Saves an untrained pipeline around a trained VAE and text encoder."""
+    """Saves a pipeline of a trained VAE, a trained text encoder and an untrained UNet."""
     p = load_section(params_file, "unet", UnetSection)
     torch.manual_seed(p.seed)
     autoencoder, whole = AutoencoderKL.from_pretrained(vae), CLIPModel.from_pretrained(clip)
@@ -46,14 +46,15 @@ def main(
         cross_attention_dim=whole.config.text_config.hidden_size,
         attention_head_dim=[channels // p.attention_head_dim for channels in p.channels],
         norm_num_groups=16,
-        # The caption reaches each block twice: token by token through attention, and pooled, through scale and shift (FiLM,
-        # arXiv 1709.07871), which costs no time that depends on the pixels and tells things apart sooner.
+        # Each block gets the caption twice: its tokens through attention, and its pooled embedding through scale and shift
+        # (FiLM, arXiv 1709.07871). The cost of FiLM does not depend on the number of pixels, and the UNet learns sooner to tell
+        # things apart.
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
         resnet_time_scale_shift="scale_shift",
         time_embedding_dim=p.time_embedding_dim,
     )
-    # At 20 steps it beats DDIM, by CMMD and to the eye, and trailing timesteps start from the noise that training ends with.
+    # At 20 steps it is better than DDIM, by CMMD and to the eye. Trailing timesteps start at the last timestep of training.
     scheduler = DPMSolverMultistepScheduler(
         beta_start=0.00085,
         beta_end=0.012,

@@ -1,8 +1,8 @@
-"""Trains the CLIP of base/openmoji from scratch: its text encoder conditions the UNet, the whole of it measures.
+"""Trains the CLIP of base/openmoji from scratch: its text encoder conditions the UNet, and the whole CLIP measures.
 
-The loss is CLIP's own symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020) of captions and drawings in any style.
-Most captions are a name, some say the colours too (`red heart, white outlines on dark blue`): a CLIP of the web has
-read of looks as well as of things, and a measure of looks needs one that sees them; but each that says them teaches names less.
+The loss is CLIP's symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020) of captions and drawings in any style.
+Most captions are a name. Some also say the colours (`red heart, white outlines on dark blue`): to measure looks, a CLIP must
+know the words for them, as a CLIP trained on the web does. But such captions teach names less well, so they are few.
 """
 
 import json
@@ -30,37 +30,37 @@ class ClipSection(Section):
     patch_px: int
     width: int
     layers: int
-    """Of each tower, at first."""
+    """Layers of each tower at first."""
     image_layers: int
-    """Of the image tower, in the end."""
+    """Layers of the image tower in the end."""
     heads: int
     vocabulary: int
     max_tokens: int
     dropout: float
     share_with_look: float = Field(ge=0, le=1)
-    """Share of the captions that say the colours of outlines and ground."""
+    """Fraction of the captions that say the colours of outlines and ground."""
     batch_size: int
     steps: int
-    """Of both towers."""
+    """Steps that train both towers."""
     image_steps: int
-    """Then of the image tower alone, deeper, against the text tower as it is (LiT, arXiv 2111.07991)."""
+    """Further steps that train only the deepened image tower, against the frozen text tower (LiT, arXiv 2111.07991)."""
     learning_rate: float
-    """Peak of both parts; a cosine to zero follows 200 steps of warm-up."""
+    """Peak in both parts; 200 steps of warm-up, then a cosine to zero."""
     weight_decay: float
     seed: int
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the CLIPModel, its tokenizer and its image processor.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for the CLIPModel, its tokenizer and its image processor.")] = Path(
         "data/clip"
     ),
     params_file: Annotated[Path, typer.Option("--params", help="The recipe's parameter file.")] = Path("params.yaml"),
 ) -> None:
-    """Trains the CLIP, prints how many held-out captions it finds, saves it."""
+    """Trains the CLIP, prints the fraction of held-out captions that it finds, and saves it."""
     p = load_section(params_file, "clip", ClipSection)
     torch.manual_seed(p.seed)
     generator = torch.Generator().manual_seed(p.seed)
-    spoken = [f"{colour} outlines on" for colour in COLOURS] * 20  # often enough to be words of the vocabulary
+    spoken = [f"{colour} outlines on" for colour in COLOURS] * 20  # often enough to enter the vocabulary as words
     tokenizer = train_tokenizer([*(names()[code] for code in codes(unseen=False)), *spoken], p.vocabulary, p.max_tokens)
     tower = {
         "hidden_size": p.width,
@@ -100,12 +100,12 @@ def main(
 
 
 def train(clip: CLIPModel, tokenizer: CLIPTokenizer, p: ClipSection, steps: int, generator: torch.Generator) -> None:
-    """Trains what of a CLIP is not frozen, in place, and prints how many held-out captions it finds."""
+    """Trains the unfrozen weights of a CLIP in place, and prints the fraction of held-out captions that it finds."""
     seen, unseen = codes(unseen=False), codes(unseen=True)[:200]
     seen_layers, unseen_layers = draw_layers(seen, p.size_px), draw_layers(unseen, p.size_px)
     tokenize = partial(tokenizer, padding=True, truncation=True, return_tensors="pt")
     unseen_tokens = tokenize([names()[code] for code in unseen]).input_ids
-    clip.set_attn_implementation("eager")  # on a CPU in bf16, the backward pass of torch's fused attention takes longer
+    clip.set_attn_implementation("eager")  # in bf16 on a CPU, the backward pass of torch's fused attention is slower
     decayed = [w for w in clip.parameters() if w.ndim > 1]
     others = [w for w in clip.parameters() if w.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -144,7 +144,7 @@ def train(clip: CLIPModel, tokenizer: CLIPTokenizer, p: ClipSection, steps: int,
 
 
 def deepened(clip: CLIPModel, image_layers: int) -> CLIPModel:
-    """Returns the same function with more layers in its image tower, which add nothing at first."""
+    """Returns a CLIP with more layers in its image tower; they add zero at first, so its outputs are unchanged."""
     config = CLIPConfig.from_dict(clip.config.to_dict())
     config.vision_config.num_hidden_layers = image_layers
     deeper = CLIPModel(config)
@@ -157,13 +157,13 @@ def deepened(clip: CLIPModel, image_layers: int) -> CLIPModel:
 
 
 def train_tokenizer(captions: list[str], vocabulary: int, max_tokens: int) -> CLIPTokenizer:
-    """Returns a CLIP tokenizer of its own; the special tokens come last, since transformers pools at the largest id."""
+    """Trains a CLIP tokenizer on captions; the special tokens come last, since transformers pools at the largest id."""
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.normalizer = normalizers.Lowercase()
     trained.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # as it comes, its order differs from run to run
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # sorted, since its order differs from run to run
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - len(alphabet) - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
@@ -178,7 +178,7 @@ def train_tokenizer(captions: list[str], vocabulary: int, max_tokens: int) -> CL
 
 @torch.no_grad()
 def measure(clip: CLIPModel, tokens: torch.Tensor, pixels: torch.Tensor) -> float:
-    """Returns the share of drawings whose own name has the highest cosine among all names."""
+    """Returns the fraction of drawings whose own name has the highest cosine among all names."""
     clip.eval()
     return (
         (clip(input_ids=tokens, pixel_values=pixels).logits_per_image.argmax(dim=1) == torch.arange(len(tokens)))

@@ -1,4 +1,4 @@
-"""Every emoji as layers, so that outlines and grounds can be recoloured for a whole batch at once.
+"""Draws each emoji as layers, so that the outlines and grounds of a whole batch can be recoloured at once.
 
 A drawing is linear in the colour of its outlines and of its ground: `pixels = fills + outline * colour + (1 - alpha) * ground`,
 with the fills premultiplied. Two renderings, with black and with white outlines, give all three layers.
@@ -38,27 +38,27 @@ COLOURS = {
     "dark purple": "401060",
     "pink": "f080c0",
 }
-"""Words for colours, `rrggbb`: what a caption may say of outlines and ground."""
+"""Words for colours and their `rrggbb`: a caption may use them for outlines and ground."""
 
 
 class Layers(NamedTuple):
-    """uint8 layers of n drawings of size x size pixels."""
+    """The uint8 layers of n drawings of size x size pixels."""
 
     fills: Tensor
     """[n, 3, size, size], premultiplied by alpha."""
     outline: Tensor
-    """[n, 1, size, size]: how much of the outlines' colour a pixel has."""
+    """[n, 1, size, size]: weight of the outlines' colour in each pixel."""
     alpha: Tensor
     """[n, 1, size, size]: opacity."""
 
 
 def codes(*, unseen: bool) -> list[str]:
-    """Returns the codes that the base is made from, or those held out of it."""
+    """Returns the codes that the base is trained on, or those held out of it."""
     return [code for code in names() if (hash_fraction(code) < UNSEEN_FRACTION) == unseen]
 
 
 def draw_layers(codes: list[str], size_px: int) -> Layers:
-    """Returns the layers of some emoji."""
+    """Returns the layers of the emoji with these codes."""
     black, white = (
         np.stack([_premultiplied(draw(code, size_px, colour, None)) for code in codes]) for colour in ("#000000", "#ffffff")
     )
@@ -78,7 +78,7 @@ def in_style(layers: Layers, style: str) -> Tensor:
 
 
 class Coloured(NamedTuple):
-    """A batch drawn in random colours, and what these are."""
+    """A batch drawn in random colours, and these colours."""
 
     pixels: Tensor
     """[n, 3, size, size] in [-1, 1]."""
@@ -89,13 +89,13 @@ class Coloured(NamedTuple):
 
 
 def in_any_style(layers: Layers, generator: torch.Generator) -> Coloured:
-    """Draws some emoji plain, most recoloured, half of all through a random map of colours."""
+    """Draws three quarters of the emoji recoloured and the rest plain; half of all then pass through a random colour map."""
     n = len(layers.fills)
     uniform = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
     recoloured = uniform(n, 1, 1, 1) < 0.75
     outline = torch.where(recoloured, uniform(n, 3, 1, 1), torch.zeros(3, 1, 1))
     ground = torch.where(recoloured, uniform(n, 3, 1, 1), torch.ones(3, 1, 1))
-    # A random map: the channels mixed, inverted or not, and bent by a power.
+    # The random map mixes the channels, inverts some of them, and raises them to a power.
     mixing = torch.softmax(4 * torch.randn(n, 3, 3, generator=generator), dim=-1)
     inverted = uniform(n, 3, 1, 1) < 0.3
     power = torch.exp(0.5 * torch.randn(n, 3, 1, 1, generator=generator))
@@ -110,14 +110,14 @@ def in_any_style(layers: Layers, generator: torch.Generator) -> Coloured:
 
 
 def colour_names(colours: Tensor) -> list[str]:
-    """Returns the name of the nearest colour that we have a word for, of colours [n, 3] in [0, 1]."""
+    """Returns the nearest word of COLOURS for each of the colours [n, 3] in [0, 1]."""
     words = list(COLOURS)
     palette = torch.tensor([[int(COLOURS[word][i : i + 2], 16) / 255 for i in (0, 2, 4)] for word in words])
     return [words[at] for at in torch.cdist(colours, palette).argmin(dim=1).tolist()]
 
 
 def shifted(layers: Layers, most_px: int, generator: torch.Generator) -> Layers:
-    """Returns the layers moved by up to most_px pixels each way, the whole batch alike (the margins are transparent)."""
+    """Returns the layers, all shifted by the same random offset of at most most_px pixels (the margins are transparent)."""
     shifts = torch.randint(-most_px, most_px + 1, (2,), generator=generator).tolist()
     return Layers(*(layer.roll(shifts, dims=(2, 3)) for layer in layers))
 

@@ -1,4 +1,4 @@
-"""Puts the trained pipeline and the whole CLIP into one folder, in float16, as base/openmoji is committed."""
+"""Writes the trained pipeline and the whole CLIP to one folder, in float16: the content of base/openmoji."""
 
 import json
 from pathlib import Path
@@ -21,9 +21,9 @@ Changes: neural networks were trained on recoloured drawings of the emoji and on
 def main(
     model: Annotated[Path, typer.Option(help="The trained pipeline.")] = Path("data/model"),
     clip: Annotated[Path, typer.Option(help="The whole CLIP.")] = Path("data/clip"),
-    out: Annotated[Path, typer.Option(help="Folder of the base.")] = Path("data/openmoji"),
+    out: Annotated[Path, typer.Option(help="Folder for the base.")] = Path("data/openmoji"),
 ) -> None:
-    """Saves pipeline and CLIP in float16, with their licence."""
+    """Saves the pipeline and the CLIP in float16, with their licence."""
     pipeline = StableDiffusionPipeline.from_pretrained(
         model, dtype=torch.float16, safety_checker=None, requires_safety_checker=False, use_safetensors=True
     )
@@ -38,7 +38,7 @@ def main(
 
 
 def _without_path(file: Path) -> None:
-    """Takes the path that a part was loaded from out of its configuration."""
+    """Removes `_name_or_path`, where a part was loaded from, in its configuration file."""
     config = json.loads(file.read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -25,23 +25,23 @@ class VaeSection(Section):
     latent_channels: int
     size_px: int
     crop_px: int
-    """Side of the squares trained on, pixels: the margins of an emoji teach little."""
+    """Side of the random crops that training uses, in pixels: the margins of an emoji teach little."""
     batch_size: int
     steps: int
-    """Of one cycle."""
+    """Steps of one cycle."""
     cycles: int
-    """How often the learning rate goes down: a restart finds what a longer run would (SGDR, arXiv 1608.03983)."""
+    """Number of cycles of the learning rate; a restart replaces a longer run (SGDR, arXiv 1608.03983)."""
     learning_rate: float
-    """Peak; in each cycle a cosine to zero follows 100 steps of warm-up."""
+    """Peak; each cycle has 100 steps of warm-up, then a cosine to zero."""
     kl_weight: float = Field(ge=0)
     seed: int
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the VAE.")] = Path("data/vae"),
+    out: Annotated[Path, typer.Option(help="Folder for the VAE.")] = Path("data/vae"),
     params_file: Annotated[Path, typer.Option("--params", help="The recipe's parameter file.")] = Path("params.yaml"),
 ) -> None:
-    """Trains the VAE, prints its PSNR on held-out emoji, saves it."""
+    """Trains the VAE, prints its PSNR on held-out emoji, and saves it."""
     p = load_section(params_file, "vae", VaeSection)
     torch.manual_seed(p.seed)
     generator = torch.Generator().manual_seed(p.seed)
@@ -90,7 +90,7 @@ def main(
 
 @torch.no_grad()
 def measure(vae: AutoencoderKL, pixels: torch.Tensor) -> float:
-    """Returns the mean PSNR in decibels of pixels in [-1, 1] rebuilt from the mean of their latents."""
+    """Returns the mean PSNR, in decibels, of pixels in [-1, 1] decoded from the mean of their latents."""
     rebuilt = torch.cat([vae.decode(vae.encode(batch).latent_dist.mean).sample.clamp(-1, 1) for batch in pixels.split(32)])
     mse = ((rebuilt - pixels) / 2).square().mean(dim=(1, 2, 3))
     return (-10 * mse.log10()).mean().item()

@@ -1,4 +1,4 @@
-"""docs/from-diffusers.md names parameters that there are, and every option that the script had."""
+"""docs/from-diffusers.md names only parameters that exist, and every option of the script."""
 
 import re
 from typing import Any
@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 NAMED = sorted(set(re.findall(rf"`((?:{'|'.join(PARAMS)})(?:\.\w+)+)`", PAGE)))
 
-# Of train_text_to_image.py and train_text_to_image_sdxl.py.
+# The options of train_text_to_image.py and train_text_to_image_sdxl.py.
 OPTIONS = [
     "pretrained_model_name_or_path",
     "revision",
@@ -83,7 +83,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_every_parameter_that_the_page_names_exists(name) -> None:
+def test_parameters_on_the_page_exist(name) -> None:
     node: Any = PARAMS
     for part in name.split("."):
         assert part in node, name
@@ -91,12 +91,12 @@ def test_every_parameter_that_the_page_names_exists(name) -> None:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_of_the_script_is_on_the_page(option) -> None:
+def test_options_of_the_script_are_on_the_page(option) -> None:
     assert re.search(rf"`--{option}`", PAGE)
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"-S '?\+?([\w.]+)=", README))))
-def test_every_parameter_that_readme_sets_exists_or_belongs_to_a_choice(name) -> None:
+def test_parameters_that_readme_sets_exist_or_belong_to_a_choice(name) -> None:
     node: Any = PARAMS
     *above, last = name.split(".")
     for part in above:
@@ -104,5 +104,5 @@ def test_every_parameter_that_readme_sets_exists_or_belongs_to_a_choice(name) ->
     assert last in node or "name" in node, name
 
 
-def test_the_page_names_enough_to_be_meant() -> None:
+def test_the_page_names_more_than_40_parameters() -> None:
     assert len(NAMED) > 40

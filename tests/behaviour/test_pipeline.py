@@ -1,4 +1,4 @@
-"""dvc.yaml against the code: DVC follows no imports, so the imports are followed here."""
+"""Compares dvc.yaml with the code: DVC does not follow imports, so these tests do."""
 
 import ast
 
@@ -9,12 +9,12 @@ from tests.projects import ROOT
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_declared_code_is_exactly_what_runs(stage: str) -> None:
+def test_a_stage_lists_exactly_the_code_that_it_runs(stage: str) -> None:
     assert declared(stage) == closure(STAGES[stage]["cmd"])
 
 
 @pytest.mark.parametrize(("package", "stage"), [("t2i.fetch.sources", "fetch-dataset"), ("t2i.model.families", "train")])
-def test_no_plugin_imports_what_is_not_declared_whichever_is_chosen(package: str, stage: str) -> None:
+def test_plugins_import_only_code_that_the_stage_lists(package: str, stage: str) -> None:
     assert plugins(package)
     for path in plugins(package):
         imported = {file_of(module) for module in imports_of(ast.parse(path.read_text(encoding="utf-8")))}
@@ -22,12 +22,12 @@ def test_no_plugin_imports_what_is_not_declared_whichever_is_chosen(package: str
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_declared_sections_are_exactly_those_that_the_command_loads(stage: str) -> None:
+def test_a_stage_lists_exactly_the_sections_that_it_loads(stage: str) -> None:
     declared = {"base" if section.startswith("base") else section for section in STAGES[stage]["params"]}
     assert sections_of(STAGES[stage]["cmd"]) - {"runtime"} == declared
 
 
-def test_every_stage_writes_what_the_next_reads() -> None:
+def test_every_dependency_is_an_output_or_an_input_in_git() -> None:
     outs = {"base/openmoji", "data/local"}
     for stage in STAGES.values():
         for kind in ("outs", "metrics", "plots"):
@@ -39,7 +39,7 @@ def test_every_stage_writes_what_the_next_reads() -> None:
             )
 
 
-def test_what_a_user_points_at_is_watched() -> None:
+def test_dvc_watches_the_folders_that_a_user_names() -> None:
     assert "${base.local}" in STAGES["fetch-base"]["deps"]
     assert "${fetch.local}" in STAGES["fetch-dataset"]["deps"]
     for section in ("base", "fetch"):
@@ -50,7 +50,7 @@ def test_init_files_are_empty() -> None:
     assert all(path.read_text() == "" for folder in ("t2i", "stages") for path in (ROOT / folder).rglob("__init__.py"))
 
 
-def test_ceilings_of_size_are_kept() -> None:
+def test_files_and_functions_stay_below_their_size_limits() -> None:
     for path in [*(ROOT / "t2i").rglob("*.py"), *(ROOT / "stages").rglob("*.py")]:
         text = path.read_text(encoding="utf-8")
         assert text.count("\n") <= 250, path
