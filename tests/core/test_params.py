@@ -33,7 +33,7 @@ def complaint(tmp_path: Path, params: dict, section: str) -> str:
     return str(caught.value)
 
 
-def test_params_yaml_has_the_sections_and_no_others(params) -> None:
+def test_params_yaml_has_exactly_the_known_sections(params) -> None:
     for section, model in MODELS.items():
         load_section(ROOT / "params.yaml", section, model)
     assert set(params) == {section.split(".")[0] for section in MODELS}
@@ -41,7 +41,7 @@ def test_params_yaml_has_the_sections_and_no_others(params) -> None:
 
 
 @pytest.mark.parametrize("section", ["base", "fetch", "encode.images", "encode.captions", "train", "runtime"])
-def test_the_recipe_of_the_base_has_what_the_stages_ask_for(section) -> None:
+def test_the_base_recipe_has_every_required_section(section) -> None:
     load_section(ROOT / "base/recipe/params.yaml", section, MODELS[section])
 
 
@@ -62,13 +62,13 @@ def test_every_parameter_is_documented() -> None:
         ("runtime", ["runtime"], "process", "processes"),
     ],
 )
-def test_an_unknown_key_is_answered_with_its_path_and_the_nearest_name(tmp_path, params, section, path, key, near) -> None:
+def test_unknown_key_names_its_path_and_the_nearest_key(tmp_path, params, section, path, key, near) -> None:
     node = params
     for part in path:
         node = node[part]
     node[key] = 1
     said = complaint(tmp_path, params, section)
-    assert f"`{'.'.join([*path, key])}` is no parameter" in said
+    assert f"`{'.'.join([*path, key])}`" in said
     assert f"did you mean `{near}`?" in said
 
 
@@ -83,8 +83,8 @@ def test_an_unknown_key_is_answered_with_its_path_and_the_nearest_name(tmp_path,
         ("batch_size", True, "got True (bool)"),
         ("precision", "fp8", "'fp32', 'bf16' or 'fp16', got 'fp8'"),
         ("schedule", {"name": "cosin"}, "`train.schedule`"),
-        ("trainable", "attn[", "'attn[' is no regular expression"),
-        ("trainable", "(" * 50_000, "is no regular expression: maximum recursion depth exceeded"),
+        ("trainable", "attn[", "'attn[' is not a regular expression"),
+        ("trainable", "(" * 50_000, "regular expression: maximum recursion depth exceeded"),
         ("ema", [1, 2], "`train.ema`: input should be a valid dictionary"),
         ("steps", 0, "`train.steps`: input should be greater than or equal to 1, got 0"),
         ("steps", None, "set one of `steps` and `epochs`"),
@@ -92,19 +92,19 @@ def test_an_unknown_key_is_answered_with_its_path_and_the_nearest_name(tmp_path,
         ("epochs", 3, "set one of `steps` and `epochs`"),
     ],
 )
-def test_a_wrong_value_is_answered_with_what_was_got_and_wanted(tmp_path, params, key, value, said) -> None:
+def test_wrong_value_says_what_was_got_and_wanted(tmp_path, params, key, value, said) -> None:
     params["train"][key] = value
     assert said in complaint(tmp_path, params, "train")
 
 
-def test_a_missing_key_or_section_is_named(tmp_path, params) -> None:
+def test_missing_key_or_section_is_named(tmp_path, params) -> None:
     del params["train"]["seed"]
     assert "`train.seed` is missing" in complaint(tmp_path, params, "train")
     del params["train"]
     assert "no section `train`" in complaint(tmp_path, params, "train")
 
 
-def test_an_unknown_source_lists_the_sources(tmp_path, params) -> None:
+def test_unknown_source_lists_the_known_sources(tmp_path, params) -> None:
     params["fetch"]["source"] = {"name": "folderr"}
     assert "it has `folder`, `hub`, `openmoji`, `parquet`, `webdataset`; did you mean `folder`?" in complaint(
         tmp_path, params, "fetch"
@@ -122,7 +122,7 @@ def test_an_unknown_source_lists_the_sources(tmp_path, params) -> None:
         ("min_side_px", 0, "`fetch.min_side_px`: input should be greater than or equal to 1, got 0"),
     ],
 )
-def test_what_becomes_of_bad_records_is_checked(tmp_path, params, key, value, said) -> None:
+def test_parameters_for_bad_records_are_validated(tmp_path, params, key, value, said) -> None:
     params["fetch"][key] = value
     assert said in complaint(tmp_path, params, "fetch")
 
@@ -153,16 +153,16 @@ MERGES = "a: &a {x: 1}\n" + "".join(
         (b"train:", "`train`: .*, got None"),
         (b"train: " + b"[" * 40_000, "not YAML 1.2: maximum recursion depth exceeded"),
         (b"train: " + b"1" * 5000, "4300 digits"),
-        (ALIASES.encode() + b"train: *j", "its aliases stand for more than 100000 values"),
-        (MERGES.encode() + b"train: *j", "its aliases stand for more than 100000 values"),
-        (b"train: &a {b: *a}", "its aliases stand for more than 100000 values"),
-        (b"# " + b"x" * 10_000_000, "10000002 bytes, wanted at most 100000: is it a parameter file?"),
+        (ALIASES.encode() + b"train: *j", "aliases .* more than 100000 values"),
+        (MERGES.encode() + b"train: *j", "aliases .* more than 100000 values"),
+        (b"train: &a {b: *a}", "aliases .* more than 100000 values"),
+        (b"# " + b"x" * 10_000_000, "10000002 bytes, wanted at most 100000"),
         (b"train: {" + b",".join(b"k%d: 1" % n for n in range(5000)) + b"}", "and 50[0-9][0-9] more$"),
-        (b"train: {" + b"k" * 1000 + b": 1}", "`train.k{80}` is no parameter"),
+        (b"train: {" + b"k" * 1000 + b": 1}", "`train.k{80}` is not a parameter"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_file_that_is_no_parameter_file_is_refused_in_a_line(tmp_path, content, said) -> None:
+def test_invalid_parameter_file_is_a_one_line_error(tmp_path, content, said) -> None:
     (tmp_path / "params.yaml").write_bytes(content)
     started = time.process_time()
     with pytest.raises(ParamsError, match=said) as caught:
@@ -172,13 +172,13 @@ def test_a_file_that_is_no_parameter_file_is_refused_in_a_line(tmp_path, content
     assert len(str(caught.value)) < 4000
 
 
-def test_a_folder_and_nothing_are_no_parameter_files(tmp_path) -> None:
-    for path, said in ((tmp_path, "Is a directory; name another"), (tmp_path / "none.yaml", "no such file; name another")):
+def test_missing_file_and_folder_are_rejected(tmp_path) -> None:
+    for path, said in ((tmp_path, "Is a directory; .*--params"), (tmp_path / "none.yaml", "no such file; .*--params")):
         with pytest.raises(ParamsError, match=said):
             load_section(path, "train", Train)
 
 
-def test_an_alias_is_what_it_stands_for(tmp_path) -> None:
+def test_yaml_aliases_are_resolved(tmp_path) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     text = text.replace("batch_size: 16", "batch_size: &size 16", 1).replace("warmup_steps: 50", "warmup_steps: *size", 1)
     (tmp_path / "params.yaml").write_text(text)
@@ -187,7 +187,7 @@ def test_an_alias_is_what_it_stands_for(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("value", ["yes", "no", "on", "Yes", "'true'", "1", "null", "", "1e400", "[true]"])
-def test_what_yaml_1_2_takes_for_no_boolean_is_none(tmp_path, value) -> None:
+def test_only_yaml_1_2_booleans_are_booleans(tmp_path, value) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(text.replace("use_flips: true", f"use_flips: {value}"))
     with pytest.raises(ParamsError, match=r"`train.use_flips`: input should be a valid boolean, got "):
@@ -195,7 +195,7 @@ def test_what_yaml_1_2_takes_for_no_boolean_is_none(tmp_path, value) -> None:
 
 
 @pytest.mark.parametrize("value", ["1e400", "-1e400", ".inf", ".nan"])
-def test_a_number_that_is_not_finite_is_refused(tmp_path, value) -> None:
+def test_numbers_that_are_not_finite_are_rejected(tmp_path, value) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(re.sub(r"  learning_rate: \S+", f"  learning_rate: {value}", text))
     with pytest.raises(ParamsError, match=r"`train.learning_rate`: input should be a finite number, got -?(inf|nan)"):
@@ -212,7 +212,7 @@ COMMANDS = [stage["cmd"].removeprefix("exec python -m ") for stage in STAGES.val
 
 
 def spoil(tmp_path: Path, params: dict, *sections: str) -> None:
-    """Writes the parameter file with a parameter that there is not in some sections."""
+    """Writes a parameter file in which the given sections have an unknown parameter."""
     for section in sections:
         node = params
         for name in section.split("."):
@@ -223,14 +223,14 @@ def spoil(tmp_path: Path, params: dict, *sections: str) -> None:
 
 
 @pytest.mark.parametrize("stage", COMMANDS)
-def test_a_bad_parameter_ends_a_stage_within_3_seconds_with_one_line_and_code_2(tmp_path, params, stage) -> None:
+def test_a_bad_parameter_ends_a_stage_in_3_seconds_with_code_2(tmp_path, params, stage) -> None:
     def seconds() -> float:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return used.ru_utime + used.ru_stime
 
     spoil(tmp_path, params, *MODELS)
     words, environment = [sys.executable, "-m", *stage.split()], os.environ | {"PYTHONPATH": str(ROOT)}
-    for _ in range(3):  # others may be using the caches of the processor
+    for _ in range(3):  # other processes may be using the processor's caches
         before = seconds()
         ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
         if (took := seconds() - before) < 3:
@@ -239,21 +239,19 @@ def test_a_bad_parameter_ends_a_stage_within_3_seconds_with_one_line_and_code_2(
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.count("\n") == 1
     assert ended.stderr.startswith("error: params.yaml: `")
-    assert "sed` is no parameter" in ended.stderr
+    assert ".sed`" in ended.stderr
     assert list(tmp_path.iterdir()) == [tmp_path / "params.yaml"]
 
 
 @pytest.mark.parametrize(
     ("stage", "section"), [(stage, section) for stage in COMMANDS for section in sorted(sections_of(stage))]
 )
-def test_a_stage_refuses_each_of_its_sections_before_it_looks_at_anything_else(
-    tmp_path, params, monkeypatch, stage, section
-) -> None:
+def test_a_stage_checks_its_sections_first(tmp_path, params, monkeypatch, stage, section) -> None:
     monkeypatch.chdir(tmp_path)
     spoil(tmp_path, params, section)
     ended = victim(lambda: t2i(*stage.removeprefix("stages.").split()))
     assert ended.code == 2, ended.said
-    assert ended.said.startswith(f"error: params.yaml: `{section}.sed` is no parameter")
+    assert ended.said.startswith(f"error: params.yaml: `{section}.sed` ")
     assert ended.said.count("\n") == 1
     assert list(tmp_path.iterdir()) == [tmp_path / "params.yaml"]
 
