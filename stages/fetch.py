@@ -1,4 +1,4 @@
-"""Stages `fetch base` and `fetch dataset`: bring what the others start from."""
+"""Stages `fetch base` and `fetch dataset`: copy or download the inputs of all other stages."""
 
 import sys
 from pathlib import Path
@@ -8,16 +8,18 @@ import typer
 
 from stages.console import ParamsFile, application, run, took
 
-app = application("Bring the pretrained model and the dataset to data/.")
+app = application("Fetch the pretrained model and the dataset into data/.")
 
 
 @app.command()
 def base(
-    out: Annotated[Path, typer.Option(help="Folder for the pipeline, in diffusers' layout.")] = Path("data/base"),
-    clip_out: Annotated[Path, typer.Option(help="Folder for the CLIP that measures.")] = Path("data/base-clip"),
+    out: Annotated[Path, typer.Option(help="Output folder for the pipeline, in diffusers' layout.")] = Path("data/base"),
+    clip_out: Annotated[Path, typer.Option(help="Output folder for the CLIP model used in evaluation.")] = Path(
+        "data/base-clip"
+    ),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Copies the base from a folder or the Hub: safetensors only, a Hub revision resolved to a commit."""
+    """Copies the base from a folder, or downloads it from the Hub at a fixed commit; accepts only safetensors weights."""
     from t2i.core.params import load_section
     from t2i.fetch.base import fetch_base
     from t2i.model.base import Base
@@ -28,11 +30,11 @@ def base(
 
 @app.command()
 def dataset(
-    out: Annotated[Path, typer.Option(help="Folder for image shards and captions.")] = Path("data/raw"),
-    report: Annotated[Path, typer.Option(help="Metrics file.")] = Path("data/reports/fetch-dataset/metrics.json"),
+    out: Annotated[Path, typer.Option(help="Output folder for image shards and captions.")] = Path("data/raw"),
+    report: Annotated[Path, typer.Option(help="Output file for metrics.")] = Path("data/reports/fetch-dataset/metrics.json"),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Copies a source's images and captions into shards, split by hash into train and held-out records."""
+    """Copies the images and captions of a source into shards, split by hash into training and held-out records."""
     from t2i.core.files import write_json
     from t2i.core.params import load_section
     from t2i.fetch.dataset import Fetch, fetch_dataset
@@ -41,11 +43,11 @@ def dataset(
     print(f"fetching the dataset from source {section.source.name}", file=sys.stderr)
     fetched = fetch_dataset(section, out)
     write_json(report, fetched.metrics())
-    kept = (f"{count} of {fetched.found[split]} records {split}" for split, count in fetched.kept.items())
+    kept = (f"{count} of {fetched.found[split]} {split} records" for split, count in fetched.kept.items())
     print(f"dataset fetched in {took()}: {', '.join(kept)}")
     if fetched.skipped:
         counts = ", ".join(f"{count} {kind}" for kind, count in fetched.skipped.items())
-        print(f"left out: {counts} (each in {out / 'skipped.csv'})")
+        print(f"left out: {counts} (listed in {out / 'skipped.csv'})")
 
 
 if __name__ == "__main__":

@@ -41,9 +41,9 @@ def main(
     section, runtime = load_section(params_file, "train", Train), load_section(params_file, "runtime", Runtime)
     if runtime.processes > 1 and not in_process_group():
         raise SystemExit(relaunch("stages.train", command_line(main, call), runtime.processes))
+    family = open_family(params_file, base, section.objective.scheduler_changes())
     if is_first_process():
         check_caches(latents, embeds, stated_digests(dataset), params_file, base=base, hashes=runtime.verify_shards)
-    family = open_family(params_file, base, section.objective.scheduler_changes())
     inputs, outputs = Inputs(base, latents, embeds, validation_prompts, dataset), Outputs(out, validation, report, trackers)
     if metrics := train(section, runtime, family, inputs, outputs):
         figures = f"loss {metrics['loss']:.4f}, unweighted {metrics['mse']:.4f}"

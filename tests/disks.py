@@ -1,4 +1,4 @@
-"""Small disks: a tmpfs of its own for a forked child, where this machine lets it have one; else a limit on files' sizes."""
+"""Small disks: a private tmpfs for a forked child if the machine allows it, else a limit on the size of files."""
 
 import ctypes
 import os
@@ -10,13 +10,17 @@ _NEW_NAMESPACE_OF_MOUNTS, _NEW_NAMESPACE_OF_USERS = 0x00020000, 0x10000000
 
 
 def mount(folder: Path, size: int) -> bool:
-    """Puts a tmpfs of some bytes over a folder, for this process alone; returns whether it could."""
+    """Mounts a tmpfs of `size` bytes over a folder, for this process only; returns whether it succeeded."""
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.geteuid(), os.getegid()
     if libc.unshare(_NEW_NAMESPACE_OF_MOUNTS):
         if libc.unshare(_NEW_NAMESPACE_OF_MOUNTS | _NEW_NAMESPACE_OF_USERS):
             return False
-        maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}  # or none may write
+        maps = {
+            "setgroups": "deny",
+            "uid_map": f"{user} {user} 1",
+            "gid_map": f"{group} {group} 1",
+        }  # without these maps, the process may not write
         try:
             for name, content in maps.items():
                 Path("/proc/self", name).write_text(content)
@@ -28,6 +32,6 @@ def mount(folder: Path, size: int) -> bool:
 
 
 def limit_files(size: int) -> None:
-    """Lets no file of this process grow over some bytes: a write beyond fails with EFBIG."""
+    """Limits the size of every file that this process writes: a write beyond `size` bytes fails with EFBIG."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

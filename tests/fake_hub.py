@@ -1,4 +1,4 @@
-"""A Hub on 127.0.0.1: folders served as repositories at one commit, which refuses and breaks off where it is told to."""
+"""A Hub on 127.0.0.1 that serves folders as repositories at one commit; a test can make it refuse or interrupt requests."""
 
 import hashlib
 import json
@@ -22,21 +22,21 @@ _FILE = re.compile(r"/(?:(datasets)/)?([\w-]+/[\w-]+)/resolve/([^/]+)/(.+)")
 
 
 class FakeHub:
-    """What it serves, and how it misbehaves; a test sets either at any time."""
+    """The settings of the server: what it serves and how it fails. A test may change them at any time."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.repositories: dict[str, Path] = {}
-        """Folders by `models/owner/name` or `datasets/owner/name`."""
+        """The folder of each `models/owner/name` or `datasets/owner/name`."""
         self.revisions = {"main", "v1", COMMIT}
         self.token: str | None = None
-        """The token that it wants."""
+        """The token that it requires, if any."""
         self.refusals: dict[str, tuple[int, dict[str, str]]] = {}
-        """Status and headers of all answers of its `api`, or of its `files`."""
+        """Status and headers of every answer to requests for the `api` or for `files`."""
         self.cuts: dict[str, int] = {}
-        """How often the connection breaks off in the middle of a file, by the end of its path."""
+        """How often to end the connection in the middle of a file, by the end of the file's path."""
         self.resets = False
-        """Whether it then resets the connection, instead of closing it."""
+        """Whether it then resets the connection instead of closing it."""
         self.asked: list[tuple[str, str, str | None]] = []
         """Method, path and range of every request."""
 
@@ -44,7 +44,7 @@ class FakeHub:
         return [path.rsplit("/resolve/")[-1].partition("/")[2] for method, path, _ in self.asked if method == "GET"]
 
     def point_here(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-        """Makes this the Hub of the client in this process, with a cache of its own."""
+        """Points the Hub's client in this process to this server, with a separate cache."""
         import datasets.config
         from huggingface_hub import constants
 
@@ -59,7 +59,7 @@ class FakeHub:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
 
     def environment(self, home: Path) -> dict[str, str]:
-        """What makes this the Hub of another process."""
+        """Returns the environment that points another process to this server."""
         return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
 
 
@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(folder / file[4])
 
     def _refuse(self, status: int, headers: dict[str, str]) -> None:
-        """Repeats the token that was sent, as a careless server may."""
+        """Refuses a request, and repeats its token, as a careless server may do."""
         self._reply(status, f"not for {self.headers.get('Authorization')}".encode(), {"Content-Type": "text/plain"} | headers)
 
     def _reply(self, status: int, content: bytes, headers: dict[str, str]) -> None:
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _say(self, api: "re.Match[str]", folder: Path, revision: str) -> None:
-        """Answers for the repository: what it is, or which files it has."""
+        """Answers a request about a repository: its description, or its list of files."""
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         rows = [
             {"type": "file", "path": str(path.relative_to(folder)), "size": path.stat().st_size, "oid": _etag(path)}
@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         if self.hub.resets:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            os.close(self.connection.detach())  # a shutdown would end the stream before it is reset
+            os.close(self.connection.detach())  # a shutdown would end the stream before the reset
 
 
 def _etag(path: Path) -> str:
@@ -156,7 +156,7 @@ def _etag(path: Path) -> str:
 
 @contextmanager
 def serving() -> Iterator[FakeHub]:
-    """Serves on a free port until the block ends."""
+    """Serves on a free port while the block runs."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {}))
     server.daemon_threads = True
     hub = FakeHub(f"http://127.0.0.1:{server.server_port}")

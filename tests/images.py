@@ -1,4 +1,4 @@
-"""Encoded images, good and bad."""
+"""Encoded images, valid and invalid."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
 
 
 def png(size: tuple[int, int], *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of RGB with a header that says so, and whatever chunks."""
+    """Returns an RGB PNG file with the given size in its header, followed by the given chunks."""
     header = (b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
     parts = [
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -24,6 +24,6 @@ def png(size: tuple[int, int], *chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def many_scans(size: tuple[int, int], scans: int) -> bytes:
-    """A progressive JPEG that repeats its last scan, a dozen bytes each time."""
+    """Returns a progressive JPEG file that repeats its last scan, about 12 bytes, many times."""
     jpeg = encoded(Image.new("L", size, 128), "JPEG", progressive=True)
     return jpeg[:-2] + jpeg[jpeg.rindex(b"\xff\xda") : -2] * scans + jpeg[-2:]

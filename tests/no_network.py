@@ -1,4 +1,4 @@
-"""Takes the network from a process: by a namespace of its own, or by an audit hook where the kernel permits none."""
+"""Removes the network from a process: with a new network namespace, or with an audit hook if the kernel does not allow one."""
 
 import ctypes
 import socket
@@ -6,7 +6,7 @@ import sys
 
 
 def cut_off() -> None:
-    """Leaves this process, which must have one thread, without any network, loopback included."""
+    """Removes all networks, loopback included, from this process, which must have only one thread."""
     unshare = ctypes.CDLL(None).unshare
     user, network = 0x10000000, 0x40000000
     if unshare(network) != 0 and unshare(user | network) != 0:

@@ -1,4 +1,4 @@
-"""The work folder: where unfinished things lie, whose they are, and how a finished one takes its final name."""
+"""Files: the work folder for unfinished results, and atomic writes that give a finished result its final name."""
 
 import errno
 import json
@@ -14,23 +14,23 @@ from safetensors import SafetensorError
 from t2i.core.locks import hold
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a write fails with where the disk, a quota or the limit of a file's size (`ulimit -f`) is reached."""
+"""The errors of a write when the disk is full, or a quota or the limit on file size (`ulimit -f`) is reached."""
 
 
 def work_root() -> Path:
-    """Returns T2I_WORK_DIR where that is set, else data/work of the checkout (DVC_ROOT names it in DVC's own copies too)."""
+    """Returns T2I_WORK_DIR if it is set, else data/work of the checkout (DVC_ROOT names the checkout, also in DVC's copies)."""
     return Path(os.environ.get("T2I_WORK_DIR") or Path(os.environ.get("DVC_ROOT", ".")) / "data" / "work")
 
 
 def work_folder(kind: str, fingerprint: str) -> Path:
-    """Returns (and makes) the folder of one piece of work, `<root>/<kind>-<fingerprint>`."""
+    """Creates and returns the folder of one piece of work, `<root>/<kind>-<fingerprint>`."""
     folder = work_root() / f"{kind}-{fingerprint}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Gives a finished folder its final name; what stood there before goes only then."""
+    """Moves a finished folder to `out`; the old content of `out` is deleted only after the move succeeds."""
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -50,7 +50,7 @@ def publish(folder: Path, out: Path) -> None:
 
 
 def _swap(folder: Path, out: Path) -> None:
-    """Renames a folder to `out`; where that fails, what was there before is there again."""
+    """Renames a folder to `out`; if that fails, the old `out` is restored."""
     old = out.with_name(out.name + ".old")
     if out.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -66,14 +66,14 @@ def _swap(folder: Path, out: Path) -> None:
 
 @contextmanager
 def fresh(out: Path, size: int = 0) -> Iterator[Path]:
-    """Gives an empty folder beside `out` that takes its name when the block ends well, and vanishes when it does not.
+    """Yields an empty folder, renamed to `out` on success and deleted on error.
 
     Args:
-        out: the final name.
-        size: bytes that will be written, as far as is known before.
+        out: the final path; the folder is created beside it.
+        size: number of bytes that will be written, if known; 0 otherwise.
 
     Raises:
-        ValueError: where the disk is full, or another process is writing the same.
+        ValueError: if the disk is full, or another process is writing to `out`.
     """
     partial = out.with_name(out.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def fresh(out: Path, size: int = 0) -> Iterator[Path]:
 
 @contextmanager
 def whole(path: Path, size: int = 0) -> Iterator[Path]:
-    """Gives the name of a file beside `path` that takes its name when the block ends well: `fresh` for a single file."""
+    """Yields the path of a temporary file, renamed to `path` on success and deleted on error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -109,13 +109,13 @@ def whole(path: Path, size: int = 0) -> Iterator[Path]:
 
 @contextmanager
 def _room(path: Path, size: int) -> Iterator[None]:
-    """Refuses before writing, and explains after it, a disk that has no room."""
+    """Raises a ValueError if the disk has fewer than `size` free bytes, or if the block fails because the disk is full."""
     if size > free_bytes(path):
         raise ValueError(_no_room(path, size, os.strerror(errno.ENOSPC)))
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # copytree and safetensors give the operating system's error as text.
+        # copytree and safetensors report the operating system's error only as text.
         full = [code for code in _FULL if f"[Errno {code}]" in str(error) or f"(os error {code})" in str(error)]
         if not full:
             raise
@@ -125,11 +125,11 @@ def _room(path: Path, size: int) -> Iterator[None]:
 def _no_room(path: Path, size: int, reason: str) -> str:
     needed = f"{in_bytes(size)} needed, " if size else ""
     free = in_bytes(free_bytes(path))
-    return f"{path}: {reason}: {needed}{free} free on its disk; make room, and run the same command again: it goes on"
+    return f"{path}: {reason}: {needed}{free} free on this disk; free some space, then run the same command again to continue"
 
 
 def flush(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    """Waits until the content of a file, or the list of names in a folder, is on disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -138,36 +138,36 @@ def flush(path: Path) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    """Returns the bytes that are free on the disk where a path lies, or would."""
+    """Returns the number of free bytes on the disk that holds a path; the path need not exist."""
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     return shutil.disk_usage(there).free
 
 
 def size_of(folder: Path) -> int:
-    """Returns the bytes of a folder's files."""
+    """Returns the total size of the files in a folder, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def in_bytes(size: int) -> str:
-    """Returns a number of bytes with a unit: `1.5 GB`."""
+    """Returns a number of bytes as text with a unit, such as `1.5 GB`."""
     rounded = float(f"{size:.3g}")
     power = min(4, (len(f"{rounded:.0f}") - 1) // 3)
     return f"{rounded / 1000**power:g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
+    """Writes a small text file atomically."""
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON with sorted keys, whole or not at all."""
+    """Writes JSON with sorted keys, atomically."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def to_csv(rows: Sequence[Mapping[str, float | int]]) -> str:
-    """Returns rows as CSV under their keys, six significant digits each, whole numbers whole."""
+    """Returns rows as CSV with a header; integers are written in full, floats with six significant digits."""
     lines = [",".join(rows[0])] if rows else []
     lines += [",".join(str(value) if isinstance(value, int) else f"{value:.6g}" for value in row.values()) for row in rows]
     return "\n".join(lines) + "\n"

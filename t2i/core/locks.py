@@ -1,4 +1,4 @@
-"""Locks: one process at a piece of work at a time. The kernel frees them with the process, so none is ever left behind."""
+"""Locks: only one process at a time works in a folder. The kernel releases a lock when its process ends."""
 
 import fcntl
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a folder's lock, which the kernel frees with the process.
+    """Holds the lock of a folder while the block runs.
 
     Raises:
-        ValueError: naming the process that holds it.
+        ValueError: if another process holds the lock; names that process.
     """
     with (folder / "lock").open("a+") as file:
         try:
@@ -22,7 +22,7 @@ def locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise ValueError(
-                f"{folder}: process {holder} is at this very work; wait for it, or stop it (kill {holder})"
+                f"{folder}: already in use by process {holder}; wait for it, or stop it with `kill {holder}`"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -31,7 +31,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def holder(folder: Path) -> int | None:
-    """Returns the process that holds a folder's lock, or None; changes nothing."""
+    """Returns the ID of the process that holds a folder's lock, or None; does not take the lock."""
     path = folder / "lock"
     if not path.exists():
         return None
@@ -44,15 +44,15 @@ def holder(folder: Path) -> int | None:
 
 
 def hold(held: int, partial: Path, out: Path) -> None:
-    """Locks the folder `partial`, which will be `out`, until its descriptor is closed.
+    """Locks the folder `partial` until its descriptor is closed.
 
     Args:
         held: the folder's descriptor.
-        partial: the folder.
-        out: its final name.
+        partial: the folder, which will be renamed to `out`.
+        out: the final path.
 
     Raises:
-        ValueError: naming the process that writes it (where the kernel tells), or has just given it its final name.
+        ValueError: if another process is writing the folder, or has just renamed it; names that process if the kernel tells.
     """
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,11 +60,11 @@ def hold(held: int, partial: Path, out: Path) -> None:
     except (BlockingIOError, FileNotFoundError):
         ours = False
     if not ours:
-        raise ValueError(f"{out}: {_locker(held)} is writing it; wait for it, or stop it")
+        raise ValueError(f"{out}: {_locker(held)} is already writing it; wait for that process, or stop it")
 
 
 def _locker(descriptor: int) -> str:
-    """Which process holds a file's lock, where the kernel tells (Linux)."""
+    """Names the process that holds the lock of a file, if the kernel tells (Linux)."""
     try:
         locks = Path("/proc/locks").read_text(encoding="ascii")
     except OSError:

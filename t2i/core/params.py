@@ -1,7 +1,7 @@
-"""Parameters: params.yaml read strictly, so that a mistake is one line and never a silent default.
+"""Parameters: reads params.yaml strictly, so that a mistake is a one-line error and never a silent default.
 
-Each section's model stands beside the code that it configures; this module has what they share: the strict base class,
-the type of a regular expression, the reader, and what finds a plug-in (a source, a family) by its module's name.
+The model of each section is beside the code that it configures. This module has the shared parts: the strict base class, the
+type of a regular expression, the reader, and the function that finds a plug-in (a source, a family) by its module's name.
 """
 
 import difflib
@@ -21,16 +21,16 @@ from ruamel.yaml.nodes import Node
 
 
 class ParamsError(ValueError):
-    """A parameter file that cannot be used: commands end with exit code 2."""
+    """A parameter file is not valid; commands exit with code 2."""
 
 
 class Section(BaseModel):
-    """One section of params.yaml: frozen, complete, strict about types, and without unknown keys."""
+    """One section of params.yaml: frozen, strict about types; every key is required, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-_MOST_BYTES, _MOST_VALUES, _MOST_PROBLEMS = 100_000, 100_000, 5
+_MAX_BYTES, _MAX_VALUES, _MAX_PROBLEMS = 100_000, 100_000, 5
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 200, 200
 
@@ -41,7 +41,7 @@ def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"{_shown(pattern)} is no regular expression: {error}") from None
+        raise ValueError(f"{_shown(pattern)} is not a regular expression: {error}") from None
     return pattern
 
 
@@ -49,15 +49,16 @@ Regex = Annotated[str, AfterValidator(_compiles)]
 
 
 def load_section(params_file: Path, name: str, kind: type[Kind]) -> Kind:
-    """Returns one section of a parameter file, checked against its model.
+    """Returns one section of a parameter file, validated by its model.
 
     Args:
-        params_file: the YAML 1.2 file, read by ruamel (so `1e-05`, which DVC writes, is a number).
+        params_file: the YAML 1.2 file. ruamel reads it, so `1e-05`, as DVC writes it, is a number.
         name: the section's dotted name, such as `encode.images`.
         kind: the section's class.
 
     Raises:
-        ParamsError: naming the file, the key's path, what was got, what was wanted, and the nearest right name.
+        ParamsError: if the section is not valid; says the file, the path of the key, what was got, what was wanted, and the
+            nearest known name.
     """
     try:
         return check(kind, read_section(params_file, name), name)
@@ -66,38 +67,38 @@ def load_section(params_file: Path, name: str, kind: type[Kind]) -> Kind:
 
 
 def check(kind: type[Kind], node: Any, place: str) -> Kind:
-    """Returns some parsed YAML as a model.
+    """Returns parsed YAML as a model.
 
     Raises:
-        ParamsError: one sentence a problem, each with its key's path, which starts with `place`.
+        ParamsError: if it is not valid; one sentence per problem, each with the path of the key, which starts with `place`.
     """
     try:
         return kind.model_validate(node)
     except ValidationError as error:
         known = sorted(_field_names(kind))
         problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
-        sentences = [_sentence(_path(place, problem["loc"], node), problem, known) for problem in problems[:_MOST_PROBLEMS]]
-        more = [f"and {len(problems) - _MOST_PROBLEMS} more"] if len(problems) > _MOST_PROBLEMS else []
+        sentences = [_sentence(_path(place, problem["loc"], node), problem, known) for problem in problems[:_MAX_PROBLEMS]]
+        more = [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
         raise ParamsError("; ".join(sentences + more)) from None
 
 
 def resolve_plugin(package: str, name: object) -> Any:
-    """Returns the module `package.name`; an unknown name is answered with the list of the folder.
+    """Returns the module `package.name`.
 
     Raises:
-        ParamsError: where the package has no such module.
+        ParamsError: if the package has no such module; lists the modules that it has.
     """
     known = sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
     if name not in known:
-        raise ParamsError(f"{name!r} is no module of {package}: it has {_listed(known)}{_nearest(str(name), known)}")
+        raise ParamsError(f"{name!r} is not a module of {package}: it has {_listed(known)}{_nearest(str(name), known)}")
     return importlib.import_module(f"{package}.{name}")
 
 
 def read_section(params_file: Path, name: str) -> Any:
-    """Returns one section of a parameter file as it is written, unchecked.
+    """Returns one section of a parameter file, without validation.
 
     Raises:
-        ParamsError: where it is not there.
+        ParamsError: if the file has no such section, or cannot be read.
     """
     node: Any = read(params_file)
     walked: list[str] = []
@@ -112,21 +113,21 @@ def read_section(params_file: Path, name: str) -> Any:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Returns a parameter file as it is written, unchecked.
+    """Returns the content of a parameter file, without validation.
 
     Raises:
-        ParamsError: where it is not there, or no YAML with sections.
+        ParamsError: if the file does not exist, or is not YAML with sections.
     """
     try:
-        if (size := path.stat().st_size) > _MOST_BYTES:
-            raise ParamsError(f"{path}: {size} bytes, wanted at most {_MOST_BYTES}: is it a parameter file?")
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise ParamsError(f"{path}: {size} bytes, wanted at most {_MAX_BYTES}: is it a parameter file?")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ParamsError(f"{path}: no such file; name another with --params") from None
+        raise ParamsError(f"{path}: no such file; pass another one with --params") from None
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path}: not UTF-8 at byte {error.start}") from None
     except OSError as error:
-        raise ParamsError(f"{path}: {error.strerror}; name another with --params") from None
+        raise ParamsError(f"{path}: {error.strerror}; pass another file with --params") from None
     try:
         content = _parsed(text)
     except (YAMLError, RecursionError) as error:
@@ -145,13 +146,13 @@ def _parsed(text: str) -> Any:
     node = yaml.compose(text)
     if node is None:
         return None
-    if _expanded(node, {}) > _MOST_VALUES:
-        raise ValueError(f"its aliases stand for more than {_MOST_VALUES} values; write them out, or use fewer")
+    if _expanded(node, {}) > _MAX_VALUES:
+        raise ValueError(f"its aliases expand to more than {_MAX_VALUES} values; use fewer aliases, or write the values out")
     return yaml.constructor.construct_document(node)
 
 
 def _expanded(node: Node, known: dict[Node, float]) -> float:
-    """Returns how many values a node has with its aliases written out: infinitely many where one stands inside itself."""
+    """Returns the number of values in a node after its aliases are expanded; infinity if an alias contains itself."""
     if node not in known:
         known[node] = math.inf
         parts = node.value if isinstance(node.value, list) else []
@@ -161,7 +162,7 @@ def _expanded(node: Node, known: dict[Node, float]) -> float:
 
 
 def _field_names(annotation: Any) -> set[str]:
-    """Every parameter's name in a model, and in those it holds."""
+    """Returns the name of every parameter in a model and in its nested models."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fields = annotation.model_fields
         return set(fields).union(*(_field_names(field.annotation) for field in fields.values()))
@@ -169,7 +170,7 @@ def _field_names(annotation: Any) -> set[str]:
 
 
 def _path(place: str, location: tuple[int | str, ...], node: Any) -> str:
-    """The dotted path of a key; pydantic's location has the names of a union's alternatives too, which the file has not."""
+    """Returns the dotted path of a key, without the names of union members that pydantic adds to its location."""
     if not location:
         return place
     *above, last = location
@@ -186,22 +187,22 @@ def _sentence(key: str, problem: ErrorDetails, known: list[str]) -> str:
     if isinstance(cause, ParamsError):
         return str(cause)
     if problem["type"] == "extra_forbidden":
-        return f"`{key}` is no parameter{_nearest(str(problem['loc'][-1])[:80], known)}"
+        return f"`{key}` is not a parameter{_nearest(str(problem['loc'][-1])[:80], known)}"
     if problem["type"] == "missing":
-        return f"`{key}` is missing (nothing has a default in the code: every parameter stands in the file)"
+        return f"`{key}` is missing: add it to the file (no parameter has a default in the code)"
     message = problem["msg"].removeprefix("Value error, ")
     got = "" if isinstance(problem["input"], dict) else f", got {_shown(problem['input'])} ({type(problem['input']).__name__})"
     return f"`{key}`: {message[0].lower()}{message[1:]}{got}"
 
 
 def _shown(value: object) -> str:
-    """The start of a value: a few aliases of lists of aliases make one that has no end."""
+    """Returns the start of a value's repr, because nested aliases can make a huge value."""
     return _REPR.repr(value)
 
 
 def _nearest(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean `{near[0]}`?" if near else f"; it takes {_listed(known)}" if known else ""
+    return f"; did you mean `{near[0]}`?" if near else f"; wanted one of {_listed(known)}" if known else ""
 
 
 def _listed(names: list[str]) -> str:

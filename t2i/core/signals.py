@@ -1,4 +1,4 @@
-"""Interrupts: the first signal asks for a stop at the next safe place, the second stops at once."""
+"""Interrupts: the first signal requests a stop at the next safe point, the second one stops the process at once."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Interrupt:
-    """Turns SIGINT and SIGTERM, while it is entered, into a request that a loop can look at."""
+    """Inside a `with` block, records SIGINT and SIGTERM as a stop request, which a loop can check in `signal`."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -19,13 +19,13 @@ class Interrupt:
         self._received_at = 0.0
 
     def __enter__(self) -> "Interrupt":
-        """Takes the signals over."""
+        """Installs the signal handlers."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Gives the signals back."""
+        """Restores the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -36,12 +36,15 @@ class Interrupt:
                 os._exit(128 + number)
             return
         self.signal, self._received_at = number, time.monotonic()
-        with contextlib.suppress(OSError):  # no print: the loop may be writing to sys.stderr at this very moment
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        with contextlib.suppress(OSError):  # no print: the signal may arrive while the loop writes to sys.stderr
+            os.write(2, b"\nstopping after this step; interrupt again to stop at once\n")
 
 
 def is_echo(number: int, first_at: float) -> bool:
-    """Whether a SIGTERM repeats one of `first_at` (time.monotonic): Linux sends one for each thread of a dying parent."""
+    """Returns whether a SIGTERM repeats the signal received at `first_at` (time.monotonic), less than 1 s ago.
+
+    When a parent process dies, Linux sends one SIGTERM for each of its threads.
+    """
     return number == signal.SIGTERM and time.monotonic() - first_at < 1
 
 

@@ -1,8 +1,8 @@
-"""Batches: which records a step takes, in which order, and everything that is drawn for them.
+"""Batches: the records of each step, their order, and their random draws.
 
-Nothing here has a state. Step k takes positions [k B, (k + 1) B) of the endless concatenation of the epochs' permutations,
-and all that is drawn for a place of the batch is a function of (seed, step, place): never of processes, micro-batches, or
-what came before.
+Nothing here has state. With batch size B, step k takes positions [k B, (k + 1) B) in an endless sequence of epochs. Each epoch
+is a permutation of all records. The draws for a place in the batch depend only on (seed, step, place): not on the number of
+processes, the micro-batches or earlier steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,27 +22,27 @@ from t2i.data.shards import Reader, index, read_tensors
 
 @dataclass(frozen=True)
 class Draws:
-    """What chance decides for each image of a batch."""
+    """The random draws for the images of a batch."""
 
     noise: Float[Tensor, "b c h w"]
-    """What the UNet is asked for."""
+    """The noise that the UNet learns to predict."""
     input_noise: Float[Tensor, "b c h w"]
-    """What the latents are noised with: the same, but for input perturbation."""
+    """The noise added to the latents: equal to `noise`, except with input perturbation."""
     epsilon: Float[Tensor, "b c h w"]
-    """The VAE's: latents are mean + std * epsilon."""
+    """Noise for sampling from the VAE's posterior: latents are mean + std * epsilon."""
     timesteps: Int[Tensor, " b"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images of an optimizer step, as the caches have them."""
+    """Images of one optimizer step, as stored in the caches, with their draws."""
 
     moments: Float[Tensor, "b m h w"]
     conditioning: dict[str, Tensor]
     draws: Draws
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Returns the batch on a device."""
+        """Returns a copy of the batch on a device."""
 
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -53,7 +53,7 @@ class Batch:
 
 
 class CachedRecords:
-    """The records of a split: moments and conditioning, joined by key."""
+    """The cached records of a split: moments and conditioning, joined by key."""
 
     def __init__(self, latents: Path, embeds: Path, split: Split) -> None:
         self.latents = {member.key: member for member in index(latents, split)}
@@ -72,46 +72,51 @@ class CachedRecords:
         return len(self.keys)
 
     def moments(self, record: int, *, flips: bool = True) -> Float[Tensor, "views m h w"]:
-        """Returns the moments of a record's views, with those that are flipped or without."""
+        """Returns the moments of a record's views; `flips` says whether flipped views are included."""
         tensors = self._reader.tensors(self.latents[self.keys[record]])
         return tensors["moments"] if flips else tensors["moments"][tensors["flipped"] == 0]
 
     def conditioning(self, record: int) -> dict[str, Tensor]:
-        """Returns each conditioning tensor [captions, ...] of a record."""
+        """Returns the conditioning tensors of a record, each [captions, ...]."""
         return self._reader.tensors(self.embeds[self.keys[record]])
 
 
 class Choice(NamedTuple):
-    """What the host chooses for a place of a batch, the noise apart."""
+    """The draws for one place in a batch, except the noise."""
 
     record: int
     view: int
     caption: int | None
-    """None: the empty prompt."""
+    """Index of the caption; None for the empty prompt."""
     timestep: int
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The batch of any step, in any order, as often as asked."""
+    """Gives the batch of any step, in any order and any number of times."""
 
     records: CachedRecords
     batch_size: int
-    """Images of an optimizer step, over all processes."""
+    """Images per optimizer step, over all processes."""
     use_flips: bool
-    """Whether flipped views are drawn, where there are any."""
+    """Whether to draw flipped views, if the cache has any."""
     prompt_dropout: float
-    """Probability that an image's conditioning is that of the empty prompt."""
+    """Probability that the empty prompt replaces an image's caption."""
     timestep_at: Callable[[float], int]
-    """Gives a timestep for a number of [0, 1)."""
+    """Maps a number in [0, 1) to a timestep."""
     noise_offset: float
-    """Standard deviation of what is added to the noise, a number a channel."""
+    """Standard deviation of the offset added to the noise, one number per channel."""
     input_perturbation: float
-    """Standard deviation of what is added to the noise in the UNet's input alone."""
+    """Standard deviation of the extra noise added to the UNet's input, but not to its target."""
     seed: int
 
     def of_step(self, step: int, places: Sequence[int]) -> Batch:
-        """Returns some places, from 0 to batch_size - 1, of a step's batch."""
+        """Returns part of the batch of a step.
+
+        Args:
+            step: the optimizer step.
+            places: places in the batch, from 0 to batch_size - 1.
+        """
         moments, conditionings, noises, timesteps = [], [], [], []
         for place in places:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "draws", step, place))
@@ -125,7 +130,7 @@ class Batches:
         return Batch(torch.stack(moments).float(), collate(conditionings), draws)
 
     def _choose(self, step: int, place: int, generator: torch.Generator) -> Choice:
-        """Chooses record, view, caption and timestep of a place."""
+        """Draws the record, view, caption and timestep for one place in a batch."""
         record = position_to_record(step * self.batch_size + place, len(self.records), self.seed)
         view, caption, dropout, timestep = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         views = len(self.records.moments(record, flips=self.use_flips))
@@ -134,7 +139,7 @@ class Batches:
         return Choice(record, int(view * views), kept, self.timestep_at(timestep))
 
     def _noise(self, moments: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws a place's noise, what the latents are noised with, and the VAE's epsilon: the fields of Draws."""
+        """Draws `noise`, `input_noise` and `epsilon` of `Draws` for one place in a batch."""
         shape = (moments[0] // 2, *moments[1:])
         plain, epsilon = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
         noise = plain + self.noise_offset * torch.randn((shape[0], 1, 1), generator=generator)
@@ -149,20 +154,26 @@ class Batches:
 
 
 def collate(conditionings: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Returns the conditioning of a batch in fp32, of that of its images."""
+    """Stacks the conditioning of images into that of a batch, in fp32."""
     return {name: torch.stack([one[name] for one in conditionings]).float() for name in conditionings[0]}
 
 
 def micro_batches(batch_size: int, rank: int, processes: int, micro_batch_size: int | None) -> list[range]:
-    """Returns the places that a process takes of each step, cut into what it holds at once.
+    """Returns the places in each batch that a process computes, split into micro-batches.
+
+    Args:
+        batch_size: images per optimizer step, over all processes.
+        rank: the process, from 0.
+        processes: number of processes.
+        micro_batch_size: most images per micro-batch; None for all at once.
 
     Raises:
-        ValueError: where the processes cannot share the batch evenly.
+        ValueError: if the batch size is not a multiple of the number of processes.
     """
     own, rest = divmod(batch_size, processes)
     if rest:
         raise ValueError(
-            f"`train.batch_size` {batch_size} is no multiple of `runtime.processes` {processes}: change one of them"
+            f"`train.batch_size` {batch_size} is not a multiple of `runtime.processes` {processes}: change one of them"
         )
     size = min(micro_batch_size or own, own)
     first = rank * own
@@ -170,13 +181,13 @@ def micro_batches(batch_size: int, rank: int, processes: int, micro_batch_size: 
 
 
 def position_to_record(position: int, records: int, seed: int) -> int:
-    """Returns the record at a position of the endless concatenation of the epochs' permutations."""
+    """Returns the index of the record at a position in the endless sequence of epochs."""
     epoch, place = divmod(position, records)
     return epoch_order(seed, epoch, records)[place]
 
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, records: int) -> tuple[int, ...]:
-    """Returns an epoch's permutation of the records: each of them once."""
+    """Returns the order of the records in an epoch: a permutation of their indices."""
     generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
     return tuple(torch.randperm(records, generator=generator).tolist())

@@ -1,6 +1,6 @@
-"""Caches: moments and embeddings that are whole, and were made of the base, the dataset and the parameters that are here now.
+"""Caches: checks that moments and embeddings are complete, and were made from the current base, dataset and parameters.
 
-DVC sees to that where it runs the stages; this is for who runs one by hand, moves a cache, or has a disk that forgets.
+When DVC runs the stages, it ensures this. The checks are for stages run by hand, caches that were moved, and faulty disks.
 """
 
 import json
@@ -11,48 +11,52 @@ from t2i.data.digests import digest_of, sha256_of
 from t2i.data.manifest import MANIFEST, check_hashes, check_made_by
 
 DTYPE = "float16"
-"""What floating tensors are stored in."""
+"""The type of the floating-point tensors on disk."""
 
 
 def text_digests(base: Path) -> dict[str, str]:
-    """Returns a digest of each folder of a pipeline that its captions go through: tokenizers and text encoders."""
+    """Returns the digest of each tokenizer and text encoder folder of a pipeline."""
     return {folder.name: digest_of(folder) for folder in sorted(base.glob("t*")) if folder.is_dir()}
 
 
 def dataset_digests(raw: Path) -> dict[str, str]:
-    """Returns the digests of a dataset's images and captions, which caches are made of."""
+    """Returns the digests of a dataset's images and captions, which the caches are made from."""
     return {"images": sha256_of(raw / "images" / MANIFEST), "captions": sha256_of(raw / "captions.jsonl")}
 
 
 def stated_digests(dataset: Path) -> dict[str, str]:
-    """Returns the same as dataset.json states them."""
+    """Returns the digests of images and captions that dataset.json states.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
     try:
         described = json.loads(dataset.read_text(encoding="utf-8"))
         return {name: described[name] for name in ("images", "captions")}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{dataset}: damaged, or of another version ({error!r}); run `fetch dataset` again") from None
+        raise ValueError(f"{dataset}: damaged, or written by another version ({error!r}); run `fetch dataset` again") from None
 
 
 def check_data(raw: Path, latents: Path, embeds: Path, params_file: Path, *, base: Path, hashes: bool) -> None:
-    """Refuses images or caches that are damaged or stale: `check_caches`, where the dataset is at hand."""
+    """Checks the image shards, then the caches against the dataset on disk; see `check_caches`."""
     if hashes:
         check_hashes(raw / "images")
     check_caches(latents, embeds, dataset_digests(raw), params_file, base=base, hashes=hashes)
 
 
 def check_caches(latents: Path, embeds: Path, dataset: dict[str, str], params_file: Path, *, base: Path, hashes: bool) -> None:
-    """Refuses caches that are damaged, or stale.
+    """Checks that the caches are complete and up to date.
 
     Args:
-        latents: moments.
-        embeds: embeddings.
-        dataset: digests of the images and the captions that they should be made of.
-        params_file: params.yaml; of the section `encode`, what decides the caches is compared.
-        base: the pipeline that should have encoded them.
-        hashes: whether every byte is read, or sizes alone are compared.
+        latents: folder of the moments.
+        embeds: folder of the embeddings.
+        dataset: digests of the images and the captions that the caches should be made from.
+        params_file: params.yaml; the parameters in its section `encode` that decide the caches are compared.
+        base: folder of the pipeline that should have encoded them.
+        hashes: True compares the hash of every file, False only its size.
 
     Raises:
-        ValueError: naming the file and both values.
+        ValueError: if a cache is damaged or out of date; says the file, what was expected and what was found.
     """
     of_latents = {
         "images": dataset["images"],

@@ -1,4 +1,4 @@
-"""Digests: what a file, a folder or a piece of work is, in some hexadecimal digits."""
+"""Digests: hashes of files, folders, code and pieces of work, as hexadecimal digits."""
 
 import hashlib
 import json
@@ -11,16 +11,16 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def fingerprint(*parts: Any) -> str:
-    """Returns 16 hexadecimal digits of the sha256 of some JSON: equal for equal work, and for nothing else."""
+    """Returns the first 16 hexadecimal digits of the sha256 of its arguments as JSON."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def code_digest(files: Iterable[str]) -> str:
-    """Returns the sha256 of some files of this package.
+    """Returns one sha256 for source files of this package.
 
     Args:
-        files: their paths below t2i/, such as `train/ema.py`.
+        files: paths relative to t2i/, such as `train/ema.py`.
     """
     digest = hashlib.sha256()
     for name in sorted(files):
@@ -38,6 +38,6 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(folder: Path) -> str:
-    """Returns one sha256 for the names and the contents of a folder's files."""
+    """Returns one sha256 for the names and contents of all files in a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return hashlib.sha256("".join(f"{path.relative_to(folder)} {sha256_of(path)}\n" for path in files).encode()).hexdigest()

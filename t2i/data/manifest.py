@@ -1,4 +1,4 @@
-"""Manifest: what a set of files consists of, and what made it; whether it is whole, and still what would be made now."""
+"""Manifest: lists the files of a set and what the set was made from; checks that the set is complete and up to date."""
 
 import json
 from collections.abc import Mapping
@@ -21,17 +21,17 @@ class File(Section):
 
     name: str
     count: int
-    """Records in it."""
+    """Number of records in the file."""
     bytes: int
     sha256: str
 
 
 class Manifest(Section):
-    """manifest.json."""
+    """The content of manifest.json."""
 
     version: int
     made_by: dict[str, Any]
-    """All that decided the content: parameters, digests of what was read, versions."""
+    """Everything that decides the content: parameters, digests of the inputs, library versions."""
     files: list[File]
 
 
@@ -41,16 +41,17 @@ def describe(path: Path, count: int) -> File:
 
 
 def write_manifest(folder: Path, files: list[File], made_by: dict[str, Any]) -> None:
-    """Writes manifest.json: the files by name, and what made them."""
+    """Writes manifest.json: the files, sorted by name, and what they were made from."""
     files = sorted(files, key=lambda file: file.name)
     write_json(folder / MANIFEST, Manifest(version=_VERSION, made_by=made_by, files=files).model_dump())
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Returns a set's manifest, once every file that it names, and no other, is there with the size that it states.
+    """Returns the manifest of a set, after checking that the folder has exactly its files, with the stated sizes.
 
     Raises:
-        ValueError: naming the manifest or the file, what was expected and what was found.
+        ValueError: if the manifest is damaged, or the files differ from it; says the file, what was expected and what was
+            found.
     """
     path, remedy = folder / MANIFEST, f"run the stage that writes {folder}"
     try:
@@ -63,7 +64,7 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
-        raise ValueError(f"{path}: damaged: {place or 'the whole'}: {problem['msg']}; {remedy} again") from None
+        raise ValueError(f"{path}: damaged: {place or 'the whole file'}: {problem['msg']}; {remedy} again") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: damaged ({error}); {remedy} again") from None
     present = {file.name: file.stat().st_size for file in folder.iterdir() if file != path and file.name[0] != "."}
@@ -78,33 +79,33 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_hashes(folder: Path) -> None:
-    """Reads every file of a set through, and sees that it is the one that was written: some seconds for 10 GB.
+    """Compares the sha256 of every file of a set with its manifest; takes some seconds for 10 GB.
 
     Raises:
-        ValueError: naming the file, the sha256 expected and that found.
+        ValueError: if a hash differs; says the file, the expected sha256 and the sha256 found.
     """
     for file in tqdm(read_manifest(folder).files, desc=f"checking {folder}", unit=" files", delay=2):
         if (found := sha256_of(folder / file.name)) != file.sha256:
             raise ValueError(
-                f"{folder / file.name}: expected sha256 {file.sha256[:16]}, found {found[:16]}: it is not as it was written; "
-                f"run the stage that writes {folder} again"
+                f"{folder / file.name}: expected sha256 {file.sha256[:16]}, found {found[:16]}: the file changed after it was "
+                f"written; run the stage that writes {folder} again"
             )
 
 
 def check_made_by(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Refuses a set that was made by something else than what is here now.
+    """Checks that a set was made from the current inputs.
 
     Args:
         folder: the set.
-        wanted: what it should have been made by, as far as is known; of mappings within, the keys that the manifest has.
+        wanted: the expected entries of `made_by`; in nested mappings, only the keys that the manifest has are compared.
 
     Raises:
-        ValueError: naming the first difference, with both values.
+        ValueError: if an entry is missing or differs; says the first difference, with both values.
     """
     made_by = read_manifest(folder).made_by
-    if unsaid := sorted(wanted.keys() - made_by.keys()):
+    if missing := sorted(wanted.keys() - made_by.keys()):
         raise ValueError(
-            f"{folder / MANIFEST}: does not say with which `{unsaid[0]}` it was made: run the stage that writes it again"
+            f"{folder / MANIFEST}: does not say which `{missing[0]}` it was made with; run the stage that writes it again"
         )
     _compare(folder, made_by, wanted, "")
 
@@ -117,5 +118,5 @@ def _compare(folder: Path, made_by: Mapping[str, Any], wanted: Mapping[str, Any]
             _compare(folder, made, now, f"{place}{name}.")
         else:
             raise ValueError(
-                f"{folder}: was made with `{place}{name}` {made!r}, but now that is {now!r}: run the stage that writes it again"
+                f"{folder}: was made with `{place}{name}` {made!r}, but it is now {now!r}; run the stage that writes it again"
             )

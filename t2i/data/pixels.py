@@ -1,4 +1,4 @@
-"""Images: encoded files made into pixels, as a person would see them."""
+"""Pixels: decodes image files to sRGB pixels, as a browser shows them, and makes views of them."""
 
 import io
 import warnings
@@ -27,19 +27,22 @@ EXTENSIONS = {
     "TIFF": "tif",
     "WEBP": "webp",
 }
-"""The extension of each format that is read, by Pillow's name. Pillow knows more: some start programs (EPS), few are tried."""
+"""The file extension of each supported format, by Pillow's name for it.
 
-MOST_PIXELS = 178_956_970
-"""Pixels above which Pillow opens no image."""
+Pillow knows more formats, but some of them start other programs (EPS), and most are rarely tested.
+"""
+
+MAX_PIXELS = 178_956_970
+"""Largest number of pixels in an image that Pillow opens."""
 
 
 class Geometry(NamedTuple):
-    """Where a view lay: what SDXL is told, and anyone can check."""
+    """How a view was cut from its image, as SDXL's conditioning needs it."""
 
     original_size: tuple[int, int]
-    """Height and width of the image as it came, after EXIF's rotation, pixels."""
+    """Height and width of the source image after EXIF rotation, in pixels."""
     crop: tuple[int, int]
-    """Top and left of the crop in the resized image, pixels."""
+    """Top and left of the crop in the resized image, in pixels."""
     flipped: bool
 
 
@@ -52,36 +55,38 @@ class View(NamedTuple):
 
 
 def identify(content: bytes, max_pixels: int, min_side_px: int) -> str:
-    """Returns the extension of an image's format, read from its header: no pixel is decoded.
+    """Returns the file extension for an image's format. Reads only the header and decodes no pixels.
 
     Args:
         content: the encoded file.
-        max_pixels: most pixels that it may have.
-        min_side_px: least width and height.
+        max_pixels: largest number of pixels allowed.
+        min_side_px: smallest width and height allowed.
 
     Raises:
-        ValueError: as `kind: detail`, where it is empty, no image, too large or too small.
+        ValueError: if the file is empty, not an image, too large or too small; the message is `kind: detail`.
     """
     if not content:
         raise ValueError("empty image: no bytes")
     with _opened(content) as image:
         (width, height), form = image.size, str(image.format)
     if width * height > max_pixels:
-        raise ValueError(f"too large an image: {width} x {height}, wanted at most {max_pixels} pixels (`fetch.max_pixels`)")
+        raise ValueError(f"image too large: {width} x {height}, wanted at most {max_pixels} pixels (`fetch.max_pixels`)")
     if min(width, height) < min_side_px:
-        raise ValueError(f"too small an image: {width} x {height}, wanted sides of {min_side_px} (`fetch.min_side_px`)")
+        raise ValueError(
+            f"image too small: {width} x {height}, wanted sides of at least {min_side_px} pixels (`fetch.min_side_px`)"
+        )
     return EXTENSIONS[form]
 
 
 def decode(content: bytes, background: str) -> Image.Image:
-    """Returns an image as RGB in sRGB, upright, its transparency laid on a ground.
+    """Decodes an image to RGB in sRGB, rotated as its EXIF data say, with transparent areas filled with a background colour.
 
     Args:
-        content: the encoded file (PNG, JPEG, WebP, ...); of an animation, the first frame counts.
-        background: the ground's colour, `#rrggbb`.
+        content: the encoded file (PNG, JPEG, WebP, ...); the first frame of an animation is used.
+        background: colour of the background, `#rrggbb`.
 
     Raises:
-        ValueError: where it is no image that Pillow can read to its end.
+        ValueError: if Pillow cannot decode the whole image; the message is `kind: detail`.
     """
     with _opened(content) as opened:
         ImageOps.exif_transpose(opened, in_place=True)
@@ -101,16 +106,16 @@ def decode(content: bytes, background: str) -> Image.Image:
 def view(
     image: Image.Image, resolution_px: int, interpolation: Interpolation, place: tuple[float, float], flipped: bool
 ) -> View:
-    """Returns a square view of an image: its shorter side resized to resolution_px, then cropped, then flipped.
+    """Returns a square view of an image: its shorter side resized to `resolution_px`, then cropped, then flipped.
 
-    Only what the crop shows is resized, so that an image of 1 x 5,000 costs no more than another.
+    Only the cropped part is resized, so a very long image (1 x 5,000 pixels) does not take more memory.
 
     Args:
         image: RGB.
-        resolution_px: side of the square.
+        resolution_px: side of the square, in pixels.
         interpolation: Pillow's filter.
-        place: where to crop, as a fraction of the room there is, down and across; (0.5, 0.5) is the centre.
-        flipped: whether to mirror left and right.
+        place: position of the crop, as fractions of the free room (down, across); (0.5, 0.5) is the centre.
+        flipped: whether to mirror the view left to right.
     """
     width, height = image.size
     scale = resolution_px / min(width, height)
@@ -134,50 +139,52 @@ def to_pixels(image: Image.Image) -> Float[Tensor, "3 h w"]:
 
 
 def to_image(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
-    """Returns pixels in [-1, 1] as an image: the inverse of to_pixels."""
+    """Returns pixels in [-1, 1] as an RGB image; the inverse of `to_pixels`."""
     array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array)
 
 
 @contextmanager
 def _opened(content: bytes) -> Iterator[Image.Image]:
-    """Opens an image; whatever its bytes make Pillow raise, here or in the block, is a ValueError that says so."""
+    """Opens an image; turns every error that Pillow raises, here or in the block, into a ValueError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, which `fetch.max_pixels` judges, and of metadata that are not used
+            warnings.simplefilter("ignore")  # about sizes, which `fetch.max_pixels` limits, and about unused metadata
             with Image.open(io.BytesIO(content), formats=_formats()) as image:
                 yield image
     except MemoryError:
         raise
     except Image.DecompressionBombError as error:
-        raise ValueError(f"too large an image: {error}") from None
+        raise ValueError(f"image too large: {error}") from None
     except UnidentifiedImageError:
         kinds = ", ".join(_formats())
         raise ValueError(f"not a readable image: it starts with {content[:16]!r}, wanted one of {kinds}") from None
-    except Exception as error:  # Pillow's decoders raise anything: SyntaxError, struct.error, ValueError, ...
+    except Exception as error:  # Pillow's decoders raise many types: SyntaxError, struct.error, ValueError, ...
         raise ValueError(f"not a readable image: {error or type(error).__name__}") from None
 
 
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in EXTENSIONS if name in Image.OPEN)  # MPO is opened as JPEG; a Pillow may lack a library
+    return tuple(
+        name for name in EXTENSIONS if name in Image.OPEN
+    )  # MPO is opened as JPEG; a build of Pillow may lack a library
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scales 16-bit and float images (floats in [0, 1]) to 8 bits; Pillow's own conversion clips them to white or black."""
+    """Scales 16-bit and float images (floats in [0, 1]) to 8 bits. Pillow's own conversion clips them to black or white."""
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
     array = np.asarray(image)
     levels = np.nan_to_num(array) * 255 if image.mode == "F" else (array.clip(0, 65535).astype(np.uint32) + 128) // 257
     scaled = Image.fromarray(levels.clip(0, 255).round().astype(np.uint8))
-    if "transparency" in image.info:  # the one grey level that is transparent
+    if "transparency" in image.info:  # one grey level stands for transparency
         scaled.putalpha(Image.fromarray(np.where(array == image.info["transparency"], 0, 255).astype(np.uint8)))
     return scaled
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Returns an opaque image as RGB in sRGB, by its own ICC profile where it has one."""
+    """Converts an opaque image to RGB in sRGB, using its ICC profile if it has one."""
     image = image.convert("L") if image.mode == "1" else image
     transform = _transform(profile, image.mode) if profile and image.mode in ("L", "RGB", "CMYK") else None
     return image.convert("RGB") if transform is None else transform.apply(image)
@@ -185,7 +192,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=8)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The way from a profile to sRGB; None for sRGB itself, and for a profile that fits no such image, as browsers have it."""
+    """Returns the transform from a profile to sRGB; None if the profile is sRGB, or does not fit the mode (as in browsers)."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(source):

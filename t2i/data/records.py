@@ -1,4 +1,4 @@
-"""Records: what names them on the way, and which split they fall in."""
+"""Records: the split of each record, and the file of captions."""
 
 import json
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
 def split_of(identity: str, heldout_fraction: float) -> Split:
-    """Returns `heldout` for the stated fraction of identities, `train` for the rest.
+    """Returns `heldout` for the given fraction of identities, `train` for the rest.
 
-    The salt keeps this split independent of a source's own selection by hash_fraction(identity).
+    The prefix `split:` makes the split independent of a source that selects records by `hash_fraction(identity)`.
     """
     return "heldout" if hash_fraction(f"split:{identity}") < heldout_fraction else "train"
 
 
 def split_of_shard(name: str) -> Split | None:
-    """Returns the split that a shard holds, by its name; None for a file that is no shard."""
+    """Returns the split of a shard, from its name; None if the file is not a shard."""
     return next((split for split in SPLITS if name.startswith(f"{split}-")), None)
 
 
 def read_captions(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of captions.jsonl: `key`, `split` and `captions` of each record.
+    """Yields `key`, `split` and `captions` of each record in captions.jsonl.
 
     Raises:
-        ValueError: naming the line that is damaged.
+        ValueError: if a line is damaged; says which line.
     """
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):

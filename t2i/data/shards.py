@@ -1,16 +1,16 @@
-"""Shards: standard WebDataset tars, written with the same bytes each time and read by index from a map of the file.
+"""Shards: standard WebDataset tars. Equal records give equal bytes; the reader maps the files and finds records by index.
 
-What lies on disk, a line a set (any webdataset user can read all of it):
+The sets on disk (any webdataset reader can read them):
 
-    data/raw/images/{train,heldout}-00000.tar     KEY.png|jpg|webp|...: the image as it came
+    data/raw/images/{train,heldout}-00000.tar     KEY.png|jpg|webp|...: the original image file
     data/latents/{train,heldout}-00000.tar        KEY.safetensors: moments [views, 2c, h, w] float16, unscaled;
                                                   original_size [views, 2] and crop [views, 2] (top, left) int32;
                                                   flipped [views] uint8
     data/embeds/{train,heldout}-00000.tar         KEY.safetensors: each conditioning tensor [captions, ...] float16
-    data/embeds/empty.safetensors                 each conditioning tensor [1, ...]: what a dropped prompt becomes
-    data/validation-prompts/embeds.safetensors    each conditioning tensor [prompts, ...]; the prompts in prompts.json
+    data/embeds/empty.safetensors                 each conditioning tensor [1, ...]: the empty prompt, for dropped prompts
+    data/validation-prompts/embeds.safetensors    each conditioning tensor [prompts, ...]; the texts are in prompts.json
 
-Beside each set stands manifest.json: for each file its count, bytes and sha256, and what made the set.
+Each set has a manifest.json: the record count, bytes and sha256 of each file, and what the set was made from.
 """
 
 import json
@@ -44,34 +44,34 @@ _DTYPES = {
 
 
 class Member(NamedTuple):
-    """Where a record's file lies."""
+    """The location of a record's file in a shard."""
 
     shard: Path
     key: str
     extension: str
     offset: int
-    """Bytes from the start of the shard to the start of the file's content."""
+    """Position of the content in the shard, in bytes."""
     size: int
-    """Bytes of content."""
+    """Size of the content, in bytes."""
 
     @property
     def split(self) -> Split | None:
-        """The split that it belongs to."""
+        """The split of the shard."""
         return split_of_shard(self.shard.name)
 
 
 def write_shard(path: Path, members: Mapping[str, tuple[str, bytes]]) -> File:
-    """Writes one tar, sorted by key and free of times and owners, so that equal records give equal bytes.
+    """Writes one tar, sorted by key and without times or owners, so that equal records give equal bytes.
 
     Args:
-        path: the shard; written beside itself and renamed.
-        members: extension and content of the file of each key.
+        path: the shard, written atomically.
+        members: extension and content of the file for each key.
 
     Returns:
-        Its row for the manifest.
+        The shard's row for the manifest.
 
     Raises:
-        ValueError: where the disk is full.
+        ValueError: if the disk is full.
     """
     from webdataset import TarWriter
 
@@ -87,21 +87,22 @@ def write_shard(path: Path, members: Mapping[str, tuple[str, bytes]]) -> File:
 
 
 def shard_bytes(sizes: Iterable[int]) -> int:
-    """Returns the bytes of a shard whose records have some sizes."""
+    """Returns the size of a shard in bytes, from the sizes of its records."""
     end = sum(_BLOCK + _padded(size) for size in sizes) + 2 * _BLOCK
     return -(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 def index(folder: Path, split: str, extensions: Collection[str] = ("safetensors",)) -> list[Member]:
-    """Returns where every record of a split lies, in the order of the shards.
+    """Returns the location of every record of a split, in the order of the shards.
 
     Args:
         folder: the set.
         split: `train` or `heldout`.
-        extensions: those that its records may have.
+        extensions: file extensions that its records may have.
 
     Raises:
-        ValueError: where a tar holds anything but plain files of such names, each key once, as many as its manifest states.
+        ValueError: if a tar has a member that is not a plain file KEY.EXTENSION with one of the extensions, has a key twice,
+            or does not have as many records as the manifest states.
     """
     members: dict[str, Member] = {}
     for file in read_manifest(folder).files:
@@ -111,9 +112,9 @@ def index(folder: Path, split: str, extensions: Collection[str] = ("safetensors"
         for member in scan(path):
             if member.extension not in extensions:
                 wanted = ", ".join(sorted(set(extensions)))
-                raise ValueError(f"{path}: record {member.key} is a .{member.extension}, wanted one of {wanted}: not opened")
+                raise ValueError(f"{path}: record {member.key} has extension .{member.extension}, wanted one of {wanted}")
             if member.key in members:
-                raise ValueError(f"{path}: record {member.key} is there twice, first in {members[member.key].shard.name}")
+                raise ValueError(f"{path}: duplicate record {member.key}, first in {members[member.key].shard.name}")
             members[member.key] = member
         if (found := len(members) - before) != file.count:
             raise ValueError(f"{path}: expected {file.count} records, found {found}; run the stage that writes it again")
@@ -121,24 +122,24 @@ def index(folder: Path, split: str, extensions: Collection[str] = ("safetensors"
 
 
 class Reader:
-    """Maps shards once and gives records as tensors that share the file's memory."""
+    """Maps each shard once, and returns records as tensors that share the memory of the file."""
 
     def __init__(self) -> None:
         self._maps: dict[Path, mmap.mmap] = {}
         self._layouts: dict[bytes, dict[str, Any]] = {}
 
     def content(self, member: Member) -> memoryview:
-        """Returns a record's bytes, without a copy."""
+        """Returns the bytes of a record, without copying them."""
         if member.shard not in self._maps:
             with member.shard.open("rb") as file:
                 self._maps[member.shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         return memoryview(self._maps[member.shard])[member.offset : member.offset + member.size]
 
     def tensors(self, member: Member) -> dict[str, Tensor]:
-        """Returns a safetensors record's tensors, without a copy.
+        """Returns the tensors of a safetensors record, without copying them.
 
         Raises:
-            ValueError: naming the record, where its content is no whole safetensors file.
+            ValueError: if the content is not a complete safetensors file; names the record.
         """
         try:
             content = self.content(member)
@@ -148,23 +149,23 @@ class Reader:
                 self._layouts[header] = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
             return {name: _view(content[end:], **entry) for name, entry in self._layouts[header].items()}
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-            raise ValueError(f"{member.shard}: record {member.key}: not a whole safetensors file ({error!r})") from None
+            raise ValueError(f"{member.shard}: record {member.key}: not a complete safetensors file ({error!r})") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a safetensors file that stands by itself.
+    """Returns the tensors of a single safetensors file.
 
     Raises:
-        ValueError: naming the file, where it is none, or not whole.
+        ValueError: if the file is not a complete safetensors file.
     """
     return Reader().tensors(Member(path, path.stem, "safetensors", 0, path.stat().st_size))
 
 
 def pack(tensors: Mapping[str, Tensor], place: str) -> bytes:
-    """Returns tensors as safetensors bytes, floating ones cast to float16.
+    """Returns tensors as safetensors bytes, with floating-point tensors cast to float16.
 
     Raises:
-        ValueError: naming the place and the tensor, where a value is not finite after the cast.
+        ValueError: if a value is not finite after the cast; says the place and the tensor.
     """
     packed = {}
     for name, tensor in tensors.items():
@@ -177,10 +178,10 @@ def pack(tensors: Mapping[str, Tensor], place: str) -> bytes:
 
 
 def scan(path: Path) -> Iterator[Member]:
-    """Yields the members of an ustar file; only plain files named KEY.EXTENSION are let through.
+    """Yields the members of a ustar file, all of which must be plain files named KEY.EXTENSION.
 
     Raises:
-        ValueError: naming the byte where it is no such file, or is cut short.
+        ValueError: if the file is damaged or truncated, or has another kind of member; says the byte position.
     """
     again = "run the stage that writes it again"
     with path.open("rb", buffering=0) as file:
@@ -188,18 +189,18 @@ def scan(path: Path) -> Iterator[Member]:
         offset = 0
         while (header := file.read(_BLOCK)).strip(b"\0"):
             if len(header) < _BLOCK or not _checksum_holds(header):
-                raise ValueError(f"{path}: damaged or cut short at byte {offset}; {again}")
+                raise ValueError(f"{path}: damaged or truncated at byte {offset}; {again}")
             name, size = header[:100].rstrip(b"\0").decode("latin-1"), _number(header[124:136])
             key, _, extension = name.partition(".")
             if header[156:157] not in (b"0", b"\0") or not key or not extension or "/" in name or header[345] != 0:
-                raise ValueError(f"{path}: member {name!r} at byte {offset} is no plain file named KEY.EXTENSION")
+                raise ValueError(f"{path}: member {name!r} at byte {offset} is not a plain file named KEY.EXTENSION")
             if size is None or offset + _BLOCK + size > end:
-                raise ValueError(f"{path}: cut short inside {name!r}, at byte {offset}; {again}")
+                raise ValueError(f"{path}: truncated inside {name!r}, at byte {offset}; {again}")
             yield Member(path, key, extension, offset + _BLOCK, size)
             offset += _BLOCK + _padded(size)
             file.seek(offset)
         if len(header) < _BLOCK:
-            raise ValueError(f"{path}: no end is marked at byte {offset}; {again}")
+            raise ValueError(f"{path}: no end-of-archive marker at byte {offset}; {again}")
 
 
 def _checksum_holds(header: bytes) -> bool:
@@ -207,7 +208,7 @@ def _checksum_holds(header: bytes) -> bool:
 
 
 def _number(field: bytes) -> int | None:
-    """An octal number of a tar's header."""
+    """Returns the value of an octal field of a tar header; None if it is not a number."""
     digits = field.strip(b"\0 ")
     return int(digits, 8) if digits and not digits.strip(b"01234567") else None
 

@@ -1,4 +1,4 @@
-"""Verb: bring the pretrained pipeline, and the CLIP that measures, to where the other stages find them."""
+"""Fetches the pretrained pipeline, and the CLIP model for evaluation, to the folders that the other stages read."""
 
 import json
 import re
@@ -16,13 +16,13 @@ _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def fetch_base(section: Base, out: Path, clip_out: Path) -> str:
-    """Copies the base to `out` and the CLIP to `clip_out`; safetensors only.
+    """Copies the base to `out` and the CLIP model to `clip_out`. Only safetensors weights are accepted.
 
     Returns:
-        What was fetched, in words.
+        The source of the base and its commit, as text.
 
     Raises:
-        ValueError: naming the file that is missing or not to be trusted, and what to do.
+        ValueError: if a file is missing, damaged or unsafe; names the file and the remedy.
     """
     source, origin = _pipeline(section)
     with fresh(out) as folder, fresh(clip_out) as clip_folder:
@@ -42,7 +42,7 @@ def fetch_base(section: Base, out: Path, clip_out: Path) -> str:
 
 
 def _pipeline(section: Base) -> tuple[Path, dict[str, str | None]]:
-    """The folder of the base, local or downloaded, and where it came from."""
+    """Returns the folder of the base, local or downloaded, with its source and commit."""
     if section.hub is None:
         return Path(section.local), {"source": _named(section.local), "commit": None}
     base = Repository("base.hub", section.hub, section.revision)
@@ -55,10 +55,10 @@ def _pipeline(section: Base) -> tuple[Path, dict[str, str | None]]:
 
 
 def _model(section: Base, key: str, named: str) -> tuple[Path, dict[str, str | None]]:
-    """The folder of a single model, local or downloaded, and where it came from."""
+    """Returns the folder of a single model, local or downloaded, with its source and commit."""
     if Path(named).is_dir():
         if not Path(named).resolve().is_relative_to(Path(section.local).resolve()):
-            raise ValueError(f"`base.{key}` {named!r} must lie inside `base.local` {section.local!r}, which DVC watches")
+            raise ValueError(f"`base.{key}` {named!r} must be inside `base.local` {section.local!r}, so that DVC tracks it")
         return Path(named), {"source": _named(named), "commit": None}
     name, revision = split_revision(named)
     snapshot = download(Repository(f"base.{key}", name, revision), ["*.json", "*.txt", *_WEIGHTS])
@@ -66,23 +66,23 @@ def _model(section: Base, key: str, named: str) -> tuple[Path, dict[str, str | N
 
 
 def _named(folder: str) -> str:
-    """A folder as a model card may show it: an absolute path is nobody's business."""
+    """Returns a folder's name for the model card, without the absolute path, which is private."""
     return Path(folder).name if Path(folder).is_absolute() else folder
 
 
 def _parts(source: Path) -> dict[str, Any]:
-    """The entries of model_index.json that name a part which is used here."""
+    """Returns the entries of model_index.json for the parts of the pipeline that this project uses."""
     index_file = source / "model_index.json"
     if not index_file.is_file():
         raise ValueError(
-            f"{index_file}: missing: {source} is no pipeline in diffusers' layout; a checkpoint of one file becomes one by "
+            f"{index_file}: missing: {source} is not a pipeline in diffusers' layout; convert a single-file checkpoint with "
             "`StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)`"
         )
     index = _read(index_file)
     parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and any(kind[:1]) and name not in NOT_TAKEN}
     for name in parts:
         if not re.fullmatch(r"\w+", name):
-            raise ValueError(f"{index_file}: {name!r} is no name of a part: not to be trusted")
+            raise ValueError(f"{index_file}: unsafe name {name!r}, wanted the name of a part, such as `unet`")
     return parts
 
 
@@ -99,7 +99,7 @@ def _copy_pipeline(source: Path, out: Path, variant: str | None) -> None:
 
 
 def _copy_model(source: Path, out: Path, variant: str | None) -> None:
-    """Copies configurations, vocabularies and safetensors weights, a variant's under the plain name."""
+    """Copies configurations, vocabularies and safetensors weights; removes the variant from the names of the weights."""
     out.mkdir(parents=True, exist_ok=True)
     if not source.is_dir():
         raise ValueError(f"{source}: missing, though model_index.json names it")
@@ -109,8 +109,8 @@ def _copy_model(source: Path, out: Path, variant: str | None) -> None:
     if needs_weights and not weights:
         pickled = [file.name for file in source.iterdir() if file.suffix in _PICKLES]
         raise ValueError(
-            f"{source}: wanted {infix}.safetensors weights, found {pickled[0] if pickled else 'none'} (a pickle, such as .bin, "
-            "can run code, and is not taken): convert it with `model.save_pretrained(folder, safe_serialization=True)`"
+            f"{source}: wanted {infix}.safetensors weights, found {pickled[0] if pickled else 'none'} (pickles, such as .bin, "
+            "can run code and are not accepted): convert them with `model.save_pretrained(folder, safe_serialization=True)`"
         )
     for file in [*source.glob("*.json"), *source.glob("*.txt")]:
         if file.suffix == ".json":
@@ -122,7 +122,7 @@ def _copy_model(source: Path, out: Path, variant: str | None) -> None:
 
 
 def _replace_vae(source: Path, pipeline: Path) -> None:
-    """Puts a VAE in the place of the pipeline's, whose UNet must take its latents."""
+    """Replaces the VAE of a pipeline, and checks that the UNet accepts the number of latent channels."""
     shutil.rmtree(pipeline / "vae")
     _copy_model(source, pipeline / "vae", None)
     channels, wanted = _setting(pipeline / "vae", "latent_channels"), _setting(pipeline / "unet", "in_channels")
@@ -131,16 +131,16 @@ def _replace_vae(source: Path, pipeline: Path) -> None:
 
 
 def _leave_out_layers(text_encoder: Path, count: int) -> None:
-    """Takes the last layers out of a CLIPTextModel: its output is then what `clip_skip` takes, after the final layer norm."""
+    """Removes the last `count` layers of a CLIPTextModel, so its output equals diffusers' `clip_skip` with the full model."""
     from safetensors.torch import load_file, save_file
 
     layers = _setting(text_encoder, "num_hidden_layers")
     kept = layers - count
     if kept < 1:
         raise ValueError(f"`base.clip_skip` is {count}, but the text encoder has {layers} layers")
-    gone = tuple(f"encoder.layers.{layer}." for layer in range(kept, layers))
+    removed = tuple(f"encoder.layers.{layer}." for layer in range(kept, layers))
     for file in text_encoder.glob("*.safetensors"):
-        tensors = {name: t for name, t in load_file(file).items() if not name.removeprefix("text_model.").startswith(gone)}
+        tensors = {name: t for name, t in load_file(file).items() if not name.removeprefix("text_model.").startswith(removed)}
         save_file(tensors, file, metadata={"format": "pt"})
     write_json(text_encoder / "config.json", _config(text_encoder) | {"num_hidden_layers": kept})
 
@@ -148,7 +148,7 @@ def _leave_out_layers(text_encoder: Path, count: int) -> None:
 def _setting(model: Path, name: str) -> int:
     value = _config(model).get(name)
     if not isinstance(value, int):
-        raise ValueError(f"{model / 'config.json'}: got {name} = {value!r}, wanted a number: put the model's own in its place")
+        raise ValueError(f"{model / 'config.json'}: got {name} = {value!r}, wanted an integer: restore the original file")
     return value
 
 
@@ -159,7 +159,7 @@ def _config(model: Path) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     content = _parsed(file)
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: got JSON of another kind, wanted an object: put one of the model's in its place")
+        raise ValueError(f"{file}: got a JSON {type(content).__name__}, wanted a JSON object: restore the original file")
     return content
 
 
@@ -167,4 +167,4 @@ def _parsed(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: not to be read as JSON ({error}): put a whole one in its place") from None
+        raise ValueError(f"{file}: not valid JSON ({error}): restore the original file") from None

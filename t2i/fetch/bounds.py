@@ -1,4 +1,4 @@
-"""Bounds: a function of untrusted bytes, run in a process of its own whose time and memory the kernel bounds."""
+"""Bounds: runs a function on untrusted bytes in a separate process, with limits on time and memory set by the kernel."""
 
 import multiprocessing
 import os
@@ -17,19 +17,19 @@ _RESULT, _ERROR, _MEMORY = "rem"
 
 
 class Bounded:
-    """Calls a function in a process of its own, one call after the other, so that no input hangs, starves or crashes this one.
+    """Calls a function in a separate process, so that no input can hang or crash this process or use up its memory.
 
-    A handler of Python's would wait for a decoder's C call to return, which can be hours; the kernel ends the process in its
-    midst, and the next call gets a new one. What counts is the processor's time, not the clock's: neither other work on the
-    machine nor a pause makes an input a slow one.
+    A signal handler in Python would wait until a decoder's C call returns, which can take hours. The kernel instead kills the
+    process during the call, and the next call starts a new one. The time limit is on processor time, not on wall-clock time:
+    other work on the machine, or a pause, does not make an input too slow.
     """
 
-    def __init__(self, function: Callable[[bytes], str], seconds: float, most_bytes: int) -> None:
-        self._function, self._seconds, self._most_bytes = function, seconds, most_bytes
+    def __init__(self, function: Callable[[bytes], str], seconds: float, max_bytes: int) -> None:
+        self._function, self._seconds, self._max_bytes = function, seconds, max_bytes
         self._start()
 
     def __enter__(self) -> "Bounded":
-        """Gives itself."""
+        """Returns itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -39,13 +39,13 @@ class Bounded:
         self._pipe.close()
 
     def __call__(self, content: bytes) -> str:
-        """Returns the function's result.
+        """Returns the result of the function.
 
         Raises:
-            ValueError: as the function raises it.
-            TimeoutError: where it took more than `seconds` of processor time.
-            MemoryError: where it asked for more than `most_bytes` (on Linux).
-            ChildProcessError: where it ended the process.
+            ValueError: if the function raises it; with the same message.
+            TimeoutError: if the function takes more than `seconds` of processor time.
+            MemoryError: if the function asks for more than `max_bytes` of memory (on Linux).
+            ChildProcessError: if the function ends the process.
         """
         try:
             self._pipe.send_bytes(content)
@@ -58,28 +58,28 @@ class Bounded:
             if ended_by == signal.SIGPROF:
                 raise TimeoutError(f"more than {self._seconds:g} seconds of processor time") from None
             name = signal.Signals(ended_by).name if ended_by > 0 else f"code {-ended_by}"
-            raise ChildProcessError(f"the process ended by {name}") from None
+            raise ChildProcessError(f"the process ended with {name}") from None
         kind, text = answer[0], answer[1:]
         if kind == _RESULT:
             return text
-        raise ValueError(text) if kind == _ERROR else MemoryError(f"more than {self._most_bytes >> 20} MB of memory")
+        raise ValueError(text) if kind == _ERROR else MemoryError(f"more than {self._max_bytes >> 20} MB of memory")
 
     def _start(self) -> None:
         self._pipe, theirs = _FORK.Pipe()
-        arguments = (self._function, self._seconds, self._most_bytes, self._pipe, theirs)
+        arguments = (self._function, self._seconds, self._max_bytes, self._pipe, theirs)
         self._process = _FORK.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
 
 
-def _serve(function: Callable[[bytes], str], seconds: float, most_bytes: int, parents: Connection, pipe: Connection) -> None:
-    """Answers calls until the pipe is closed or a bound ends the process."""
+def _serve(function: Callable[[bytes], str], seconds: float, max_bytes: int, parents: Connection, pipe: Connection) -> None:
+    """Answers calls until the pipe is closed or the process exceeds a limit."""
     parents.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process
     end_with_parent()
-    _limit_memory(most_bytes)
+    _limit_memory(max_bytes)
     while True:
         try:
             content = pipe.recv_bytes()
@@ -93,13 +93,15 @@ def _serve(function: Callable[[bytes], str], seconds: float, most_bytes: int, pa
         except MemoryError:
             answer = _MEMORY
         signal.setitimer(signal.ITIMER_PROF, 0)
-        pipe.send_bytes(answer.encode(errors="backslashreplace"))  # bytes, not pickles: what a decoder was made to do ends here
+        pipe.send_bytes(
+            answer.encode(errors="backslashreplace")
+        )  # bytes, not a pickle: an attacked decoder cannot run code in the parent
 
 
-def _limit_memory(most_bytes: int) -> None:
-    """Lets the process have so much memory besides what it has now; elsewhere than on Linux, nothing bounds it."""
+def _limit_memory(max_bytes: int) -> None:
+    """Limits the memory that the process may allocate in addition to what it has now; only on Linux."""
     if sys.platform == "linux":
         held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()  # data and stack
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        most = held + most_bytes if hard == resource.RLIM_INFINITY else min(held + most_bytes, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        limit = held + max_bytes if hard == resource.RLIM_INFINITY else min(held + max_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -1,4 +1,4 @@
-"""Verb: bring a source's records to shards of images and one file of captions."""
+"""Fetches the records of a source into image shards and one file of captions."""
 
 import json
 import tempfile
@@ -14,7 +14,7 @@ from t2i.core.files import fresh, write_json
 from t2i.core.params import Section, check, resolve_plugin
 from t2i.data.caches import dataset_digests
 from t2i.data.manifest import write_manifest
-from t2i.data.pixels import MOST_PIXELS
+from t2i.data.pixels import MAX_PIXELS
 from t2i.data.records import SPLITS, Split, split_of
 from t2i.data.shards import write_shard
 from t2i.fetch.screening import OnBad, Screen, check_captions, image_check
@@ -23,34 +23,34 @@ from t2i.fetch.source import Record
 
 
 class Fetch(Section):
-    """Section `fetch`: where the records come from, and which of them are kept."""
+    """Section `fetch`: where the records come from, and which ones are kept."""
 
     source: Any
-    """A source by `name` (a module of t2i/fetch/sources), with that source's parameters."""
+    """The source: its `name` (a module in t2i/fetch/sources) and its parameters."""
     local: str
-    """The folder that the sources of files read. Must exist, since DVC watches it."""
+    """The folder that local sources read. It must exist, because it is a dependency of the DVC stage."""
     on_bad: OnBad
-    """What a record does whose image or caption cannot be used: `error` ends the stage and names it; `skip` leaves it out,
-    lists it in skipped.csv and counts it by reason in the metrics."""
+    """What happens if an image or caption cannot be used: `error` stops the stage and names the record; `skip` leaves the
+    record out, lists it in skipped.csv and counts it by kind of reason in the metrics."""
     max_bad_fraction: float = Field(ge=0, le=1)
-    """Largest share of such records among those that were looked at, where they are left out; above it the stage fails."""
-    max_pixels: int = Field(ge=1, le=MOST_PIXELS)
-    """Pixels above which an image is bad, read from its header; decoding takes 8 to 20 bytes of memory a pixel, and an image
-    that asks for more than 40 bytes a pixel of these, and 512 MB, is bad too."""
+    """With `on_bad: skip`, the largest fraction of checked records that may be bad; above it the stage fails."""
+    max_pixels: int = Field(ge=1, le=MAX_PIXELS)
+    """Largest number of pixels in an image, as stated in its header; a larger image is bad. Decoding takes 8 to 20 bytes of
+    memory per pixel; an image that needs more than 512 MB plus 40 bytes per pixel of this limit is bad too."""
     min_side_px: int = Field(ge=1)
-    """Width or height below which an image is bad, pixels."""
+    """Smallest width and height of an image, in pixels; a smaller image is bad."""
     max_decode_seconds: float = Field(gt=0, le=86_400)
-    """Processor time in which an image must be decoded, else it is bad: some files of a few kilobytes would take hours."""
+    """Most processor time to decode an image; a slower image is bad. Some files of a few kilobytes would take hours."""
     heldout_fraction: float = Field(gt=0, lt=1)
-    """Share of the records, by hash, that the fine-tune never sees."""
+    """Fraction of the records, chosen by hash, that training never sees."""
     max_train_records: int | None = Field(ge=1)
-    """Most records to train on, drawn by seed; null: all. Records that the draw leaves out are not looked at."""
+    """Most training records, drawn by `seed`; null: all. Records that are not drawn are not checked."""
     max_heldout_records: int | None = Field(ge=1)
-    """Most held-out records, drawn by seed; null: all."""
+    """Most held-out records, drawn by `seed`; null: all."""
     records_per_shard: int = Field(ge=1)
-    """Records in a tar."""
+    """Number of records in each tar."""
     seed: int
-    """Decides which records are kept where there are more than asked for."""
+    """Decides which records are kept if there are more than the limits."""
 
     @field_validator("source", mode="before")
     @classmethod
@@ -58,41 +58,41 @@ class Fetch(Section):
         if isinstance(source, Section):
             return source
         if not isinstance(source, dict) or "name" not in source:
-            raise ValueError("wanted a `name` and that source's parameters")
+            raise ValueError("wanted a `name` and the parameters of that source")
         return check(resolve_plugin("t2i.fetch.sources", source["name"]).Source, source, "fetch.source")
 
 
 class Fetched(NamedTuple):
-    """What came of it."""
+    """Counts of the records that were fetched."""
 
     kept: dict[Split, int]
-    """Records of each split that were kept."""
+    """Number of records kept in each split."""
     found: dict[Split, int]
-    """Records of each split that were there, good or bad."""
+    """Number of records found for each split, good or bad."""
     looked_at: int
-    """Records that the draw took, on its way or to its end, good or bad."""
+    """Number of records drawn and checked, good or bad, including those that a later record replaced."""
     skipped: dict[str, int]
-    """Records that were left out as bad, by kind of reason."""
+    """Number of bad records left out, by kind of reason."""
 
     def metrics(self) -> dict[str, Any]:
-        """Returns the figures as `dvc metrics` shows them."""
+        """Returns the counts as metrics for `dvc metrics`."""
         skipped = {"skipped": sum(self.skipped.values()), "skipped_by_kind": self.skipped}
         return {"records": self.kept, "found": self.found, "looked_at": self.looked_at} | skipped
 
 
 def fetch_dataset(section: Fetch, out: Path) -> Fetched:
-    """Writes `out`/images/{split}-00000.tar, `out`/captions.jsonl, dataset.json and skipped.csv.
+    """Writes images/{split}-00000.tar, captions.jsonl, dataset.json and skipped.csv into `out`.
 
-    The source is read once, from front to end. An image that the draw takes is read, decoded once to see that it is whole, and
-    spooled to a file without a name beside `out`: until the shards are written, the images lie on the disk twice. Memory holds
-    captions and places of the kept records (about a kilobyte each), and the images of one shard.
+    The source is read once, from start to end. Each drawn image is read, decoded to check that it is complete, and appended to
+    an unnamed spool file beside `out`. While the shards are written, the images are on disk twice. Memory holds the captions
+    and spool positions of the kept records (about a kilobyte each), and the images of one shard.
 
     Raises:
-        ValueError: naming the record that cannot be used; or where too many cannot, or a split is empty.
+        ValueError: if a record cannot be used (with `on_bad: error`), too many cannot be used, or a split is empty.
     """
     dataset = resolve_plugin("t2i.fetch.sources", section.source.name).open_source(section.source, Path(section.local))
-    most: dict[Split, int | None] = {"train": section.max_train_records, "heldout": section.max_heldout_records}
-    selections = {split: Selection(most[split], section.seed) for split in SPLITS}
+    limits: dict[Split, int | None] = {"train": section.max_train_records, "heldout": section.max_heldout_records}
+    selections = {split: Selection(limits[split], section.seed) for split in SPLITS}
     screen = Screen(section.on_bad, section.max_bad_fraction)
     with fresh(out) as folder, tempfile.TemporaryFile(dir=folder) as spool:
         found = gather(dataset.records, section, selections, screen, spool)
@@ -114,12 +114,12 @@ def fetch_dataset(section: Fetch, out: Path) -> Fetched:
 def gather(
     records: Iterator[Record], section: Fetch, selections: dict[Split, Selection], screen: Screen, spool: IO[bytes]
 ) -> dict[Split, int]:
-    """Puts the good ones of the records that the draw takes into their split's selection, their images into the spool.
+    """Draws records, checks them, and adds the good ones to the selection of their split and their images to the spool.
 
-    Records of one key become one with all captions.
+    Records with the same key are merged into one record with all their captions.
 
     Returns:
-        For each split, how many records there were; further ones of a key that is kept are not counted.
+        The number of records found for each split; repeats of a key that is kept are not counted.
     """
     found = dict.fromkeys(SPLITS, 0)
     with image_check(section.max_pixels, section.min_side_px, section.max_decode_seconds) as check_image:
@@ -154,8 +154,8 @@ def _check_counts(counts: dict[Split, int]) -> None:
     for split, count in counts.items():
         if not count:
             raise ValueError(
-                f"`fetch`: no record is left for the split {split!r} (train {counts['train']}, held out {counts['heldout']}): "
-                "give more records, or change `fetch.heldout_fraction`"
+                f"`fetch`: split {split!r} has no records (train {counts['train']}, held out {counts['heldout']}): "
+                "add records, or change `fetch.heldout_fraction`"
             )
 
 

@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: repositories at a commit, and what its refusals mean.
+"""Hub: downloads from the Hugging Face Hub at a commit, and explains the errors of the Hub in one line.
 
-Its client resumes a file whose connection breaks off, keeps every file that came whole, and reads the token from HF_TOKEN.
+The client resumes interrupted files, keeps complete files in its cache, and reads the token from HF_TOKEN.
 """
 
 import re
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LONGEST_WAIT_SECONDS = 60
-"""What the Hub may ask us to wait; beyond it the wait is the user's to decide."""
+"""The longest wait that the Hub may request; a longer wait is an error, so that the user can decide."""
 _ANSWER_WITHIN_SECONDS = 20
 
 
 class Repository(NamedTuple):
-    """A repository of the Hub, and the parameter that names it."""
+    """A repository on the Hub, and the parameter that names it."""
 
     parameter: str
     name: str
@@ -25,23 +25,23 @@ class Repository(NamedTuple):
 
     @property
     def page(self) -> str:
-        """Its address for a browser."""
+        """The URL of its page for a browser."""
         from huggingface_hub import constants
 
         return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
 
 
 def split_revision(named: str) -> tuple[str, str | None]:
-    """Returns name and revision of `owner/name@revision`, whose revision may be left out."""
+    """Splits `owner/name@revision` into name and revision; the revision is optional."""
     name, _, revision = named.partition("@")
     return name, revision or None
 
 
 def download(repository: Repository, patterns: list[str]) -> Path:
-    """Returns the folder of a repository's files that fit the patterns, named by its commit.
+    """Downloads the files of a repository that match the patterns, and returns their folder, whose name is the commit.
 
     Raises:
-        ValueError: why they are not to be had, and what to do.
+        ValueError: if the download fails; says the cause and the remedy.
     """
     from huggingface_hub import snapshot_download
 
@@ -51,7 +51,7 @@ def download(repository: Repository, patterns: list[str]) -> Path:
 
 @contextmanager
 def asking(repository: Repository) -> Iterator[None]:
-    """Bounds every wait for the Hub, and turns what its client raises into a ValueError of one line."""
+    """Limits every wait for the Hub, and turns errors of its client into one-line ValueErrors."""
     _bound_waits()
     try:
         yield
@@ -61,7 +61,7 @@ def asking(repository: Repository) -> Iterator[None]:
 
 
 def why(error: BaseException, repository: Repository | None) -> str:
-    """Returns the cause of an error and its remedy in one line, without the token; `repository` is None for files on disk."""
+    """Returns the cause of an error and its remedy in one line, without the token; `repository` is None for local files."""
     from huggingface_hub import get_token
 
     for one in _chain(error):
@@ -72,7 +72,7 @@ def why(error: BaseException, repository: Repository | None) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from, also where that is suppressed, as `datasets` does."""
+    """Yields an error and its causes, including suppressed ones (`datasets` suppresses them)."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         yield error
@@ -81,52 +81,52 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException, repository: Repository) -> str | None:
-    """What a status of the Hub means."""
+    """Returns what an HTTP status of the Hub means, or None for other errors."""
     from huggingface_hub import constants, errors, get_token
 
     if isinstance(error, errors.HFValidationError):
-        return "neither a folder here nor a name on the Hub: wanted owner/name"
+        return "not an existing folder, and not a name on the Hub, wanted owner/name"
     if not isinstance(error, errors.HfHubHTTPError):
         return None
     token, status = get_token(), error.response.status_code
     if isinstance(error, errors.GatedRepoError):
         return f"gated ({status}): accept its terms at {repository.page}, and set HF_TOKEN to a token of that account"
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"no such revision ({status}): {repository.page}/commits/main lists them; null is the default branch"
+        return f"no such revision ({status}): see {repository.page}/commits/main, or use null for the default branch"
     if isinstance(error, errors.EntryNotFoundError):
-        return f"no such file ({status}): {repository.page}/tree/main lists what it has"
+        return f"no such file ({status}): see {repository.page}/tree/main for its files"
     if status == 401 and token:
-        return f"the token is not known (401): set HF_TOKEN to one of {constants.ENDPOINT}/settings/tokens, or unset it"
+        return f"invalid token (401): set HF_TOKEN to a token from {constants.ENDPOINT}/settings/tokens, or unset it"
     if isinstance(error, errors.RepositoryNotFoundError):
-        private = "the token in HF_TOKEN must be let in" if token else "set HF_TOKEN"
+        private = "the token in HF_TOKEN needs access to it" if token else "set HF_TOKEN"
         return f"not found ({status}): check the name; if it is private, {private}"
     return {
-        401: "a token is wanted (401): set HF_TOKEN",
-        403: f"no permission (403): {'the token in HF_TOKEN' if token else 'who has no token (HF_TOKEN)'} may not read it",
+        401: "a token is required (401): set HF_TOKEN",
+        403: f"no permission (403): {'the token in HF_TOKEN needs access to it' if token else 'set HF_TOKEN'}",
         404: "not found (404): check the name",
-        429: f"too many requests (429): wait {_asked_wait(error.response) or 'some'} s, and run it again"
-        + ("" if token else "; with HF_TOKEN set, more are allowed"),
-    }.get(status, f"the Hub answered {status}: run it again later; what came whole is kept")
+        429: f"too many requests (429): wait {_asked_wait(error.response) or 'some'} s, then run the command again"
+        + ("" if token else "; set HF_TOKEN for a higher limit"),
+    }.get(status, f"the Hub answered {status}: run the command again later; complete files are kept")
 
 
 def _interruption(error: BaseException) -> str | None:
-    """What it means that no answer came, or half of one."""
+    """Returns why there was no answer or an incomplete one, or None for other errors."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, and the disk has not all of it: run it once without"
+        return "HF_HUB_OFFLINE is set, but not all files are in the cache: run the command once without HF_HUB_OFFLINE"
     if isinstance(error, errors.FileMetadataError) or type(error).__name__ == "JSONDecodeError":
-        return f"{constants.ENDPOINT} answers, but not as the Hub does: check HF_ENDPOINT, and proxies"
+        return f"{constants.ENDPOINT} answers, but not like the Hub: check HF_ENDPOINT and your proxy settings"
     name = type(error).__name__
     if name in ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"):
-        return f"{constants.ENDPOINT} is out of reach ({name}): check the network; HF_HUB_OFFLINE=1 uses what is on disk"
+        return f"cannot reach {constants.ENDPOINT} ({name}): check the network, or set HF_HUB_OFFLINE=1 to use cached files"
     if isinstance(error, errors.HTTPError) or name == "XetDownloadError" or "Consistency check failed" in str(error):
-        return f"broken off ({name}): run it again; what came whole is kept"
+        return f"connection interrupted ({name}): run the command again; complete files are kept"
     return None
 
 
 def _bound_waits() -> None:
-    """Gives the client's requests a time limit where they have none, and ends those that are to wait for too long."""
+    """Sets a timeout on requests of the client that have none, and raises an error if the Hub asks for too long a wait."""
     from huggingface_hub import get_session
 
     session = get_session()
@@ -151,7 +151,7 @@ def _refuse_long_wait(response: Any) -> None:
 
 
 def _asked_wait(response: Any) -> int:
-    """The seconds that a response asks to wait: Retry-After, or the `t` of RateLimit."""
+    """Returns the wait in seconds that a response asks for: the header Retry-After, or `t` in RateLimit; 0 if none."""
     limited = re.search(r"r=0;\s*t=(\d+)", response.headers.get("ratelimit", ""))
     asked = limited[1] if limited else response.headers.get("retry-after", "")
     return int(asked) if asked.isdecimal() else 0

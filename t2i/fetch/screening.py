@@ -1,4 +1,4 @@
-"""Screening: which records cannot be used, why, and what becomes of them."""
+"""Screening: finds records that cannot be used, and either stops at the first one or leaves them out."""
 
 import csv
 from collections import Counter
@@ -15,10 +15,10 @@ OnBad = Literal["error", "skip"]
 
 
 def check_captions(captions: tuple[Any, ...]) -> None:
-    """Lets through what a text encoder can read: at least one caption, each of them text.
+    """Checks that a record has at least one caption, and that each caption is text that a text encoder can read.
 
     Raises:
-        ValueError: as `kind: detail`.
+        ValueError: if a caption cannot be used; the message is `kind: detail`.
     """
     if not captions:
         raise ValueError("no caption: an empty list")
@@ -27,22 +27,22 @@ def check_captions(captions: tuple[Any, ...]) -> None:
             raise ValueError("null caption: wanted text")
         got = f"got {repr(caption)[:80]}"
         if not isinstance(caption, str):
-            raise ValueError(f"caption that is no text: {got}")
+            raise ValueError(f"caption is not text: {got}")
         if not caption.strip():
             raise ValueError(f"blank caption: {got}")
         if "\0" in caption:
-            raise ValueError(f"caption with a NUL: {got}")
+            raise ValueError(f"caption has a NUL character: {got}")
         if any("\ud800" <= character <= "\udfff" for character in caption):
-            raise ValueError(f"caption that is no Unicode: {got}")
+            raise ValueError(f"caption is not valid Unicode: {got}")
 
 
 def check_image(content: bytes, max_pixels: int, min_side_px: int) -> str:
-    """Returns the extension of an image that is whole: its size is read from the header, then every pixel is decoded.
+    """Checks that an image can be used, and returns its file extension: reads the size in the header, then decodes every pixel.
 
-    The decoding is what `fetch dataset` costs beside reading and writing: once an image, some 10 ms a megapixel.
+    Decoding, about 10 ms per megapixel, is the main cost of `fetch dataset` besides reading and writing.
 
     Raises:
-        ValueError: as `kind: detail`.
+        ValueError: if the image cannot be used; the message is `kind: detail`.
     """
     extension = identify(content, max_pixels, min_side_px)
     decode(content, "#ffffff")
@@ -51,11 +51,16 @@ def check_image(content: bytes, max_pixels: int, min_side_px: int) -> str:
 
 @contextmanager
 def image_check(max_pixels: int, min_side_px: int, max_decode_seconds: float) -> Iterator[Callable[[bytes], str]]:
-    """Gives check_image in a process of its own, which may take 512 MB and 40 bytes a pixel of max_pixels, and so much time.
+    """Yields `check_image`, run in a separate process that may use 512 MB plus 40 bytes per pixel of `max_pixels`.
 
-    The limits hold whatever the decoder: a progressive JPEG can repeat a scan of 60 megapixels thousands of times (40 ms for 90
-    bytes), a JPEG 2000 of 140 kB ask for 11 GB. What passes is decoded by the same code wherever it is decoded again, and costs
-    no more there: `encode images` needs no limits of its own.
+    The limits work for every decoder. A progressive JPEG can repeat a scan of 60 megapixels thousands of times (40 ms for each
+    90 bytes), and a JPEG 2000 file of 140 kB can ask for 11 GB. `encode images` decodes the same images with the same code,
+    so it needs no limits of its own.
+
+    Args:
+        max_pixels: largest number of pixels allowed.
+        min_side_px: smallest width and height allowed.
+        max_decode_seconds: most processor time for one image.
     """
     check = partial(check_image, max_pixels=max_pixels, min_side_px=min_side_px)
     with Bounded(check, max_decode_seconds, 2**29 + 40 * max_pixels) as bounded:
@@ -64,17 +69,17 @@ def image_check(max_pixels: int, min_side_px: int, max_decode_seconds: float) ->
             try:
                 return bounded(content)
             except TimeoutError as error:
-                raise ValueError(f"too slow an image: decoding it takes {error} (`fetch.max_decode_seconds`)") from None
+                raise ValueError(f"image too slow to decode: it takes {error} (`fetch.max_decode_seconds`)") from None
             except MemoryError as error:
-                raise ValueError(f"too large an image: decoding it takes {error} (`fetch.max_pixels`)") from None
+                raise ValueError(f"image too large: decoding takes {error} (`fetch.max_pixels`)") from None
             except ChildProcessError as error:
-                raise ValueError(f"not a readable image: decoding it fails, {error}") from None
+                raise ValueError(f"not a readable image: decoding failed, {error}") from None
 
         yield checked
 
 
 class Screen:
-    """Ends the work at the first bad record, or leaves such records out and keeps count."""
+    """Stops at the first bad record, or leaves bad records out and counts them."""
 
     def __init__(self, on_bad: OnBad, max_bad_fraction: float) -> None:
         self.looked_at = 0
@@ -82,36 +87,36 @@ class Screen:
         self._on_bad, self._max_bad_fraction = on_bad, max_bad_fraction
 
     def leave_out(self, place: str, reason: str) -> None:
-        """Notes a bad record.
+        """Leaves out a bad record.
 
         Args:
-            place: where its source has it.
-            reason: `kind: detail`; kinds are counted.
+            place: where the record is in its source.
+            reason: `kind: detail`; records are counted by kind.
 
         Raises:
-            ValueError: where bad records are errors.
+            ValueError: if `on_bad` is `error`.
         """
         if self._on_bad == "error":
-            raise ValueError(f"{place}: {reason}; mend it, or set `fetch.on_bad: skip` to leave such records out")
+            raise ValueError(f"{place}: {reason}; fix the record, or set `fetch.on_bad: skip` to leave bad records out")
         self.skipped.append((place, " ".join(reason.split())))
 
     def kinds(self) -> dict[str, int]:
-        """Returns how many records were left out for each kind of reason, the most frequent first."""
+        """Returns the number of records left out for each kind of reason, most frequent first."""
         return dict(Counter(reason.partition(":")[0] for _, reason in self.skipped).most_common())
 
     def check_fraction(self) -> None:
-        """Raises ValueError where more than the allowed share of the records that were looked at is bad."""
+        """Raises a ValueError if the fraction of bad records among the checked ones is above the limit."""
         if len(self.skipped) > self._max_bad_fraction * self.looked_at:
             counts = ", ".join(f"{count} {kind}" for kind, count in self.kinds().items())
             place, reason = self.skipped[0]
             raise ValueError(
-                f"{len(self.skipped)} of {self.looked_at} records that were looked at cannot be used ({counts}), wanted at "
-                f"most a share of {self._max_bad_fraction}: mend the dataset, or change `fetch.max_bad_fraction`; "
+                f"{len(self.skipped)} of {self.looked_at} checked records cannot be used ({counts}), wanted at most a fraction "
+                f"of {self._max_bad_fraction}: fix the dataset, or change `fetch.max_bad_fraction`; "
                 f"the first is {place}: {reason}"
             )
 
     def write(self, path: Path) -> None:
-        """Writes the records that were left out as CSV, in the order of the source: record, reason."""
+        """Writes the records left out to a CSV file with columns `record` and `reason`, in the order of the source."""
         with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(("record", "reason"))

@@ -1,4 +1,4 @@
-"""Selection: which records of a split are kept, drawn by hash in one pass over them, whatever their order and number."""
+"""Selection: draws the records of a split by hash, in one pass; the result does not depend on their order or number."""
 
 import heapq
 from dataclasses import dataclass
@@ -8,46 +8,46 @@ from t2i.data.chance import hash_fraction
 
 @dataclass(frozen=True)
 class Kept:
-    """A record that is kept, and where its image waits."""
+    """A kept record, and the position of its image in the spool."""
 
     key: str
     rank: float
-    """In [0, 1): the smaller, the sooner it is drawn."""
+    """In [0, 1); records with smaller ranks are drawn first."""
     captions: tuple[str, ...]
     extension: str
     offset: int
-    """Bytes from the start of the spool."""
+    """Position of the image in the spool, in bytes."""
     size: int
-    """Bytes."""
+    """Size of the image, in bytes."""
 
 
 class Selection:
-    """The records of one split with the smallest ranks.
+    """The `limit` records of one split with the smallest ranks; all records if `limit` is None.
 
-    Of n records that come in an order by chance, some most * (1 + ln(n / most)) are taken on their way to the last `most`.
+    From n records in random order, about limit * (1 + ln(n / limit)) are added, of which the last `limit` are kept.
     """
 
-    def __init__(self, most: int | None, seed: int) -> None:
+    def __init__(self, limit: int | None, seed: int) -> None:
         self.kept: dict[str, Kept] = {}
-        self._most, self._seed = most, seed
+        self._limit, self._seed = limit, seed
         self._worst: list[tuple[float, str]] = []
 
     def rank(self, identity: str) -> float:
-        """Returns a record's place in the draw, which depends on the seed and its identity alone."""
+        """Returns the rank of a record, in [0, 1), which depends only on the seed and the record's identity."""
         return hash_fraction(f"{self._seed}:{identity}")
 
     def takes(self, rank: float) -> bool:
-        """Returns whether a record of this rank would be kept, as far as is known by now."""
-        return self._most is None or len(self.kept) < self._most or rank < -self._worst[0][0]
+        """Returns whether a record with this rank belongs to the selection so far."""
+        return self._limit is None or len(self.kept) < self._limit or rank < -self._worst[0][0]
 
     def add(self, record: Kept) -> None:
-        """Keeps a record; where there are too many, the one of the largest rank goes."""
+        """Adds a record; if there are then too many, removes the one with the largest rank."""
         self.kept[record.key] = record
-        if self._most is not None:
+        if self._limit is not None:
             heapq.heappush(self._worst, (-record.rank, record.key))
-            if len(self.kept) > self._most:
+            if len(self.kept) > self._limit:
                 del self.kept[heapq.heappop(self._worst)[1]]
 
     def in_order(self) -> list[Kept]:
-        """Returns what is kept, sorted by key."""
+        """Returns the kept records, sorted by key."""
         return sorted(self.kept.values(), key=lambda record: record.key)

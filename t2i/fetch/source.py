@@ -1,7 +1,8 @@
-"""What a source gives: records, each an image with its captions; and what sources of files share.
+"""Source: the interface of all sources, which yield records (an image with its captions), and functions that they share.
 
-A source is a module of t2i/fetch/sources with `Source`, its section of params.yaml, and `open_source(section, local)`, which
-returns a Dataset. A source keeps its own order and judges neither images nor captions: `screening` does that for all of them.
+A source is a module in t2i/fetch/sources. It has `Source`, the model of its section of params.yaml, and
+`open_source(section, local)`, which returns a Dataset. A source yields records in a fixed order of its own. It does not check
+images or captions; `screening` does this for all sources.
 """
 
 import hashlib
@@ -13,43 +14,43 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Record:
-    """One captioned image as its source has it."""
+    """An image with its captions, as found in a source."""
 
     place: str
-    """Where its source has it, for a person to look it up: `metadata.jsonl, line 4`."""
+    """Where the record is in its source, for messages, such as `metadata.jsonl, line 4`."""
     identity: str
-    """What the split hangs on: new records, or another style of the same ones, move none."""
+    """Decides the split: a record keeps its split when other records, or another style of the same ones, are added."""
     key: str
-    """Its name on disk: lower case, without `.` or `/`."""
+    """Name of the record on disk: lower case, without `.` or `/`."""
     read: Callable[[], bytes]
-    """Gives the encoded image file, untouched; called at most once, before the next record is asked for."""
+    """Returns the original image file; called at most once, before the next record is requested."""
     captions: tuple[Any, ...]
-    """One or more captions, as the source has them."""
+    """The captions, unchanged and unchecked."""
     problem: str | None = None
-    """Why the source cannot give it whole, as `kind: detail`; None where it can."""
+    """Why the source cannot read the record, as `kind: detail`; None if it can."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a source gives: its records, and what a model card says of them."""
+    """The records of a source, and their description for the model card."""
 
     records: Iterator[Record]
     description: dict[str, Any]
-    """Source, version or commit, licence, attribution: JSON."""
+    """Source, version or commit, licence and attribution, as JSON values."""
 
 
 def content_key(image: bytes) -> str:
-    """Returns the first 16 hexadecimal digits of the sha256 of an image's bytes."""
+    """Returns the first 16 hexadecimal digits of the sha256 of an image file."""
     return hashlib.sha256(image).hexdigest()[:16]
 
 
 def record_of(place: str, read: Callable[[], bytes], captions: Any) -> Record:
-    """Returns the record of an image that is known by its content alone.
+    """Returns a record whose key and identity are the hash of its image.
 
     Args:
-        place: where the source has it.
-        read: gives the image's bytes, called here and now; a ValueError that it raises becomes the record's problem.
-        captions: a caption, or a list of them.
+        place: where the record is in its source.
+        read: returns the image file; called at once. If it raises a ValueError, that becomes the problem of the record.
+        captions: a caption, or a list of captions.
     """
     listed = tuple(captions) if isinstance(captions, (list, tuple)) else (captions,)
     try:
@@ -61,24 +62,24 @@ def record_of(place: str, read: Callable[[], bytes], captions: Any) -> Record:
 
 
 def broken(place: str, problem: str) -> Record:
-    """Returns a record that its source cannot give whole.
+    """Returns a record that its source cannot read.
 
     Args:
-        place: where the source has it.
-        problem: why, as `kind: detail`.
+        place: where the record is in its source.
+        problem: the reason, as `kind: detail`.
     """
     key = content_key(place.encode(errors="surrogatepass"))
     return Record(place, key, key, bytes, (), problem)
 
 
 def read_inside(folder: Path, name: str) -> bytes:
-    """Returns the content of a file of a folder.
+    """Returns the content of a file inside a folder.
 
     Raises:
-        ValueError: where there is no such file, or the name leads out of the folder, whose changes alone DVC watches.
+        ValueError: if the file cannot be read, or the name leads outside the folder, where DVC tracks no changes.
     """
     if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-        raise ValueError(f"missing image: {name!r} leads out of {folder}; wanted a path relative to it")
+        raise ValueError(f"missing image: {name!r} is outside {folder}; wanted a relative path inside it")
     try:
         return (folder / name).read_bytes()
     except FileNotFoundError:
@@ -88,13 +89,13 @@ def read_inside(folder: Path, name: str) -> bytes:
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
-    """Returns the files of a folder that fit a pattern, sorted.
+    """Returns the files in a folder that match a pattern, sorted.
 
     Raises:
-        ValueError: where there are none, naming the pattern's parameter.
+        ValueError: if no file matches, or the pattern leads outside the folder.
     """
     if PurePath(pattern).is_absolute() or ".." in PurePath(pattern).parts:
         raise ValueError(f"`fetch.source.files` {pattern!r}: wanted a pattern inside `fetch.local`, such as `*.tar`")
     if not (found := sorted(path for path in folder.glob(pattern or "*") if path.is_file())):
-        raise ValueError(f"`fetch.source.files` {pattern!r} fits no file in {folder}; change it, or `fetch.local`")
+        raise ValueError(f"`fetch.source.files` {pattern!r} matches no file in {folder}; change it, or `fetch.local`")
     return found

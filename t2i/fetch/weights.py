@@ -1,4 +1,4 @@
-"""Weights that came from elsewhere: whether a safetensors file is whole, and every number in it is one."""
+"""Weights: checks that a safetensors file from elsewhere is complete and has only finite numbers."""
 
 from pathlib import Path
 
@@ -7,21 +7,21 @@ from torch import Tensor
 
 
 def check_weights(file: Path) -> None:
-    """Reads a safetensors file tensor by tensor, so that no more than one is in memory.
+    """Checks the tensors of a safetensors file one by one, with at most one in memory.
 
     Raises:
-        ValueError: naming the file that is not whole, or the tensor with a NaN or an infinity.
+        ValueError: if the file is not complete, or a tensor has NaN or infinite values; names the file and the tensor.
     """
     from safetensors import SafetensorError, safe_open
 
-    remedy = f"delete {file.resolve()}, and run it again" if file.is_symlink() else "put a whole one in its place"
+    remedy = f"delete {file.resolve()}, then run the command again" if file.is_symlink() else "replace it with a complete file"
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
                 if not _finite(tensors.get_tensor(name)):
-                    raise ValueError(f"{file}: tensor {name} has NaN or infinite numbers: take weights that are finite")
+                    raise ValueError(f"{file}: tensor {name} has NaN or infinite values: use weights with finite values only")
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: no whole safetensors file ({' '.join(str(error).split())}): {remedy}") from None
+        raise ValueError(f"{file}: not a complete safetensors file ({' '.join(str(error).split())}): {remedy}") from None
 
 
 def _finite(tensor: Tensor) -> bool:

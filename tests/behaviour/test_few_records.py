@@ -55,7 +55,7 @@ def test_a_batch_larger_than_the_dataset_is_filled_and_two_records_are_measured(
 def test_no_record_and_one_are_too_few(project, count) -> None:
     metadata = project.folder / "images/metadata.jsonl"
     metadata.write_text("".join(metadata.read_text().splitlines(keepends=True)[:count]))
-    with pytest.raises(ValueError, match=rf"^`fetch`: no record is left for the split .* \(train {count}, held out 0\): give"):
+    with pytest.raises(ValueError, match=rf"^`fetch`: .* \(train {count}, held out 0\): .*`fetch.heldout_fraction`"):
         fetch.dataset()
     assert not list((project.folder / "data").iterdir())
 
@@ -63,7 +63,7 @@ def test_no_record_and_one_are_too_few(project, count) -> None:
 def test_the_same_image_throughout_is_one_record(project) -> None:
     for image in (project.folder / "images").glob("*.png"):
         image.write_bytes((project.folder / "images/0000.png").read_bytes())
-    with pytest.raises(ValueError, match=r"no record is left for the split 'heldout' \(train 1, held out 0\)"):
+    with pytest.raises(ValueError, match=r"'heldout' .*\(train 1, held out 0\): .*`fetch.heldout_fraction`"):
         fetch.dataset()
 
 

@@ -77,7 +77,8 @@ def test_encode_on_a_full_disk_keeps_the_shards_that_are_finished(encoded, monke
     ended = on_small_disk(work, size, "encode", "images")
     assert ended.code == 1
     assert "train-00001.tar: No space left on device: " in ended.said
-    assert "B free on its disk; make room, and run the same command again" in ended.said
+    assert "B free " in ended.said
+    assert "run the same command again" in ended.said
     work.rmdir()
     (encoded.folder / "data/work-after").rename(work)
     assert [path.name for path in work.glob("encode-*/files/*")] == ["train-00000.tar"]

@@ -69,5 +69,5 @@ def test_without_the_base_on_disk_it_says_so(project, tmp_path, monkeypatch) -> 
     project.params["base"] |= {"hub": "someone/tiny"}
     project.write()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
-    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set, and the disk has not all of it: run it once without"):
+    with pytest.raises(ValueError, match=r"`base.hub`: 'someone/tiny': HF_HUB_OFFLINE is set"):
         fetch.base()

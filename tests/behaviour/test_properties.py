@@ -89,7 +89,7 @@ def test_any_value_at_any_place_is_taken_or_refused_by_its_path(at, value) -> No
     said = complaint_about(section, edited(section, place, value))
     *above, key = [section, *(part for part in place if isinstance(part, str))]
     holder = ".".join(above or [key])
-    tagged = key == "name" and (f"`{holder}." in said or "is no module of" in said)  # another choice has other keys
+    tagged = key == "name" and (f"`{holder}." in said or "module of t2i" in said)  # another choice has other keys
     assert not said or f"`{holder}.{key}" in said or f"`{holder}`" in said or tagged
     assert "\n" not in said
 
@@ -100,7 +100,7 @@ def test_any_other_name_of_a_key_is_refused_by_its_path(at, name) -> None:
     assume(name not in {key for _, other in PLACES for key in other})
     said = complaint_about(section, edited(section, place, None, rename=name))
     above = ".".join([section, *(str(part) for part in place[:-1])])
-    assert f"`{above}.{name}` is no parameter" in said or f"`{above}`" in said
+    assert f"`{above}.{name}`" in said or f"`{above}`" in said
 
 
 @given(st.sampled_from(sorted(MODELS)), st.integers(1, 10**6), st.floats(1e-12, 1e3))

@@ -299,7 +299,7 @@ def test_a_second_run_is_told_who_holds_the_lock(project, monkeypatch) -> None:
         time.sleep(0.5)
         second = subprocess.run([sys.executable, "-m", "stages.train"], cwd=project.folder, capture_output=True, text=True)
         assert second.returncode == 1
-        assert f"process {first.pid} is at this very work" in second.stderr
+        assert f"process {first.pid}" in second.stderr
     finally:
         first.send_signal(signal.SIGINT)
         assert first.wait() == 130
@@ -368,7 +368,7 @@ def test_pickled_weights_are_refused(project, tiny_base, part, suffix) -> None:
     weights.rename(weights.with_suffix(suffix))
     project.params["base"] |= {"local": str(other), "clip": str(other / "clip")}
     project.write()
-    said = rf"{part}: wanted .safetensors weights, found {weights.stem}{suffix} \(a pickle, .* convert it with `model.save_pre"
+    said = rf"{part}: wanted .safetensors weights, found {weights.stem}{suffix} .*`model.save_pretrained\("
     with pytest.raises(ValueError, match=said):
         fetch.base()
     assert not (project.folder / "data/base").exists()
@@ -379,5 +379,5 @@ def test_a_checkpoint_that_is_one_file_is_refused(project) -> None:
     (project.folder / "single/v1-5.ckpt").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     project.params["base"]["local"] = str(project.folder / "single")
     project.write()
-    with pytest.raises(ValueError, match=r"no pipeline in diffusers' layout; a checkpoint of one file .*`\S+.from_single_file"):
+    with pytest.raises(ValueError, match=r"model_index.json: missing: .*`\S+.from_single_file"):
         fetch.base()

@@ -6,17 +6,17 @@ import sys
 from t2i.core.signals import Interrupt
 
 
-def test_a_signal_is_a_request_while_it_is_watched_and_the_handlers_come_back(capfd) -> None:
+def test_interrupt_records_a_signal_and_restores_handlers(capfd) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Interrupt() as interrupt:
         assert interrupt.signal is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
-    assert "once more to stop at once" in capfd.readouterr().err
+    assert "stopping after this step" in capfd.readouterr().err
 
 
-def test_a_signal_amid_a_line_of_progress_is_a_request_too(monkeypatch) -> None:
+def test_interrupt_works_during_a_write_to_stderr(monkeypatch) -> None:
     class Terminal(io.RawIOBase):
         def writable(self) -> bool:
             return True

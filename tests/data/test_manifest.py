@@ -18,12 +18,12 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_whole_set_is_let_through(folder) -> None:
+def test_a_complete_set_passes(folder) -> None:
     assert [file.name for file in read_manifest(folder).files] == ["a.tar", "b.tar", "empty.safetensors"]
     check_hashes(folder)
 
 
-def test_files_that_are_missing_renamed_empty_or_foreign_are_named(folder) -> None:
+def test_missing_renamed_empty_and_extra_files_are_named(folder) -> None:
     (folder / "c.tar").write_bytes(b"")
     with pytest.raises(ValueError, match=r"c.tar: not in .*manifest.json"):
         read_manifest(folder)
@@ -36,7 +36,7 @@ def test_files_that_are_missing_renamed_empty_or_foreign_are_named(folder) -> No
 
 
 @pytest.mark.parametrize("name", ["a.tar", "empty.safetensors"])
-def test_a_bit_that_flipped_while_time_and_size_stayed_is_found(folder, name) -> None:
+def test_a_flipped_bit_with_the_same_size_and_time_is_found(folder, name) -> None:
     path = folder / name
     before, content = path.stat(), bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
@@ -47,7 +47,7 @@ def test_a_bit_that_flipped_while_time_and_size_stayed_is_found(folder, name) ->
         check_hashes(folder)
 
 
-def test_a_set_without_manifest_was_never_finished(tmp_path) -> None:
+def test_a_set_without_a_manifest_is_unfinished(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"manifest.json: missing: this set was never finished"):
         read_manifest(tmp_path)
 
@@ -68,26 +68,26 @@ def test_a_set_without_manifest_was_never_finished(tmp_path) -> None:
         ("\xff\xfe", "damaged"),
     ],
 )
-def test_a_manifest_that_is_damaged_or_of_another_version_is_refused(folder, content, said) -> None:
+def test_a_damaged_or_old_manifest_is_rejected(folder, content, said) -> None:
     (folder / "manifest.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=rf"manifest.json: .*{said}.*run the stage that writes .* again"):
         read_manifest(folder)
 
 
-def test_what_a_set_was_made_by_is_compared_with_both_values_shown(folder) -> None:
+def test_a_difference_in_made_by_shows_both_values(folder) -> None:
     check_made_by(folder, {})
     check_made_by(folder, {"vae": "1f", "params": {"resolution_px": 64, "another": 1}})
-    with pytest.raises(ValueError, match=r"manifest.json: does not say with which `tokenizer` it was made"):
+    with pytest.raises(ValueError, match=r"manifest.json: .*`tokenizer`"):
         check_made_by(folder, {"tokenizer": "3"})
-    with pytest.raises(ValueError, match=r"set: was made with `vae` '1f', but now that is '2e': run the stage"):
+    with pytest.raises(ValueError, match=r"set: .*`vae` '1f', .* '2e'.*run the stage"):
         check_made_by(folder, {"vae": "2e"})
-    with pytest.raises(ValueError, match=r"`params.resolution_px` 64, but now that is 32"):
+    with pytest.raises(ValueError, match=r"`params.resolution_px` 64, .* 32"):
         check_made_by(folder, {"params": {"resolution_px": 32}})
-    with pytest.raises(ValueError, match=r"`params.crop` {'name': 'center'}, but now that is {'name': 'random', 'views': 2}"):
+    with pytest.raises(ValueError, match=r"`params.crop` {'name': 'center'}, .* {'name': 'random', 'views': 2}"):
         check_made_by(folder, {"params": {"crop": {"name": "random", "views": 2}}})
 
 
-def test_the_bytes_of_a_manifest_depend_on_its_content_alone(folder) -> None:
+def test_manifest_bytes_depend_only_on_content(folder) -> None:
     before = (folder / "manifest.json").read_bytes()
     manifest = read_manifest(folder)
     write_manifest(folder, manifest.files[::-1], dict(reversed(manifest.made_by.items())))

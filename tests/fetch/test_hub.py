@@ -1,4 +1,4 @@
-"""The Hub's refusals, each from a real server on this machine (tests/fake_hub.py)."""
+"""Errors of the Hub, each from a real server on 127.0.0.1 (tests/fake_hub.py)."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def fetch(tmp_path: Path, **changes) -> dict[str, str]:
 
 
 def refusal(tmp_path: Path, **changes) -> str:
-    """The one line that a refused fetch ends with, soon, and with nothing left behind."""
+    """Returns the one-line error of a fetch that must fail within 10 s and leave no output."""
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"`base\.\w+`: '") as caught:
         fetch(tmp_path, **changes)
@@ -52,66 +52,67 @@ def refusal(tmp_path: Path, **changes) -> str:
 @pytest.mark.parametrize(
     ("where", "status", "headers", "said"),
     [
-        ("api", 401, NO_NAME, r"not found \(401\): check the name; if it is private, set HF_TOKEN"),
-        ("api", 401, {}, r"a token is wanted \(401\): set HF_TOKEN"),
-        ("files", 401, {}, r"a token is wanted \(401\): set HF_TOKEN"),
-        ("api", 403, {}, r"no permission \(403\): who has no token \(HF_TOKEN\) may not read it"),
+        ("api", 401, NO_NAME, r"not found \(401\): check the name; .*set HF_TOKEN"),
+        ("api", 401, {}, r".*token.* \(401\): set HF_TOKEN"),
+        ("files", 401, {}, r".*token.* \(401\): set HF_TOKEN"),
+        ("api", 403, {}, r"no permission \(403\): set HF_TOKEN"),
         ("files", 403, {}, r"no permission \(403\)"),
         ("api", 404, NO_NAME, r"not found \(404\): check the name"),
         ("api", 404, {}, r"not found \(404\): check the name"),
-        ("files", 401, GATED, r"gated \(401\): accept its terms at http://.*/someone/tiny, and set HF_TOKEN"),
-        ("files", 403, GATED, r"gated \(403\): accept its terms at http://.*/someone/tiny, and set HF_TOKEN"),
-        ("api", 429, {"Retry-After": "300"}, r"too many requests \(429\): wait 300 s, and run it again; with HF_TOKEN set"),
+        ("files", 401, GATED, r"gated \(401\): .*http://.*/someone/tiny, .*HF_TOKEN"),
+        ("files", 403, GATED, r"gated \(403\): .*http://.*/someone/tiny, .*HF_TOKEN"),
+        ("api", 429, {"Retry-After": "300"}, r"too many requests \(429\): wait 300 s, .*HF_TOKEN"),
         ("files", 429, {"Retry-After": "3600"}, r"too many requests \(429\): wait 3600 s"),
         ("files", 429, {"RateLimit": '"resolvers";r=0;t=299'}, r"too many requests \(429\): wait 299 s"),
-        ("api", 503, {}, r"the Hub answered 503: run it again later"),
+        ("api", 503, {}, r".*503: run .* again"),
     ],
 )
-def test_every_refusal_says_its_cause_and_its_remedy(hub, tmp_path, where, status, headers, said) -> None:
+def test_every_hub_error_has_a_cause_and_a_remedy(hub, tmp_path, where, status, headers, said) -> None:
     hub.refusals[where] = (status, headers)
     assert re.search(rf"^`base.hub`: 'someone/tiny'.*: {said}", refusal(tmp_path))
 
 
-def test_a_name_that_the_hub_has_not_is_told_from_what_is_no_name(hub, tmp_path) -> None:
+def test_unknown_and_invalid_repository_names_differ(hub, tmp_path) -> None:
     assert "'someone/gone': not found (401)" in refusal(tmp_path, hub="someone/gone")
     assert "`base.clip`: 'someone/gone': not found (401)" in refusal(tmp_path, clip="someone/gone")
-    assert "neither a folder here nor a name on the Hub: wanted owner/name" in refusal(tmp_path, hub="a/folder/that/is/not")
+    assert "wanted owner/name" in refusal(tmp_path, hub="a/folder/that/is/not")
 
 
-def test_with_a_token_the_token_is_what_is_spoken_of(hub, tmp_path, monkeypatch) -> None:
+def test_errors_with_a_token_are_about_the_token(hub, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     hub.refusals["api"] = (403, {})
-    assert "no permission (403): the token in HF_TOKEN may not read it" in refusal(tmp_path)
-    assert "not found (404): check the name; if it is private, the token in HF_TOKEN" in refusal(tmp_path, hub="someone/gone")
+    assert "no permission (403): the token in HF_TOKEN" in refusal(tmp_path)
+    assert re.search(r"not found \(404\): check the name; .*the token in HF_TOKEN", refusal(tmp_path, hub="someone/gone"))
     hub.token = "hf_right"
-    assert re.search(r"the token is not known \(401\): set HF_TOKEN to one of http.*/settings/tokens", refusal(tmp_path))
+    assert re.search(r"token.* \(401\): set HF_TOKEN .*http.*/settings/tokens", refusal(tmp_path))
 
 
-def test_a_revision_that_is_not_there_is_named(hub, tmp_path) -> None:
-    assert re.search(r"'someone/tiny' at 'v9': no such revision \(404\): http.*/commits/main", refusal(tmp_path, revision="v9"))
+def test_a_missing_revision_is_named(hub, tmp_path) -> None:
+    assert re.search(
+        r"'someone/tiny' at 'v9': no such revision \(404\): .*http.*/commits/main", refusal(tmp_path, revision="v9")
+    )
     said = refusal(tmp_path, vae="someone/vae@v9")
     assert re.search(r"`base.vae`: 'someone/vae' at 'v9': no such revision", said)
 
 
-def test_a_hub_out_of_reach_and_one_that_is_none_are_told_apart(hub, tmp_path, monkeypatch) -> None:
+def test_unreachable_hub_and_wrong_server_differ(hub, tmp_path, monkeypatch) -> None:
     for where in ("files", "api"):
-        hub.refusals = {where: (200, {})}  # as the page to log in at of some network
-        assert f"{hub.url} answers, but not as the Hub does: check HF_ENDPOINT, and proxies" in refusal(tmp_path)
+        hub.refusals = {where: (200, {})}  # like the login page of a guest network
+        assert re.search(rf"{hub.url} answers, .*check HF_ENDPOINT", refusal(tmp_path))
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
-    said = refusal(tmp_path)
-    assert re.search(r"http://127.0.0.1:\d+ is out of reach \(ConnectError\): check the network; HF_HUB_OFFLINE=1", said)
+    assert re.search(r"http://127.0.0.1:\d+.* \(ConnectError\): check the network, .*HF_HUB_OFFLINE=1", refusal(tmp_path))
 
 
-def test_a_hub_that_never_answers_is_not_waited_for(tmp_path, hub, monkeypatch) -> None:
+def test_a_hub_that_never_answers_times_out(tmp_path, hub, monkeypatch) -> None:
     monkeypatch.setattr(t2i.fetch.hub, "_ANSWER_WITHIN_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert "broken off (ReadTimeout): run it again" in refusal(tmp_path)
+        assert re.search(r"interrupted \(ReadTimeout\): run .* again", refusal(tmp_path))
 
 
-def test_a_file_that_breaks_off_is_resumed_where_it_broke_off(hub, tmp_path, tiny_base, monkeypatch) -> None:
+def test_an_interrupted_file_is_resumed(hub, tmp_path, tiny_base, monkeypatch) -> None:
     weights = "unet/diffusion_pytorch_model.safetensors"
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
     hub.cuts[weights] = 1
@@ -121,9 +122,9 @@ def test_a_file_that_breaks_off_is_resumed_where_it_broke_off(hub, tmp_path, tin
     assert [span for _, path, span in hub.asked if path.endswith(weights) and span] == [f"bytes={half // 1000 * 1000}-"]
 
 
-def test_what_came_whole_before_a_download_broke_off_is_not_fetched_again(hub, tmp_path) -> None:
+def test_complete_files_are_not_downloaded_again(hub, tmp_path) -> None:
     hub.cuts["unet/diffusion_pytorch_model.safetensors"], hub.resets = 1, True
-    assert re.search(r"'someone/tiny' at '[0-9a-f]{40}': broken off \(ReadError\): run it again; what came", refusal(tmp_path))
+    assert re.search(r"'someone/tiny' at '[0-9a-f]{40}': .*interrupted \(ReadError\): run .* again", refusal(tmp_path))
     before = set(hub.downloads())
     hub.asked.clear()
     assert fetch(tmp_path)["commit"] == COMMIT
@@ -131,7 +132,7 @@ def test_what_came_whole_before_a_download_broke_off_is_not_fetched_again(hub, t
     assert again == ["unet/diffusion_pytorch_model.safetensors"]
 
 
-def test_vae_and_clip_are_pinned_to_the_commit_of_their_revision(hub, tmp_path) -> None:
+def test_vae_and_clip_are_pinned_to_commits(hub, tmp_path) -> None:
     origin = fetch(tmp_path, revision="v1", vae="someone/vae@v1", clip=f"someone/clip@{COMMIT}")
     assert origin == {"source": "someone/tiny", "commit": COMMIT, "vae_source": "someone/vae", "vae_commit": COMMIT}
     assert json.loads((tmp_path / "clip/source.json").read_text()) == {"source": "someone/clip", "commit": COMMIT}
@@ -141,7 +142,7 @@ def test_vae_and_clip_are_pinned_to_the_commit_of_their_revision(hub, tmp_path) 
 
 @pytest.fixture
 def dataset(hub: FakeHub, tmp_path: Path) -> FakeHub:
-    """The Hub with a dataset of four images."""
+    """A Hub with a dataset of four images."""
     hub.repositories["datasets/someone/squares"] = tiny.make_images(tmp_path / "images", 4)
     return hub
 
@@ -164,14 +165,14 @@ def test_a_dataset_is_read_at_the_commit_of_its_revision(dataset, tmp_path, stre
 @pytest.mark.parametrize(
     ("where", "status", "headers", "said"),
     [
-        ("api", 401, NO_NAME, r"not found \(401\): check the name; if it is private, set HF_TOKEN"),
+        ("api", 401, NO_NAME, r"not found \(401\): check the name; .*set HF_TOKEN"),
         ("api", 429, {"Retry-After": "300"}, r"too many requests \(429\): wait 300 s"),
-        ("files", 403, GATED, r"gated \(403\): accept its terms at http://.*/datasets/someone/squares, and set HF_TOKEN"),
-        ("files", 403, {}, r"no permission \(403\): who has no token \(HF_TOKEN\) may not read it"),
+        ("files", 403, GATED, r"gated \(403\): .*http://.*/datasets/someone/squares, .*HF_TOKEN"),
+        ("files", 403, {}, r"no permission \(403\): set HF_TOKEN"),
         ("files", 429, {"Retry-After": "300"}, r"too many requests \(429\): wait 300 s"),
     ],
 )
-def test_a_dataset_that_is_refused_says_the_same(dataset, tmp_path, where, status, headers, said, streaming) -> None:
+def test_dataset_errors_have_a_cause_and_a_remedy(dataset, tmp_path, where, status, headers, said, streaming) -> None:
     dataset.refusals[where] = (status, headers)
     start = time.monotonic()
     with pytest.raises(ValueError, match=rf"^`fetch.source(.id)?`: .*someone/squares.*: {said}") as caught:
@@ -180,12 +181,12 @@ def test_a_dataset_that_is_refused_says_the_same(dataset, tmp_path, where, statu
     assert "\n" not in str(caught.value)
 
 
-def test_a_revision_that_a_dataset_has_not_is_named(dataset, tmp_path) -> None:
+def test_a_missing_revision_of_a_dataset_is_named(dataset, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"`fetch.source.id`: 'someone/squares' at 'v9': no such revision \(404\)"):
         opened(tmp_path, revision="v9")
 
 
-def test_an_image_that_the_hub_does_not_give_ends_the_stream_and_is_no_bad_record(dataset, tmp_path) -> None:
+def test_a_hub_error_ends_the_stream(dataset, tmp_path) -> None:
     records = opened(tmp_path, streaming=True).records
     assert next(records).read().startswith(b"\x89PNG")
     dataset.refusals["files"] = (403, {})
@@ -194,7 +195,7 @@ def test_an_image_that_the_hub_does_not_give_ends_the_stream_and_is_no_bad_recor
 
 
 @pytest.mark.parametrize("revision", [None, "v1", COMMIT])
-def test_a_dataset_that_was_read_once_is_read_offline(dataset, tmp_path, monkeypatch, revision) -> None:
+def test_a_cached_dataset_is_read_offline(dataset, tmp_path, monkeypatch, revision) -> None:
     online = {record.read() for record in opened(tmp_path, revision=revision).records}
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)

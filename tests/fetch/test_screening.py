@@ -27,7 +27,7 @@ from tests.images import encoded, many_scans, png
         "0",
     ],
 )
-def test_any_text_is_a_caption(caption) -> None:
+def test_any_text_is_a_valid_caption(caption) -> None:
     check_captions((caption,))
     check_captions(("first", caption))
 
@@ -36,29 +36,29 @@ def test_any_text_is_a_caption(caption) -> None:
     ("caption", "kind"),
     [
         (None, "null caption"),
-        (float("nan"), "caption that is no text: got nan"),
-        (3, "caption that is no text: got 3"),
-        ({"text": "x"}, "caption that is no text"),
-        (["x"], "caption that is no text"),
-        (b"x", "caption that is no text"),
+        (float("nan"), "caption is not text: got nan"),
+        (3, "caption is not text: got 3"),
+        ({"text": "x"}, "caption is not text"),
+        (["x"], "caption is not text"),
+        (b"x", "caption is not text"),
         ("", "blank caption"),
         (" \t\n\u2003", "blank caption"),
-        ("a\0b", r"caption with a NUL: got 'a\\x00b'"),
-        ("a\ud800b", r"caption that is no Unicode: got 'a\\ud800b'"),
+        ("a\0b", r"caption has a NUL character: got 'a\\x00b'"),
+        ("a\ud800b", r"caption is not valid Unicode: got 'a\\ud800b'"),
     ],
 )
-def test_what_is_no_text_is_no_caption_alone_or_among_others(caption, kind) -> None:
+def test_invalid_captions_are_rejected_alone_and_in_lists(caption, kind) -> None:
     for captions in ((caption,), ("good", caption)):
         with pytest.raises(ValueError, match=f"^{kind}"):
             check_captions(captions)
 
 
-def test_no_caption_at_all_is_bad() -> None:
+def test_a_record_without_captions_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"^no caption: an empty list"):
         check_captions(())
 
 
-def test_an_image_is_decoded_to_its_end() -> None:
+def test_check_image_decodes_the_whole_image() -> None:
     file = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(file, "PNG")
     assert check_image(file.getvalue(), 64 * 64, 64) == "png"
@@ -67,7 +67,7 @@ def test_an_image_is_decoded_to_its_end() -> None:
 
 
 def many_precincts(size: tuple[int, int]) -> bytes:
-    """A JPEG 2000 whose header divides it into squares of 2 x 2 pixels, a structure in memory for each."""
+    """Returns a JPEG 2000 file whose header divides it into squares of 2 x 2 pixels; the decoder allocates memory for each."""
     image = bytearray(encoded(Image.new("RGB", size), "JPEG2000", precinct_size=(256, 256), codeblock_size=(64, 64)))
     coding_style = image.index(b"\xff\x52")
     (length,) = struct.unpack(">H", image[coding_style + 2 : coding_style + 4])
@@ -76,22 +76,21 @@ def many_precincts(size: tuple[int, int]) -> bytes:
     return bytes(image)
 
 
-def test_an_image_that_takes_too_long_is_bad_and_the_next_is_looked_at() -> None:
+def test_a_slow_image_is_bad_and_the_next_is_checked() -> None:
     slow, good = many_scans((2000, 2000), 20_000), encoded(Image.new("RGB", (16, 16)))
     assert len(slow) < 400_000
     with image_check(4_000_000, 16, max_decode_seconds=0.3) as check:
-        said = r"^too slow an image: decoding it takes more than 0.3 seconds of processor time \(`fetch.max_decode_seconds`\)"
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=r"^image too slow to decode: .*0.3 seconds .*\(`fetch.max_decode_seconds`\)"):
             check(slow)
         assert check(good) == "png"
         assert check(many_scans((64, 64), 20)) == "jpg"
 
 
-def test_an_image_that_takes_too_much_memory_is_bad_and_the_next_is_looked_at() -> None:
+def test_a_greedy_image_is_bad_and_the_next_is_checked() -> None:
     greedy, good = many_precincts((1500, 1500)), encoded(Image.new("RGB", (16, 16)), "JPEG2000")
     assert len(greedy) < 20_000
-    with image_check(1500 * 1500, 16, max_decode_seconds=30.0) as check:  # 0.6 GB, of which it would take twice as much
-        with pytest.raises(ValueError, match=r"^(too large an image|not a readable image): "):
+    with image_check(1500 * 1500, 16, max_decode_seconds=30.0) as check:  # 0.6 GB; the image needs twice as much
+        with pytest.raises(ValueError, match=r"^(image too large|not a readable image): "):
             check(greedy)
         assert check(good) == "jp2"
 
@@ -106,7 +105,7 @@ def frames(form: str, count: int) -> bytes:
 
 
 def tiff(strips: int, height: int) -> bytes:
-    """A grey TIFF with so many strips, whose directory is followed by itself."""
+    """Returns a grey TIFF with the given number of strips, whose directory links to itself as the next one."""
     tags = [(256, 16), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 8)]
     entries = [struct.pack("<HHII", tag, 4, strips if tag in (273, 279) else 1, value) for tag, value in tags]
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + struct.pack("<I", 8) + bytes(1000)
@@ -117,8 +116,8 @@ def tiff(strips: int, height: int) -> bytes:
     [
         (b"", "empty image"),
         (b"<html></html>", "not a readable image"),
-        (png((13_400, 13_400), (b"IDAT", INFLATING), END), "too large an image"),
-        (png((65_000, 65_000), (b"IDAT", INFLATING), END), "too large an image"),
+        (png((13_400, 13_400), (b"IDAT", INFLATING), END), "image too large"),
+        (png((65_000, 65_000), (b"IDAT", INFLATING), END), "image too large"),
         (png((16, 16), (b"zTXt", b"a\0\0" + INFLATING), PIXELS, END), "not a readable image"),
         (png((16, 16), (b"iTXt", b"a\0\1\0\0\0" + INFLATING), PIXELS, END), "not a readable image"),
         (png((16, 16), *[(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**6)))] * 90, PIXELS, END), "not a readable image"),
@@ -130,8 +129,8 @@ def tiff(strips: int, height: int) -> bytes:
         (frames("WEBP", 500), "webp"),
         (frames("TIFF", 1000), "tif"),
         (tiff(2**31 - 1, 16), "not a readable image"),
-        (tiff(16, 2**31 - 1), "too large an image"),
-        (b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"\x2c" + bytes(20), "too large an image"),
+        (tiff(16, 2**31 - 1), "image too large"),
+        (b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"\x2c" + bytes(20), "image too large"),
     ],
     ids=[
         "empty",
@@ -143,17 +142,17 @@ def tiff(strips: int, height: int) -> bytes:
         "90 zTXt",
         "ICC",
         "too many pixels",
-        "frames that are not there",
+        "missing frames",
         "APNG",
         "GIF",
         "WebP",
         "TIFF",
-        "strips that are not there",
-        "rows that are not there",
+        "missing strips",
+        "missing rows",
         "GIF's canvas",
     ],
 )
-def test_a_bomb_costs_no_more_than_100_megabytes_and_2_seconds(content, result) -> None:
+def test_bombs_need_at_most_100_megabytes_and_2_seconds(content, result) -> None:
     check = partial(check_image, max_pixels=64_000_000, min_side_px=16)
     with Bounded(check, 2.0, 100_000_000) as bounded:
         if len(result) <= 4:
@@ -163,8 +162,8 @@ def test_a_bomb_costs_no_more_than_100_megabytes_and_2_seconds(content, result) 
                 bounded(content)
 
 
-def test_a_bad_record_is_an_error_that_names_it_and_the_way_out() -> None:
-    with pytest.raises(ValueError, match=r"^line 7: null caption: wanted text; mend it, or set `fetch.on_bad: skip`"):
+def test_a_bad_record_error_names_it_and_the_remedy() -> None:
+    with pytest.raises(ValueError, match=r"^line 7: null caption: wanted text; .*`fetch.on_bad: skip`"):
         Screen("error", 1.0).leave_out("line 7", "null caption: wanted text")
 
 
@@ -183,20 +182,17 @@ def test_bad_records_are_counted_by_kind_and_listed(tmp_path) -> None:
     ]
 
 
-def test_as_many_bad_records_as_the_fraction_are_let_pass_and_one_more_is_an_error() -> None:
+def test_max_bad_fraction_is_inclusive() -> None:
     screen = Screen("skip", 0.25)
     screen.looked_at = 8
     for n in range(2):
         screen.leave_out(f"line {n}", "null caption: wanted text")
     screen.check_fraction()
     screen.leave_out("line 2", "empty image: no bytes")
-    said = (
-        r"3 of 8 records .* \(2 null caption, 1 empty image\), wanted at most a share of 0.25: .*"
-        r"`fetch.max_bad_fraction`; the first is line 0: null caption"
-    )
+    said = r"3 of 8 .* \(2 null caption, 1 empty image\), .* 0.25: .*`fetch.max_bad_fraction`; .*line 0: null caption"
     with pytest.raises(ValueError, match=said):
         screen.check_fraction()
 
 
-def test_nothing_looked_at_is_nothing_bad() -> None:
+def test_no_records_are_no_error() -> None:
     Screen("skip", 0.0).check_fraction()

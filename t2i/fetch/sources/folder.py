@@ -1,7 +1,7 @@
-"""Source `folder`: a folder of images with a metadata file, as the Hub's imagefolder has it.
+"""Source `folder`: a folder of images with a metadata file, in the Hub's imagefolder format.
 
-The file is one of metadata.jsonl, metadata.csv and metadata.parquet. Each line or row has `file_name`, a path inside the
-folder, and a caption: `{"file_name": "0001.png", "text": "a red heart"}`. In JSON and Parquet a caption may be a list of them.
+The file is metadata.jsonl, metadata.csv or metadata.parquet. Each line or row has `file_name`, a path inside the folder, and a
+caption: `{"file_name": "0001.png", "text": "a red heart"}`. In JSON and Parquet, the caption may be a list of captions.
 """
 
 import csv
@@ -16,31 +16,31 @@ from t2i.fetch.source import Dataset, Record, read_inside, record_of
 
 
 class Source(Section):
-    """`fetch.source` with `name: folder`; the folder itself is `fetch.local`, so that DVC sees its changes."""
+    """`fetch.source` with `name: folder`; the folder is `fetch.local`, so that DVC tracks its changes."""
 
     name: Literal["folder"]
     caption_column: str
-    """Key or column of the caption in the metadata."""
+    """Key or column of the captions in the metadata file."""
 
 
 def open_source(section: Source, local: Path) -> Dataset:
-    """Returns the images that the metadata names.
+    """Returns the images that the metadata file names, with their captions.
 
     Args:
         section: the section `fetch.source`.
         local: the folder.
 
     Raises:
-        ValueError: naming the line that cannot be read, and why; or where there is not one metadata file.
+        ValueError: if there is not exactly one metadata file, or one of its lines cannot be read; names the line.
     """
     found = [local / name for name in ROWS if (local / name).is_file()]
     if not found:
         raise ValueError(
-            f"{local / 'metadata.jsonl'}: missing, and no metadata.csv or metadata.parquet is there; "
-            f'wanted one, with a line an image: {{"file_name": "0001.png", "{section.caption_column}": "a caption"}}'
+            f"{local / 'metadata.jsonl'}: missing, and there is no metadata.csv or metadata.parquet; wanted one of them, "
+            f'with one line per image: {{"file_name": "0001.png", "{section.caption_column}": "a caption"}}'
         )
     if len(found) > 1:
-        raise ValueError(f"{local}: {' and '.join(path.name for path in found)}; wanted one of them: remove the others")
+        raise ValueError(f"{local}: found {' and '.join(path.name for path in found)}, wanted only one: remove the others")
     return Dataset(_records(section, found[0]), {"source": f"folder {local.name}"})
 
 
@@ -60,7 +60,7 @@ def _records(section: Source, metadata: Path) -> Iterator[Record]:
 
 def _json_rows(path: Path, caption_column: str) -> Iterator[tuple[str, Any]]:
     del caption_column
-    # A byte that is no UTF-8 becomes a lone surrogate: a caption that has one is refused by name, a file's name may have them.
+    # A byte that is not UTF-8 becomes a lone surrogate. File names may have them; screening rejects captions that have one.
     with path.open(encoding="utf-8", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -82,12 +82,12 @@ def _csv_rows(path: Path, caption_column: str) -> Iterator[tuple[str, Any]]:
                 if None in row or None in row.values():
                     wrong = "more" if None in row else "fewer"
                     raise ValueError(
-                        f"{path}, line {rows.line_num}: {wrong} fields than the header's {len(rows.fieldnames or ())}, got "
-                        f"{_shown(list(row.values()))}; put a text with a comma into quotes"
+                        f"{path}, line {rows.line_num}: {wrong} fields than the header ({len(rows.fieldnames or ())}), got "
+                        f"{_shown(list(row.values()))}; put text that has a comma in quotes"
                     )
                 yield f"{path.name}, line {rows.line_num}", row
         except csv.Error as error:
-            raise ValueError(f"{path}, line {rows.reader.line_num}: not CSV: {error}") from None
+            raise ValueError(f"{path}, line {rows.reader.line_num}: not valid CSV: {error}") from None
 
 
 def _parquet_rows(path: Path, caption_column: str) -> Iterator[tuple[str, Any]]:
@@ -105,13 +105,13 @@ def _parquet_rows(path: Path, caption_column: str) -> Iterator[tuple[str, Any]]:
                     yield f"{path.name}, row {number}", row
                     number += 1
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not to be read as Parquet: {error}") from None
+        raise ValueError(f"{path}: not valid Parquet: {error}") from None
 
 
 def _no_columns(path: Path, missing: set[str], names: list[str]) -> str:
     return (
-        f"{path}: no column {', '.join(map(repr, sorted(missing)))}; it has {', '.join(names) or 'none'}: "
-        "rename one, or change `fetch.source.caption_column`"
+        f"{path}: no column {', '.join(map(repr, sorted(missing)))}; it has {', '.join(names) or 'no columns'}: "
+        "rename a column, or change `fetch.source.caption_column`"
     )
 
 
@@ -120,4 +120,4 @@ def _shown(row: Any) -> str:
 
 
 ROWS = {"metadata.jsonl": _json_rows, "metadata.csv": _csv_rows, "metadata.parquet": _parquet_rows}
-"""What reads each kind of metadata: it yields the place and the content of every line or row."""
+"""The reader for each metadata file; it yields the place and the content of every line or row."""

@@ -1,4 +1,4 @@
-"""Source `hub`: a dataset of the Hugging Face Hub, pinned to a commit, or a local one in a form that `datasets` loads."""
+"""Source `hub`: a dataset on the Hugging Face Hub, pinned to a commit, or a local dataset that the library `datasets` loads."""
 
 import re
 from collections.abc import Iterator
@@ -19,36 +19,37 @@ class Source(Section):
 
     name: Literal["hub"]
     id: str | None
-    """`owner/name` on the Hub; null: the folder `fetch.local`, in a form that `datasets.load_dataset` reads."""
+    """`owner/name` on the Hub; null: the folder `fetch.local`, in a format that `datasets.load_dataset` reads."""
     config: str | None
-    """Configuration of the dataset; null where it has one only."""
+    """Configuration of the dataset; null if it has only one."""
     split: str
-    """Split to take, such as `train`."""
+    """Split to read, such as `train`."""
     revision: str | None
-    """Branch, tag or commit; it is resolved to a commit, which the run records. null: the default branch."""
+    """Branch, tag or commit; null: the default branch. It is resolved to a commit, which is written to dataset.json."""
     image_column: str
     """Column of the images."""
     caption_column: str
-    """Column of the captions: a text, or a list of texts."""
+    """Column of the captions: text, or a list of texts."""
     streaming: bool
-    """Whether to read the rows as they come over the network, for a dataset larger than the disk: nothing of it is stored but
-    the records that are kept. Without it, the whole split is first brought to the cache of `datasets`."""
+    """Whether to read the rows directly from the network, for a dataset larger than the disk: only the kept records are stored.
+    If false, the whole split is first downloaded to the cache of `datasets`."""
     max_rows: int | None = Field(ge=1)
-    """Rows to take from the front of the split; null: all. Every row of a stream goes over the network once, kept or not."""
+    """Number of rows to read from the start of the split; null: all. Streaming downloads every one of these rows once, even
+    if it is not kept."""
 
 
 def open_source(section: Source, local: Path) -> Dataset:
-    """Returns a dataset's images as they were uploaded, and their captions.
+    """Returns the images of a dataset as they were uploaded, with their captions.
 
-    A row is read once, so a stream passes over the network once. It takes the memory of what `datasets` buffers (a row group of
-    Parquet), and of the disk what `fetch dataset` spools: of n rows and at most k records some k * (1 + ln(n / k)) images.
+    Each row is read once, so streaming downloads the data once. Memory holds what `datasets` buffers (a row group of a Parquet
+    file). The disk holds the spool of `fetch dataset`: for n rows and at most k records, about k * (1 + ln(n / k)) images.
 
     Args:
         section: the section `fetch.source`.
-        local: the folder that is read where `id` is null.
+        local: the folder to read if `id` is null.
 
     Raises:
-        ValueError: where the dataset or a column is not there, or the stream breaks.
+        ValueError: if the dataset or a column does not exist, or the stream fails.
     """
     import datasets
 
@@ -69,16 +70,16 @@ def open_source(section: Source, local: Path) -> Dataset:
 
 
 def _rows(named: str, section: Source, commit: str | None) -> Any:
-    """The rows of the split; of a stream, none is decoded ahead."""
+    """Returns the rows of the split, with no image decoded."""
     import datasets
     from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-    WebDataset.DECODERS.pop("pth", None)  # it would unpickle such members of tars, whichever columns are wanted
+    WebDataset.DECODERS.pop("pth", None)  # it would unpickle .pth members of tars, even if their column is not read
     if not section.streaming:
         return datasets.load_dataset(named, section.config, split=section.split, revision=commit)
     builder = datasets.load_dataset_builder(named, section.config, revision=commit)
     if hasattr(builder.config, "decode_num_threads"):
-        builder.config.decode_num_threads = 0  # those of a folder of images on the Hub would decode whatever is asked for
+        builder.config.decode_num_threads = 0  # these threads would decode images, even with Image(decode=False)
     return builder.as_streaming_dataset(split=section.split)
 
 
@@ -87,14 +88,14 @@ def _folder(section: Source, local: Path) -> Path | None:
         return local
     if Path(section.id).exists() and not Path(section.id).resolve().is_relative_to(local.resolve()):
         raise ValueError(
-            f"`fetch.source.id` {section.id!r} is a folder outside of `fetch.local` ({local}), where DVC sees no changes: "
-            "set `fetch.local` to it, and `fetch.source.id: null`"
+            f"`fetch.source.id` {section.id!r} is a folder outside `fetch.local` ({local}), where DVC tracks no changes: "
+            "set `fetch.local` to that folder, and `fetch.source.id: null`"
         )
     return Path(section.id) if Path(section.id).exists() else None
 
 
 def _commit(dataset: Repository) -> str | None:
-    """The commit that a revision stands for; offline, the revision itself, which the cache must then hold."""
+    """Returns the commit of a revision; offline, the revision itself, which must then be in the cache."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
@@ -120,7 +121,7 @@ def _records(rows: Any, section: Source, folder: Path | None, asked: Repository 
 
 
 def _content(cell: Any, folder: Path | None) -> bytes:
-    """The bytes of a cell: inside it, or in the file or behind the address that it names."""
+    """Returns the image file of a cell, from its bytes, or from the path or URL that it names."""
     import fsspec
 
     if cell is None or (cell["bytes"] is None and cell["path"] is None):
@@ -129,7 +130,7 @@ def _content(cell: Any, folder: Path | None) -> bytes:
         return bytes(cell["bytes"])
     path = cell["path"]
     if not _trusted(path, folder):
-        raise ValueError(f"missing image: {path!r} leads out of the dataset")
+        raise ValueError(f"missing image: {path!r} is outside the dataset")
     try:
         with fsspec.open(path if "://" in path else str((folder or Path()) / path), "rb") as file:
             return bytes(file.read())
@@ -138,12 +139,12 @@ def _content(cell: Any, folder: Path | None) -> bytes:
 
 
 def _trusted(path: str, folder: Path | None) -> bool:
-    """Whether a path lies where the dataset does: in its folder, on the Hub, or in the cache of what came from there."""
+    """Returns whether a path is inside the dataset: in its folder, on the Hub, or in the cache of the Hub or of `datasets`."""
     from datasets.config import HF_DATASETS_CACHE
     from huggingface_hub.constants import HF_HUB_CACHE
 
     if "://" in path:
         return re.fullmatch(r"(zip://[^:]*::)?hf://datasets/[^:]+", path) is not None
     roots = [folder] if folder else [Path(HF_HUB_CACHE), Path(HF_DATASETS_CACHE)]
-    absolute = (roots[0] / path).absolute()  # a file of the Hub's cache is a link: what counts is where it stands
+    absolute = (roots[0] / path).absolute()  # not resolved: files in the Hub's cache are links
     return ".." not in absolute.parts and any(absolute.is_relative_to(root.absolute()) for root in roots)

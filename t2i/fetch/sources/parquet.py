@@ -1,8 +1,8 @@
 """Source `parquet`: Parquet files in a folder, with the images inside or beside them.
 
-A cell of the image column is the encoded image, a struct of `bytes` and `path` as the library `datasets` writes it, or a path
-in the folder. Files are read through, a few rows at a time: memory holds those, and the page that they are in, which is at most
-a row group.
+A cell in the image column is an encoded image, a struct of `bytes` and `path` as the library `datasets` writes it, or a path
+inside the folder. Files are read a few rows at a time. Memory holds these rows and the page that contains them, which is at
+most a row group.
 """
 
 from collections.abc import Iterator
@@ -14,30 +14,30 @@ from t2i.core.params import Section
 from t2i.fetch.source import Dataset, Record, matching, read_inside, record_of
 
 _ROWS = 16
-"""Rows, and thus images, that are in memory at once."""
+"""Number of rows, and so of images, in memory at once."""
 
 
 class Source(Section):
-    """`fetch.source` with `name: parquet`; the folder is `fetch.local`, so that DVC sees its changes."""
+    """`fetch.source` with `name: parquet`; the folder is `fetch.local`, so that DVC tracks its changes."""
 
     name: Literal["parquet"]
     files: str
-    """Which files of the folder to read, such as `*.parquet` or `**/train-*.parquet`."""
+    """Pattern for the files to read, such as `*.parquet` or `**/train-*.parquet`."""
     image_column: str
     """Column of the images: bytes, a struct of `bytes` and `path`, or a path."""
     caption_column: str
-    """Column of the captions: a text, or a list of texts."""
+    """Column of the captions: text, or a list of texts."""
 
 
 def open_source(section: Source, local: Path) -> Dataset:
-    """Returns the rows of every file, in the order of the files' names.
+    """Returns the rows of every file, in the order of the file names.
 
     Args:
         section: the section `fetch.source`.
         local: the folder.
 
     Raises:
-        ValueError: where no file fits the pattern, one is no Parquet, or a column is not there or of no use.
+        ValueError: if no file matches the pattern, a file is not valid Parquet, or a column is missing or has a wrong type.
     """
     files = matching(local, section.files)
     return Dataset(_records(section, local, files), {"source": f"Parquet files of {local.name}", "files": section.files})
@@ -60,7 +60,7 @@ def _records(section: Source, local: Path, files: list[Path]) -> Iterator[Record
                         yield record_of(f"{path.relative_to(local)}, row {number}", partial(_content, local, image), caption)
                         number += 1
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: not to be read as Parquet after row {number}: {error}; fetch the file again") from None
+            raise ValueError(f"{path}: not valid Parquet after row {number}: {error}; download the file again") from None
 
 
 def _check_columns(path: Path, schema: Any, section: Source) -> None:

@@ -1,7 +1,7 @@
 """Source `webdataset`: tars of images and captions, as img2dataset writes them: KEY.jpg beside KEY.txt or KEY.json.
 
-They are read with tarfile, not with the package webdataset: that ends without a word where a tar is cut short or a header is
-damaged, unpickles what a decoder finds, and runs a shell for a name that starts with `pipe:`. Nothing is unpacked here.
+This module reads them with tarfile instead of the package webdataset. That package stops silently if a tar is truncated or a
+header is damaged, unpickles members, and runs a shell command for a name that starts with `pipe:`. No files are extracted.
 """
 
 import json
@@ -21,29 +21,29 @@ from t2i.fetch.source import Dataset, Record, broken, matching, record_of
 
 
 class Txt(Section):
-    """The caption is the whole of KEY.txt."""
+    """The caption is the text of KEY.txt."""
 
     name: Literal["txt"]
 
 
 class Json(Section):
-    """The caption, or a list of them, is an entry of KEY.json."""
+    """The caption, or a list of captions, is an entry of KEY.json."""
 
     name: Literal["json"]
     key: str
-    """The entry's key, such as `caption`."""
+    """Key of the entry, such as `caption`."""
 
 
 class Source(Section):
-    """`fetch.source` with `name: webdataset`; the folder is `fetch.local`, so that DVC sees its changes."""
+    """`fetch.source` with `name: webdataset`; the folder is `fetch.local`, so that DVC tracks its changes."""
 
     name: Literal["webdataset"]
     files: str
-    """Which tars of the folder to read, such as `*.tar`; they may be compressed (`*.tar.gz`)."""
+    """Pattern for the tars to read, such as `*.tar`; tars may be compressed (`*.tar.gz`)."""
     image_extensions: list[str] = Field(min_length=1)
-    """Extensions of the images, such as [jpg, png, webp]; a record's first one of these counts."""
+    """Extensions of the images, such as [jpg, png, webp]; the first one that a record has is used."""
     caption: Annotated[Txt | Json, Field(discriminator="name")]
-    """Where captions lie: `{name: txt}`, or `{name: json, key: caption}`."""
+    """Where the captions are: `{name: txt}` or `{name: json, key: caption}`."""
 
 
 class _Member(NamedTuple):
@@ -53,14 +53,14 @@ class _Member(NamedTuple):
 
 
 def open_source(section: Source, local: Path) -> Dataset:
-    """Returns the records of every tar, in the order of the files' names; memory holds one record.
+    """Returns the records of every tar, in the order of the file names, with one record in memory at a time.
 
     Args:
         section: the section `fetch.source`.
         local: the folder.
 
     Raises:
-        ValueError: where no file fits the pattern, or naming a tar that is damaged or cut short.
+        ValueError: if no file matches the pattern, or a tar is damaged or truncated.
     """
     files = matching(local, section.files)
     return Dataset(_records(section, local, files), {"source": f"WebDataset tars of {local.name}", "files": section.files})
@@ -74,7 +74,7 @@ def _records(section: Source, local: Path, files: list[Path]) -> Iterator[Record
             parts: dict[str, bytes] = {}
             for member in group:
                 if member.extension in parts:
-                    raise ValueError(f"{place}.{member.extension}: there twice; wanted each name once in a tar")
+                    raise ValueError(f"{place}.{member.extension}: duplicate name, wanted each name once in a tar")
                 parts[member.extension] = member.content
             try:
                 captions = _captions(section.caption, parts)
@@ -94,7 +94,7 @@ def _image(extensions: list[str], parts: dict[str, bytes]) -> bytes:
 def _captions(source: Txt | Json, parts: dict[str, bytes]) -> Any:
     if source.name not in parts:
         raise ValueError(f"no caption: no {source.name} (`fetch.source.caption`) beside its image")
-    # A byte that is no UTF-8 becomes a lone surrogate, and a caption that has one is refused by name.
+    # A byte that is not UTF-8 becomes a lone surrogate; screening then rejects the caption.
     text = parts[source.name].decode("utf-8", errors="surrogateescape")
     if isinstance(source, Txt):
         return text.strip()
@@ -103,11 +103,11 @@ def _captions(source: Txt | Json, parts: dict[str, bytes]) -> Any:
     except KeyError:
         raise ValueError(f"no caption: no {source.key!r} (`fetch.source.caption.key`) in its json") from None
     except (ValueError, TypeError, RecursionError):
-        raise ValueError(f"no caption: its json is no object, got {text[:60]!r}") from None
+        raise ValueError(f"no caption: its json is not an object, got {text[:60]!r}") from None
 
 
 def _members(path: Path, wanted: set[str]) -> Iterator[_Member]:
-    """Yields the files of a tar that have one of some extensions, whole; and sees that the tar ends as one should."""
+    """Yields the files of a tar that have one of the extensions, then checks that the tar has a proper end."""
     try:
         with tarfile.open(path) as tar:
             for member in tar:
@@ -116,13 +116,13 @@ def _members(path: Path, wanted: set[str]) -> Iterator[_Member]:
                 file = tar.extractfile(member) if member.isfile() and stem and extension.lower() in wanted else None
                 if file is not None:
                     yield _Member(f"{folder}/{stem}" if folder else stem, extension.lower(), file.read())
-                tar.members.clear()  # type: ignore[attr-defined]  # else the headers of all members pile up
+                tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps the headers of all members
             assert tar.fileobj is not None
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
-                raise tarfile.ReadError(f"no tar goes on so, or ends so, at byte {tar.offset}")
-            while tar.fileobj.read(1 << 20):  # to the end of a compressed tar, where its checksum stands
+                raise tarfile.ReadError(f"neither a header nor the end of a tar at byte {tar.offset}")
+            while tar.fileobj.read(1 << 20):  # read a compressed tar to its end, where the checksum is
                 pass
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: damaged or cut short ({reason}); fetch it again") from None
+        raise ValueError(f"{path}: damaged or truncated ({reason}); download it again") from None
