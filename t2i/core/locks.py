@@ -20,10 +20,9 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise ValueError(
-                f"{folder}: already in use by process {holder}; wait for it, or stop it with `kill {holder}`"
-            ) from None
+            holder = file.read().strip()  # empty for an instant, until the process has written its number
+            who, how = (f"process {holder}", f" with `kill {holder}`") if holder else ("another process", "")
+            raise ValueError(f"{folder}: already in use by {who}; wait for it, or stop it{how}") from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -90,7 +90,9 @@ def resolve_plugin(package: str, name: object) -> Any:
     """
     known = sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
     if name not in known:
-        raise ParamsError(f"{name!r} is not a module of {package}: it has {_listed(known)}{_nearest(str(name), known)}")
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+        meant = f"; did you mean `{near[0]}`?" if near else ""
+        raise ParamsError(f"{name!r} is not a module of {package}: it has {_listed(known)}{meant}")
     return importlib.import_module(f"{package}.{name}")
 
 

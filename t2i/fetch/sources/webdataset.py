@@ -25,6 +25,10 @@ class Txt(Section):
 
     name: Literal["txt"]
 
+    def __call__(self, text: str) -> Any:
+        """Returns the caption that the file holds."""
+        return text.strip()
+
 
 class Json(Section):
     """The caption, or a list of captions, is an entry of KEY.json."""
@@ -32,6 +36,15 @@ class Json(Section):
     name: Literal["json"]
     key: str
     """Key of the entry, such as `caption`."""
+
+    def __call__(self, text: str) -> Any:
+        """Returns the caption, or the list of captions, that the file holds."""
+        try:
+            return json.loads(text)[self.key]
+        except KeyError:
+            raise ValueError(f"no caption: no {self.key!r} (`fetch.source.caption.key`) in its json") from None
+        except (ValueError, TypeError, RecursionError):
+            raise ValueError(f"no caption: its json is not an object, got {text[:60]!r}") from None
 
 
 class Source(Section):
@@ -95,15 +108,7 @@ def _captions(source: Txt | Json, parts: dict[str, bytes]) -> Any:
     if source.name not in parts:
         raise ValueError(f"no caption: no {source.name} (`fetch.source.caption`) beside its image")
     # A byte that is not UTF-8 becomes a lone surrogate; screening then rejects the caption.
-    text = parts[source.name].decode("utf-8", errors="surrogateescape")
-    if isinstance(source, Txt):
-        return text.strip()
-    try:
-        return json.loads(text)[source.key]
-    except KeyError:
-        raise ValueError(f"no caption: no {source.key!r} (`fetch.source.caption.key`) in its json") from None
-    except (ValueError, TypeError, RecursionError):
-        raise ValueError(f"no caption: its json is not an object, got {text[:60]!r}") from None
+    return source(parts[source.name].decode("utf-8", errors="surrogateescape"))
 
 
 def _members(path: Path, wanted: set[str]) -> Iterator[_Member]:
