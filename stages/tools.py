@@ -118,7 +118,7 @@ def doctor(
 
     wrong = 0
     for finding in doctor(params_file, data, deep=deep):
-        print(f"{finding.state:5}  {finding.about}: {finding.said}", flush=True)
+        print(f"{finding.state:5}  {finding.about}: {finding.message}", flush=True)
         wrong += finding.state == "wrong"
     if wrong:
         raise ValueError(f"{wrong} problem(s) found: fix the lines marked `wrong` before you start a run")

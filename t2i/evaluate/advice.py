@@ -91,7 +91,7 @@ def truncation(f: Figures) -> Warning | None:
     if not f.captions["truncated"]:
         return None
     return Warning(
-        f"{f.captions['truncated']:.0f} of {f.captions['captions']:.0f} captions exceed the tokenizer's limit and are cut.",
+        f"{f.captions['truncated']:.0f} of {f.captions['captions']:.0f} captions are truncated to the tokenizer's limit.",
         "Shorten them, or put what matters first.",
     )
 

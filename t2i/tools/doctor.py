@@ -85,21 +85,21 @@ def _needs(sections: Sections, base: Path, data: Path) -> Iterator[Finding]:
             f"`train.trainable` is {sections.train.trainable!r}, which matches no parameter of the UNet: change the pattern",
         )
     state, memory = state_bytes(sections.train, sections.runtime, trained, whole), available_memory(sections.runtime)
-    said = (
+    message = (
         f"training {trained / 1e6:.3g} of {whole / 1e6:.3g} M parameters needs {in_bytes(state)}, {in_bytes(memory)} are free"
     )
     remedy = (
         "train fewer parameters (`train.trainable`), or set `train.optimizer.name: adamw_8bit` or `runtime.ema_device: cpu`"
     )
-    yield Finding("ok", "memory", said) if state < memory else Finding("wrong", "memory", f"{said}: {remedy}")
+    yield Finding("ok", "memory", message) if state < memory else Finding("wrong", "memory", f"{message}: {remedy}")
     kept, model, work = checkpoints_bytes(sections.runtime, trained), 2 * size_of(base), work_root()
     yield _room("checkpoints", kept, work, "free some space, or set T2I_WORK_DIR to a folder on another disk")
     yield _room("model", model, data, "free some space")
 
 
 def _room(about: str, size: int, folder: Path, remedy: str) -> Finding:
-    said = f"up to {in_bytes(size)} needed, {in_bytes(free_bytes(folder))} free at {folder} (`t2i plan` includes the caches)"
-    return Finding("ok", about, said) if size < free_bytes(folder) else Finding("wrong", about, f"{said}: {remedy}")
+    message = f"up to {in_bytes(size)} needed, {in_bytes(free_bytes(folder))} free at {folder} (`t2i plan` includes the caches)"
+    return Finding("ok", about, message) if size < free_bytes(folder) else Finding("wrong", about, f"{message}: {remedy}")
 
 
 def _work(*, deep: bool) -> Iterator[Finding]:
@@ -111,8 +111,8 @@ def _work(*, deep: bool) -> Iterator[Finding]:
         elif not (folder / "finished").exists():
             newest = f", newest checkpoint {steps[-1].name}" if steps else ""
             remedy = f"run the same command to resume, or `rm -r {folder}` to discard it"
-            said = f"{in_bytes(size_of(folder))} of an interrupted run{newest}: {remedy}"
-            yield Finding("note", str(folder), said)
+            message = f"{in_bytes(size_of(folder))} of an interrupted run{newest}: {remedy}"
+            yield Finding("note", str(folder), message)
         for saved in steps if deep else ():
             problem = checkpoint.damage(saved)
             yield Finding("wrong" if problem else "ok", str(saved), problem or "checksum correct")

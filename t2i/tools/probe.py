@@ -50,7 +50,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def each(work: Callable[[int], object], most: int) -> float:
-    """Returns the seconds per item: of a batch of up to `most` items, or of one item alone if that takes more than 0.2 s."""
+    """Returns the seconds per item in a batch of up to `most` items, or of a single item if that takes more than 0.2 s."""
     alone = seconds(lambda: work(1))
     most = min(most, _MOST_IN_A_BATCH)
     if alone > 0.2 or most == 1:

@@ -26,7 +26,7 @@ class Finding(NamedTuple):
 
     state: Literal["ok", "note", "wrong"]
     about: str
-    said: str
+    message: str
 
 
 def tried(about: str, check: Callable[[], str]) -> Iterator[Finding]:
@@ -63,11 +63,11 @@ def _pins(path: Path) -> Iterator[Finding]:
     wanted = dict(re.findall(r"^([\w.-]+)==(\S+)$", path.read_text(encoding="utf-8"), re.M)) if path.is_file() else {}
     other = [f"{name} {found} (pinned {pin})" for name, pin in wanted.items() if (found := _installed(name)) != pin]
     if other:
-        said = (
+        message = (
             f"{path}: {len(other)} packages have other versions, such as {', '.join(other[:3])}; results may differ in "
             f"rounding. To install the pinned versions: pip install -r {path}"
         )
-        yield Finding("note", "packages", said)
+        yield Finding("note", "packages", message)
     elif wanted:
         yield Finding(
             "ok", "packages", f"{len(wanted)} packages have the versions pinned in {path}; Python {platform.python_version()}"
@@ -143,8 +143,8 @@ def bf16_finding(bf16: float, precisions: Mapping[str, str]) -> Finding:
         bf16: the result of `bf16_time`.
         precisions: the precision of each section, by name.
     """
-    said = f"a matrix product in bf16 takes {bf16:.1f} times as long as in fp32"
+    message = f"a matrix product in bf16 takes {bf16:.1f} times as long as in fp32"
     slow = [f"`{section}.precision`" for section, precision in precisions.items() if precision == "bf16"] if bf16 > 1.2 else []
     if slow:
-        return Finding("note", "precision", f"{said}: this CPU emulates bf16; set {' and '.join(slow)} to fp32")
-    return Finding("ok", "precision", said)
+        return Finding("note", "precision", f"{message}: this CPU emulates bf16; set {' and '.join(slow)} to fp32")
+    return Finding("ok", "precision", message)
