@@ -1,4 +1,4 @@
-"""Stages `encode images` and `encode captions`: run the VAE and the text encoder once, and keep what they say."""
+"""Stages `encode images` and `encode captions`: run the VAE and the text encoder once and store their outputs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,18 +7,23 @@ import typer
 
 from stages.console import ParamsFile, application, run, took
 
-app = application("Encode images to VAE moments and captions to text embeddings, once.")
+app = application("Encodes images and captions once, before training: images to VAE moments, captions to text embeddings.")
 
 
 @app.command()
 def images(
-    base: Annotated[Path, typer.Option(help="The pipeline, from `fetch base`.")] = Path("data/base"),
-    raw: Annotated[Path, typer.Option(help="Image shards, from `fetch dataset`.")] = Path("data/raw/images"),
-    out: Annotated[Path, typer.Option(help="Folder for the shards of moments.")] = Path("data/latents"),
-    report: Annotated[Path, typer.Option(help="Metrics file.")] = Path("data/reports/encode-images/metrics.json"),
+    base: Annotated[Path, typer.Option(help="The base model, from `fetch base`.")] = Path("data/base"),
+    raw: Annotated[Path, typer.Option(help="Folder of image shards, from `fetch dataset`.")] = Path("data/raw/images"),
+    out: Annotated[Path, typer.Option(help="Output folder for the moments.")] = Path("data/latents"),
+    report: Annotated[Path, typer.Option(help="Output file for the metrics.")] = Path(
+        "data/reports/encode-images/metrics.json"
+    ),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Encodes every image, so that training never loads the VAE; decodes some back and reports their PSNR."""
+    """Encodes every image with the VAE and stores the moments: the mean and log-variance of its latents.
+
+    Also decodes some of them, and fails if their PSNR is too low.
+    """
     from t2i.core.files import write_json
     from t2i.core.params import load_section
     from t2i.data.manifest import check_hashes
@@ -35,22 +40,24 @@ def images(
         section, family, base, raw, out, batch_size=runtime.encode_batch_size, device=runtime.torch_device()
     )
     write_json(report, metrics)
-    psnr = f"PSNR when decoded {metrics['psnr_mean']:.1f} dB, least {metrics['psnr_min']:.1f}"
+    psnr = f"PSNR after decoding: mean {metrics['psnr_mean']:.1f} dB, lowest {metrics['psnr_min']:.1f} dB"
     print(f"{metrics['records']} images encoded in {took()}; {psnr}")
 
 
 @app.command()
 def captions(
-    base: Annotated[Path, typer.Option(help="The pipeline, from `fetch base`.")] = Path("data/base"),
-    captions: Annotated[Path, typer.Option(help="Captions, from `fetch dataset`.")] = Path("data/raw/captions.jsonl"),
-    out: Annotated[Path, typer.Option(help="Folder for the shards of embeddings.")] = Path("data/embeds"),
-    validation_prompts: Annotated[Path, typer.Option(help="Folder for the prompts that are drawn during training.")] = Path(
-        "data/validation-prompts"
+    base: Annotated[Path, typer.Option(help="The base model, from `fetch base`.")] = Path("data/base"),
+    captions: Annotated[Path, typer.Option(help="File of captions, from `fetch dataset`.")] = Path("data/raw/captions.jsonl"),
+    out: Annotated[Path, typer.Option(help="Output folder for the embeddings.")] = Path("data/embeds"),
+    validation_prompts: Annotated[
+        Path, typer.Option(help="Output folder for the embeddings of the prompts that are sampled during training.")
+    ] = Path("data/validation-prompts"),
+    report: Annotated[Path, typer.Option(help="Output file for the metrics.")] = Path(
+        "data/reports/encode-captions/metrics.json"
     ),
-    report: Annotated[Path, typer.Option(help="Metrics file.")] = Path("data/reports/encode-captions/metrics.json"),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Encodes every caption, so that training never loads the text encoder."""
+    """Encodes every caption with the text encoder and stores the embeddings."""
     from t2i.core.files import write_json
     from t2i.core.params import load_section
     from t2i.encode.captions import EncodeCaptions, encode_captions
@@ -71,7 +78,7 @@ def captions(
     )
     write_json(report, metrics)
     counts = f"{metrics['captions']} captions of {metrics['records']} records"
-    print(f"{counts} encoded in {took()}; {metrics['truncated']} are longer than the tokenizer takes and were cut")
+    print(f"{counts} encoded in {took()}; {metrics['truncated']} were cut to the tokenizer's maximum length")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stages `evaluate base`, `evaluate model` and `evaluate report`: sample, measure, show."""
+"""Stages `evaluate base`, `evaluate model` and `evaluate report`: sample both models, measure them, write a report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,14 +7,14 @@ import typer
 
 from stages.console import ParamsFile, application, run, took
 
-app = application("Measure the base and a fine-tuned model on held-out prompts, and show them on one page.")
+app = application("Samples and measures the base model and the fine-tuned model on held-out prompts, and writes a report.")
 
-FromBase = Annotated[Path, typer.Option("--base", help="The pipeline, from `fetch base`.")]
-Clip = Annotated[Path, typer.Option("--clip", help="The CLIP that measures, from `fetch base`.")]
-Raw = Annotated[Path, typer.Option("--raw", help="Images and captions, from `fetch dataset`.")]
-Latents = Annotated[Path, typer.Option("--latents", help="Moments, from `encode images`.")]
-Embeds = Annotated[Path, typer.Option("--embeds", help="Embeddings, from `encode captions`.")]
-Samples = Annotated[Path, typer.Option("--samples", help="Folder for the images drawn.")]
+FromBase = Annotated[Path, typer.Option("--base", help="The base model, from `fetch base`.")]
+Clip = Annotated[Path, typer.Option("--clip", help="The CLIP model that computes the metrics, from `fetch base`.")]
+Raw = Annotated[Path, typer.Option("--raw", help="Folder of images and captions, from `fetch dataset`.")]
+Latents = Annotated[Path, typer.Option("--latents", help="Folder of moments, from `encode images`.")]
+Embeds = Annotated[Path, typer.Option("--embeds", help="Folder of embeddings, from `encode captions`.")]
+Samples = Annotated[Path, typer.Option("--samples", help="Output folder for the sampled images.")]
 DATA = Path("data")
 
 
@@ -26,10 +26,10 @@ def base(
     latents: Latents = DATA / "latents",
     embeds: Embeds = DATA / "embeds",
     samples: Samples = DATA / "samples/base",
-    report: Annotated[Path, typer.Option(help="Folder for the figures.")] = DATA / "reports/evaluate-base",
+    report: Annotated[Path, typer.Option(help="Output folder for the metrics.")] = DATA / "reports/evaluate-base",
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Samples and measures the base, once for all the models that are fine-tuned from it."""
+    """Samples and measures the base model. All models fine-tuned from it reuse the result."""
     from t2i.core.params import load_section
     from t2i.data.caches import check_data
     from t2i.evaluate.base import evaluate_base
@@ -50,17 +50,18 @@ def base(
 @app.command()
 def model(
     base: FromBase = DATA / "base",
-    model: Annotated[Path, typer.Option(help="The fine-tuned pipeline, from `train`.")] = DATA / "model",
+    model: Annotated[Path, typer.Option(help="The fine-tuned model, from `train`.")] = DATA / "model",
     clip: Clip = DATA / "base-clip",
     raw: Raw = DATA / "raw",
     latents: Latents = DATA / "latents",
     embeds: Embeds = DATA / "embeds",
     samples: Samples = DATA / "samples/model",
-    base_report: Annotated[Path, typer.Option(help="Folder of the base's figures.")] = DATA / "reports/evaluate-base",
-    report: Annotated[Path, typer.Option(help="Folder for the figures.")] = DATA / "reports/evaluate",
+    base_report: Annotated[Path, typer.Option(help="Folder of the base model's metrics, from `evaluate base`.")] = DATA
+    / "reports/evaluate-base",
+    report: Annotated[Path, typer.Option(help="Output folder for the metrics.")] = DATA / "reports/evaluate",
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Samples and measures the fine-tuned model on the same prompts and seeds, the base's figures beside it."""
+    """Samples and measures the fine-tuned model on the same prompts and seeds as the base model."""
     from t2i.core.params import load_section
     from t2i.data.caches import check_data
     from t2i.evaluate.evaluator import Evaluator
@@ -81,24 +82,25 @@ def model(
 @app.command()
 def report(
     base: FromBase = DATA / "base",
-    model: Annotated[Path, typer.Option(help="The fine-tuned pipeline, from `train`.")] = DATA / "model",
+    model: Annotated[Path, typer.Option(help="The fine-tuned model, from `train`.")] = DATA / "model",
     raw: Raw = DATA / "raw",
     latents: Latents = DATA / "latents",
     embeds: Embeds = DATA / "embeds",
-    validation_prompts: Annotated[Path, typer.Option(help="What `encode captions` kept of them.")] = DATA
+    validation_prompts: Annotated[Path, typer.Option(help="Folder of validation prompts, from `encode captions`.")] = DATA
     / "validation-prompts",
-    samples: Annotated[Path, typer.Option(help="Folder of what both drew.")] = DATA / "samples",
-    validation: Annotated[Path, typer.Option(help="What was drawn through training, from `train`.")] = DATA / "validation",
-    reports: Annotated[Path, typer.Option(help="Folder of the figures of every stage.")] = DATA / "reports",
-    pictures: Annotated[Path, typer.Option(help="Folder for the pictures.")] = DATA / "pictures",
-    page: Annotated[Path, typer.Option(help="The page.")] = DATA / "reports/report.html",
+    samples: Annotated[Path, typer.Option(help="Folder of the samples of both models, from `evaluate`.")] = DATA / "samples",
+    validation: Annotated[Path, typer.Option(help="Folder of the samples drawn during training, from `train`.")] = DATA
+    / "validation",
+    reports: Annotated[Path, typer.Option(help="Folder of the metrics of every stage.")] = DATA / "reports",
+    pictures: Annotated[Path, typer.Option(help="Output folder for the image grids.")] = DATA / "pictures",
+    page: Annotated[Path, typer.Option(help="Output file for the report, an HTML page.")] = DATA / "reports/report.html",
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Puts what the stages left into pictures, and on one page that needs nothing but itself."""
+    """Writes image grids and a self-contained HTML report about the run."""
     from t2i.core.params import load_section
     from t2i.data.caches import check_data
     from t2i.evaluate.heldout import DataFolders
-    from t2i.evaluate.report import Left, Report, evaluate_report
+    from t2i.evaluate.report import Report, StageOutputs, evaluate_report
     from t2i.evaluate.section import Evaluate
     from t2i.model.family import open_family
     from t2i.model.runtime import Runtime
@@ -107,12 +109,12 @@ def report(
     runtime = load_section(params_file, "runtime", Runtime)
     family, tuned = open_family(params_file, base), open_family(params_file, model)
     check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
-    left = Left(DataFolders(raw, latents, embeds), validation_prompts, samples, reports, validation, model)
+    outputs = StageOutputs(DataFolders(raw, latents, embeds), validation_prompts, samples, reports, validation, model)
     text = params_file.read_text(encoding="utf-8")
-    warnings = evaluate_report(shown, section, family, tuned, left, text, pictures, page, runtime.torch_device())
+    warnings = evaluate_report(shown, section, family, tuned, outputs, text, pictures, page, runtime.torch_device())
     for warning in warnings:
         print(f"warning: {warning.what} {warning.to_try}")
-    print(f"report written in {took()}: {page}; side by side: {pictures / 'grid.png'}")
+    print(f"report written to {page} in {took()}; image grid: {pictures / 'grid.png'}")
 
 
 def _print(metrics: dict[str, float | int]) -> None:

@@ -1,4 +1,4 @@
-"""The console script `t2i`: every command in one place, and those that are no stage of the pipeline."""
+"""The console script `t2i`: the stages as subcommands, and the commands that are not stages of the pipeline."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,10 @@ import typer
 from stages import encode, evaluate, fetch, train
 from stages.console import ParamsFile, application, run
 
-app = application("Fine-tune Stable Diffusion on your own captioned images. `dvc repro` runs the stages in their order.")
+app = application(
+    "Fine-tunes Stable Diffusion on your own captioned images. `dvc repro` runs the stages that are out of date, in the order "
+    "fetch, encode, train, evaluate. Their parameters are in params.yaml; `t2i doctor` checks them before a run."
+)
 app.add_typer(fetch.app, name="fetch")
 app.add_typer(encode.app, name="encode")
 app.command("train")(train.main)
@@ -17,20 +20,29 @@ app.add_typer(evaluate.app, name="evaluate")
 
 @app.command()
 def sample(
-    prompts: Annotated[list[str] | None, typer.Argument(help="What to draw, a prompt each in quotes.")] = None,
-    prompts_file: Annotated[Path | None, typer.Option(help="Prompts from a file, a line each.")] = None,
-    model: Annotated[Path, typer.Option(help="The pipeline that draws: fine-tuned, or any other.")] = Path("data/model"),
-    base: Annotated[Path, typer.Option(help="The pipeline, from `fetch base`.")] = Path("data/base"),
-    compare: Annotated[bool, typer.Option("--compare", help="Draw with base and model, side by side.")] = False,
-    negative_prompt: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the first image of a prompt; the next has the next.")] = 0,
-    num: Annotated[int, typer.Option(min=1, help="Images a prompt.")] = 4,
-    guidance_scale: Annotated[float | None, typer.Option(min=1, help="None given: `evaluate.guidance_scale`.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="None given: `evaluate.num_inference_steps`.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the images and grid.png.")] = Path("samples"),
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts to draw, each in quotes.")] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="Text file with one prompt per line.")] = None,
+    model: Annotated[Path, typer.Option(help="Model to draw with: the fine-tuned one, or any diffusers pipeline.")] = Path(
+        "data/model"
+    ),
+    base: Annotated[Path, typer.Option(help="The base model, from `fetch base`; used with --compare.")] = Path("data/base"),
+    compare: Annotated[bool, typer.Option("--compare", help="Also draw with the base model, side by side.")] = False,
+    negative_prompt: Annotated[
+        str, typer.Option(help="What the images should not show. Has no effect at a guidance scale of 1.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the first image of each prompt; the next image uses seed + 1.")] = 0,
+    num: Annotated[int, typer.Option(min=1, help="Number of images per prompt.")] = 4,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(min=1, help="Classifier-free guidance. Default: `evaluate.guidance_scale` of the parameter file."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampling steps. Default: `evaluate.num_inference_steps` of the parameter file.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Output folder for the images and grid.png.")] = Path("samples"),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Draws prompts; every PNG says in its metadata which prompt, seed and model made it."""
+    """Draws images from prompts. The metadata of each PNG holds its prompt, seed, settings and model."""
     if not (wanted := [*(prompts or []), *(_lines(prompts_file) if prompts_file else [])]):
         raise typer.BadParameter('give a prompt (t2i sample "red heart") or --prompts-file')
     from t2i.core.params import load_section
@@ -54,22 +66,22 @@ def sample(
     folders = ({"base": base} if compare else {}) | {"fine-tuned": model}
     families = {name: open_family(params_file, folder) for name, folder in folders.items()}
     files = sample(how, families, wanted, out, seed=seed, num=num)
-    print(f"{len(files) - 1} images in {out}, all of them in {files[-1]}")
+    print(f"{len(files) - 1} images written to {out}; all in one picture: {files[-1]}")
 
 
 @app.command()
 def preset(
-    name: Annotated[str | None, typer.Argument(help="Which.")] = None,
-    list_them: Annotated[bool, typer.Option("--list", help="Say which there are, and what for.")] = False,
-    presets: Annotated[Path, typer.Option(help="Folder of the presets.")] = Path("presets"),
+    name: Annotated[str | None, typer.Argument(help="Name of the preset.")] = None,
+    list_them: Annotated[bool, typer.Option("--list", help="List all presets with their purpose.")] = False,
+    presets: Annotated[Path, typer.Option(help="Folder of preset files.")] = Path("presets"),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Changes params.yaml to what a preset says; `git checkout params.yaml` takes it back."""
+    """Applies a preset to params.yaml. To undo it, run `git checkout params.yaml`."""
     from t2i.tools.preset import presets as known_presets
     from t2i.tools.preset import write_preset
 
     if (name is None) != list_them:
-        raise typer.BadParameter("name a preset, or --list them")
+        raise typer.BadParameter("give the name of a preset, or --list to see all")
     if name is None:
         lines = [f"{known}: {use}" for known, use in known_presets(presets).items()]
     else:
@@ -79,34 +91,38 @@ def preset(
 
 @app.command()
 def plan(
-    base: Annotated[Path, typer.Option(help="The pipeline, from `fetch base`.")] = Path("data/base"),
-    raw: Annotated[Path, typer.Option(help="Images and captions, from `fetch dataset`.")] = Path("data/raw"),
-    records: Annotated[int | None, typer.Option(min=2, help="Plan for so many records instead, fetched or not.")] = None,
+    base: Annotated[Path, typer.Option(help="The base model, from `fetch base`.")] = Path("data/base"),
+    raw: Annotated[Path, typer.Option(help="Folder of images and captions, from `fetch dataset`.")] = Path("data/raw"),
+    records: Annotated[
+        int | None, typer.Option(min=2, help="Plan for this number of records. The dataset does not have to be fetched.")
+    ] = None,
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Says what a run will take, before anything is encoded: bytes, memory, steps, and times from some seconds of probing."""
+    """Estimates what a run needs before you start it: disk space, memory, steps, and time, from short measurements."""
     from t2i.tools.plan import plan
 
-    for name, said in plan(params_file, base, raw, records):
-        print(f"{name:22} {said}")
+    for name, estimate in plan(params_file, base, raw, records):
+        print(f"{name:22} {estimate}")
 
 
 @app.command()
 def doctor(
-    deep: Annotated[bool, typer.Option("--deep", help="Read every byte of the caches, and decode some records back.")] = False,
-    data: Annotated[Path, typer.Option(help="Folder of what the stages write.")] = Path("data"),
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also verify every byte of weights, caches and checkpoints, and decode some records.")
+    ] = False,
+    data: Annotated[Path, typer.Option(help="Folder that the stages write to.")] = Path("data"),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Looks at checkout, parameters, device, base, caches and disk before a long run; exit code 1 where something is wrong."""
+    """Checks project, parameters, device, base model, caches and disk before a long run. Exits with 1 on a problem."""
     from t2i.tools.doctor import doctor
 
     wrong = 0
     for finding in doctor(params_file, data, deep=deep):
-        print(f"{finding.state:5}  {finding.about}: {finding.said}", flush=True)
+        print(f"{finding.state:5}  {finding.about}: {finding.message}", flush=True)
         wrong += finding.state == "wrong"
     if wrong:
-        raise ValueError(f"{wrong} of these would stop a run, or spoil it")
-    print("nothing stands in the way of a run")
+        raise ValueError(f"{wrong} problem(s) found: fix the lines marked `wrong` before you start a run")
+    print("no problem found")
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Verb: run the text encoder over every caption once, and keep the conditioning."""
+"""Runs the text encoder once over every caption and stores the conditioning."""
 
 import sys
 from collections.abc import Callable
@@ -26,9 +26,9 @@ class EncodeCaptions(Section):
     """Section `encode.captions`."""
 
     records_per_shard: int = Field(ge=1)
-    """Records in a tar."""
+    """Number of records per tar."""
     validation_prompts: list[str]
-    """Prompts that are drawn while training runs, to be looked at."""
+    """Prompts that are sampled during training, so that you can look at the progress."""
 
 
 DECIDED_BY = (
@@ -36,7 +36,7 @@ DECIDED_BY = (
     *(f"encode/{name}.py" for name in ("captions", "shard_set")),
     *(f"model/{name}.py" for name in ("family", "pretrained")),
 )
-"""The code that decides the embeddings: finished shards of the same code alone are taken over."""
+"""The code that decides the embeddings. Finished shards are reused only if this code is unchanged."""
 
 
 def encode_captions(
@@ -50,17 +50,17 @@ def encode_captions(
     batch_size: int,
     device: str,
 ) -> dict[str, Any]:
-    """Writes the conditioning of every caption in captions.jsonl to shards in `out`, and that of a dropped prompt.
+    """Writes the conditioning of every caption in captions.jsonl, and of the empty prompt, to `out`.
 
-    The validation prompts' goes to another folder, `validation_prompts`: nothing that is measured hangs on them.
+    The conditioning of the validation prompts goes to the folder `validation_prompts`, because no metric depends on it.
 
     Returns:
-        Metrics: counts of records and captions, and of captions longer than the tokenizer lets through.
+        Metrics: the numbers of records, of captions, and of captions longer than the tokenizer's limit.
     """
     rows, made_by = list(read_captions(captions)), _made_by(section, base, captions)
-    said = list(dict.fromkeys(caption for row in rows for caption in row["captions"]))
+    unique = list(dict.fromkeys(caption for row in rows for caption in row["captions"]))
     with shard_set("encode-captions", made_by, [*DECIDED_BY, file_of(family)], out) as made:
-        print(f"encoding {len(said)} captions on {device_in_words(device)}; finished shards: {made.folder}", file=sys.stderr)
+        print(f"encoding {len(unique)} captions on {device_in_words(device)}; finished shards: {made.folder}", file=sys.stderr)
         text = family.load_text(device)
         encode = partial(_encode, family, text, batch_size)
         made.add_file("empty.safetensors", lambda: pack(encode([""]), "the empty prompt"))
@@ -73,11 +73,11 @@ def encode_captions(
                     progress.update(len(chunk))
         _keep_prompts(encode, section.validation_prompts, validation_prompts)
     counted = sum(len(row["captions"]) for row in rows)
-    return {"records": len(rows), "captions": counted, "truncated": family.count_truncated(text, said)}
+    return {"records": len(rows), "captions": counted, "truncated": family.count_truncated(text, unique)}
 
 
 def _made_by(section: EncodeCaptions, base: Path, captions: Path) -> dict[str, Any]:
-    """What decides the embeddings, besides code."""
+    """Returns everything except code that decides the embeddings."""
     return {
         "captions": sha256_of(captions),
         "text": text_digests(base),
@@ -88,7 +88,7 @@ def _made_by(section: EncodeCaptions, base: Path, captions: Path) -> dict[str, A
 
 
 def _encode_shard(encode: Callable[[list[str]], dict[str, Tensor]], rows: list[dict[str, Any]]) -> dict[str, tuple[str, bytes]]:
-    """Returns the records of a shard; a caption met twice is encoded once."""
+    """Returns the records of a shard. A caption that occurs twice is encoded once."""
     unique = list(dict.fromkeys(caption for row in rows for caption in row["captions"]))
     encoded, place = encode(unique), {caption: at for at, caption in enumerate(unique)}
     contents = {}

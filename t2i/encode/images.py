@@ -1,4 +1,4 @@
-"""Verb: run the VAE over every view of every image once, and keep the moments."""
+"""Runs the VAE once over every view of every image and stores the moments."""
 
 import sys
 from collections.abc import Iterator
@@ -28,19 +28,19 @@ DECIDED_BY = (
     *(f"encode/{name}.py" for name in ("images", "shard_set", "views")),
     *(f"model/{name}.py" for name in ("family", "pretrained")),
 )
-"""The code that decides the moments: finished shards of the same code alone are taken over."""
+"""The code that decides the moments. Finished shards are reused only if this code is unchanged."""
 
 
 def encode_images(
     section: EncodeImages, family: Family, base: Path, raw: Path, out: Path, *, batch_size: int, device: str
 ) -> dict[str, Any]:
-    """Writes the moments of the image shards in `raw` to shards in `out`, one to one; finished shards survive a kill.
+    """Writes one shard of moments to `out` for each image shard in `raw`; finished shards survive a kill.
 
     Returns:
-        Metrics: counts, and the mean and the least PSNR of what was decoded back.
+        Metrics: the number of records, and the mean and lowest PSNR of the images decoded from their moments.
 
     Raises:
-        ValueError: naming the image that cannot be read, the moments that overflow, or the PSNR that is too low.
+        ValueError: an image cannot be read, moments overflow float16, or the PSNR is too low. The message names it.
     """
     section.check_factor(family.vae_factor)
     made_by = {
@@ -69,7 +69,7 @@ def encode_images(
 def _encode_shard(
     section: EncodeImages, family: Family, vae: nn.Module, members: list[Member], batch_size: int, device: str, progress: Any
 ) -> dict[str, tuple[str, bytes]]:
-    """Returns the records of a shard of moments, from one of images."""
+    """Returns the records of the shard of moments that belongs to one image shard."""
     contents = {}
     for key, group in groupby(_encode_views(section, family, vae, members, batch_size, device), key=lambda row: row[0]):
         _, geometries, moments = zip(*group, strict=True)
@@ -87,7 +87,7 @@ def _encode_shard(
 def _encode_views(
     section: EncodeImages, family: Family, vae: nn.Module, members: list[Member], batch_size: int, device: str
 ) -> Iterator[tuple[str, Geometry, Tensor]]:
-    """Yields key, geometry and moments of every stored view; a batch never crosses a shard, whose bits it could change."""
+    """Yields key, geometry and moments of every view. A batch never spans two shards, so shards do not affect each other."""
     reader = Reader()
     stored = ((member.key, seen) for member in members for seen in views(section, member, bytes(reader.content(member))))
     while batch := list(islice(stored, batch_size)):
@@ -100,7 +100,7 @@ def _check_psnr(section: EncodeImages, found: dict[str, list[float]]) -> dict[st
     mean = sum(values) / len(values)
     if mean < section.min_psnr:
         raise ValueError(
-            f"decoded back from their moments, images have a PSNR of {mean:.1f} dB, wanted `encode.images.min_psnr` "
-            f"{section.min_psnr}: this VAE does not know such images, or `encode.images.resolution_px` is too small"
+            f"images decoded from their moments have a PSNR of {mean:.1f} dB, wanted at least `encode.images.min_psnr` "
+            f"{section.min_psnr}: choose a base whose VAE fits these images, or increase `encode.images.resolution_px`"
         )
     return {"psnr_mean": round(mean, 3), "psnr_min": round(min(values), 3)}

@@ -1,4 +1,4 @@
-"""The round trip: how well images come back from their stored moments, which shows that pixels, VAE and shards fit."""
+"""Checks that pixels, VAE and shards fit together: decodes stored moments and compares them with the images."""
 
 from pathlib import Path
 
@@ -16,19 +16,19 @@ from t2i.model.latents import psnr, sample_latents
 def psnr_of_records(
     section: EncodeImages, family: Family, vae: nn.Module, images: list[Member], latents: Path, *, batch_size: int, device: str
 ) -> dict[str, list[float]]:
-    """Returns the PSNR of every view of some records, by key, in decibels: source pixels against decoded moments.
+    """Returns the PSNR in decibels between source pixels and decoded moments: by key, one value per view.
 
     Args:
-        section: `psnr_records` is how many of each split are looked at, chosen by hash; the rest made the views.
-        family: the checkpoint whose VAE encoded them.
-        vae: that VAE.
+        section: `psnr_records` is the number of records checked per split, chosen by hash; the other fields made the views.
+        family: the checkpoint whose VAE encoded the images.
+        vae: its VAE.
         images: every record of the image shards.
-        latents: folder of the shards of moments, which are named as those of the images.
-        batch_size: latents that go through the VAE at once.
-        device: the VAE's.
+        latents: the folder with the shards of moments, which have the same names as the image shards.
+        batch_size: the number of latents decoded at once.
+        device: the device of the VAE.
 
     Raises:
-        ValueError: where a record has no moments.
+        ValueError: a record has no moments.
     """
     reader, sampled = Reader(), []
     for split in SPLITS:

@@ -1,6 +1,7 @@
-"""A set of shards in the making: what is finished survives a kill, and the set takes its final name whole.
+"""A set of shards under construction: finished shards survive a kill; the complete set is renamed to its final folder.
 
-data/work/encode-images-HASH/train-00000.tar    and train-00000.tar.json, its row for the manifest, once it is whole
+data/work/encode-images-HASH/files/train-00000.tar    a shard
+data/work/encode-images-HASH/train-00000.tar.json     its row of the manifest, written when the shard is complete
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from t2i.data.shards import write_shard
 
 
 class ShardSet:
-    """The files of a set that are there so far."""
+    """The files of a set that exist so far."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "files"
@@ -29,11 +30,11 @@ class ShardSet:
         self._finished = folder
 
     def add(self, name: str, members: Callable[[], Mapping[str, tuple[str, bytes]]]) -> bool:
-        """Writes a shard of what `members` returns, and returns True; does neither where it is there from before a kill."""
+        """Writes what `members` returns as a shard; returns False, without calling it, if an earlier run finished the shard."""
         return self._add(name, lambda: write_shard(self.folder / name, members()))
 
     def add_file(self, name: str, content: Callable[[], bytes]) -> bool:
-        """The same for a file that is no shard, of one record."""
+        """Does the same for a single file that is not a shard; it counts as one record."""
 
         def write() -> File:
             made = content()
@@ -54,7 +55,7 @@ class ShardSet:
 
     @staticmethod
     def _row(path: Path, file: Path) -> File | None:
-        """The row of a file that is there as its row says, or None."""
+        """Returns the row of a file, or None if the file or the row is missing or their sizes differ."""
         if not (path.exists() and file.exists()):
             return None
         with contextlib.suppress(ValidationError):
@@ -66,16 +67,16 @@ class ShardSet:
 
 @contextmanager
 def shard_set(kind: str, made_by: dict[str, Any], code: Iterable[str], out: Path) -> Iterator[ShardSet]:
-    """Yields the set of a piece of work, as far as it is made; publishes it as `out` on success.
+    """Yields a shard set with the files that a killed run finished; renames it to `out` on success.
 
     Args:
-        kind: the piece of work's name, such as `encode-images`.
-        made_by: everything but code that decides its content.
-        code: paths below t2i/ of the code that decides it; both together find what a killed run left.
+        kind: the name of the work, such as `encode-images`.
+        made_by: everything except code that decides the content.
+        code: paths below t2i/ of the code that decides the content. `made_by` and `code` identify the work folder.
         out: the final folder.
 
     Raises:
-        ValueError: where another process is at the same work.
+        ValueError: another process is doing the same work.
     """
     work = work_folder(kind, fingerprint(made_by, code_digest(code)))
     with locked(work):

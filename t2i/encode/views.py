@@ -1,4 +1,4 @@
-"""Views: which squares of an image are kept, and how they are made."""
+"""Views: which square crops of an image are stored, and how they are made."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -13,53 +13,55 @@ from t2i.data.shards import Member
 
 
 class CenterCrop(Section):
-    """One view, from the middle."""
+    """One view, cropped from the middle."""
 
     name: Literal["center"]
 
 
 class RandomCrop(Section):
-    """Several views, at places that depend on the seed, the record and the view alone."""
+    """Several views, at positions that depend only on the seed, the record and the view."""
 
     name: Literal["random"]
     views: int = Field(ge=1)
-    """Crops of each image; training takes one a visit."""
+    """Number of crops per image. Training uses one of them each time it reads the image."""
 
 
 class EncodeImages(Section):
     """Section `encode.images`."""
 
     resolution_px: int = Field(ge=8)
-    """Side of the squares that the model learns, a multiple of the VAE's factor."""
+    """Side of the square images that the model learns from, a multiple of the VAE's downsampling factor."""
     interpolation: Interpolation
-    """Filter of the resize."""
+    """Filter used to resize images."""
     crop: Annotated[CenterCrop | RandomCrop, Field(discriminator="name")]
-    """Which squares of a larger image are kept."""
+    """Which square crops of a larger image are stored."""
     flip: bool
-    """Whether each view is stored mirrored too; leave it off where left and right matter."""
+    """Whether to also store each view mirrored. Leave it off if left and right matter."""
     background: str = Field(pattern="^#[0-9a-fA-F]{6}$")
-    """Ground laid under transparent images, `#rrggbb`."""
+    """Background colour for transparent images, `#rrggbb`."""
     seed: int
-    """Decides where random crops lie."""
+    """Decides the positions of random crops."""
     psnr_records: int = Field(ge=1)
-    """Records of each split that are decoded back from their moments, to measure what the VAE loses."""
+    """Number of records per split that are decoded from their moments, to measure what the VAE loses."""
     min_psnr: float
-    """Mean PSNR in decibels below which the stage fails: the VAE does not know such images, or the pixels are wrong."""
+    """The stage fails if the mean PSNR in decibels is lower: the VAE does not fit these images, or the pixels are wrong."""
 
     def check_factor(self, vae_factor: int) -> None:
-        """Raises a ValueError where the resolution is no multiple of what a latent stands for."""
+        """Raises a ValueError if the resolution is not a multiple of the VAE's downsampling factor."""
         if self.resolution_px % vae_factor:
-            raise ValueError(f"`encode.images.resolution_px` {self.resolution_px} is no multiple of the VAE's {vae_factor}")
+            raise ValueError(
+                f"`encode.images.resolution_px` is {self.resolution_px}, wanted a multiple of {vae_factor}, the VAE's factor"
+            )
 
     def count(self, split: Split) -> int:
-        """Returns how many views an image of a split has; a held-out image has one, from the middle, not flipped."""
+        """Returns the number of views per image of a split. A held-out image has one: centred, not flipped."""
         if split == "heldout":
             return 1
         return (self.crop.views if isinstance(self.crop, RandomCrop) else 1) * (2 if self.flip else 1)
 
 
 def views(section: EncodeImages, member: Member, content: bytes) -> Iterator[View]:
-    """Yields an image's stored views; a held-out image has one, from the middle, not flipped."""
+    """Yields the views of an image that are stored. A held-out image has one: centred, not flipped."""
     try:
         image = decode(content, section.background)
     except ValueError as error:

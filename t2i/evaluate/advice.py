@@ -1,4 +1,4 @@
-"""Advice: what the figures of a run warn of, each with what to try."""
+"""Advice: the warnings that the metrics of a run give rise to, each with a remedy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,91 +7,100 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Figures:
-    """Metrics of the stages."""
+    """Metrics written by the stages."""
 
     evaluation: Mapping[str, float | int]
     intervals: Mapping[str, list[float]]
-    """95 % intervals of those."""
+    """The 95 % intervals of `evaluation`."""
     images: Mapping[str, float | int]
     captions: Mapping[str, float | int]
 
 
 class Warning(NamedTuple):
-    """Something that a user would want to know before they trust a model."""
+    """A problem that a user should know of before trusting the model."""
 
     what: str
-    """What was found, with its figures."""
+    """The problem, with the metrics that show it."""
     to_try: str
-    """What to change."""
+    """The remedy."""
 
 
 def warnings(figures: Figures) -> list[Warning]:
-    """Returns what there is to warn of, the gravest first."""
+    """Returns all warnings, the most serious first."""
     checks = (overfitting, copying, forgetting, no_gain, truncation, loss_of_detail)
     return [warning for check in checks if (warning := check(figures)) is not None]
 
 
 def overfitting(f: Figures) -> Warning | None:
-    """Warns where the gap, as a share of the training loss, exceeds the base's share by more than a quarter, beyond chance."""
+    """Warns if the overfit gap, as a fraction of the training loss, is more than 0.25 above the base's.
+
+    Uses the lower end of the gap's interval, so that chance does not cause the warning.
+    """
     heldout, train = f.evaluation["heldout_loss"], f.evaluation["train_loss"]
     of_base = f.evaluation["overfit_gap_base"] / f.evaluation["train_loss_base"]
     if f.intervals["overfit_gap"][0] / train - of_base <= 0.25:
         return None
     return Warning(
-        f"Overfitting: the denoising loss is {heldout:.3g} on held-out records and {train:.3g} on those trained on.",
-        "Fewer `train.steps`, a lower `train.learning_rate`, or more images.",
+        f"Overfitting: the denoising loss is {heldout:.3g} on held-out records and {train:.3g} on training records.",
+        "Try fewer `train.steps`, a lower `train.learning_rate`, or more images.",
     )
 
 
 def copying(f: Figures) -> Warning | None:
-    """Warns where more samples than a twentieth, which real images would score, are all but training images."""
+    """Warns if more than 5 % of the samples nearly equal a training image; real held-out images score at most 5 %.
+
+    Uses the lower end of the interval.
+    """
     if f.intervals["copy_rate"][0] <= 0.05:
         return None
     return Warning(
-        f"Copying: {f.evaluation['copy_rate']:.0%} of the samples lie nearer to a training image than 95 % of held-out images.",
-        "Remove duplicates from the dataset, add images, or train for fewer steps; the nearest pairs are shown below.",
+        f"Copying: {f.evaluation['copy_rate']:.0%} of the samples are nearer to a training image than 95 % of held-out images.",
+        "Remove duplicates from the dataset, add images, or train for fewer `train.steps`. The nearest pairs are shown below.",
     )
 
 
 def forgetting(f: Figures) -> Warning | None:
-    """Warns where more than a quarter of what the base drew right, of what the dataset has not, is lost, beyond chance."""
+    """Warns if prompt retrieval on the retention prompts is below 75 % of the base's.
+
+    Uses the upper end of the interval.
+    """
     if "retention_retrieval" not in f.evaluation:
         return None
     if f.intervals["retention_retrieval"][1] >= 0.75 * f.evaluation["retention_retrieval_base"]:
         return None
     now, before = f.evaluation["retention_retrieval"], f.evaluation["retention_retrieval_base"]
     return Warning(
-        f"Forgetting: CLIP finds the prompt of {now:.0%} of the samples of what the dataset has not; the base's: {before:.0%}.",
-        "A lower `train.learning_rate`, fewer `train.steps`, or images of such things in the dataset.",
+        f"Forgetting: on prompts outside the dataset, CLIP recognizes {now:.0%} of the samples; of the base's, {before:.0%}.",
+        "Try a lower `train.learning_rate`, fewer `train.steps`, or add images of such subjects to the dataset.",
     )
 
 
 def no_gain(f: Figures) -> Warning | None:
-    """Warns where the held-out loss is not below the base's."""
+    """Warns if the held-out loss is not below the base's."""
     now, before = f.evaluation["heldout_loss"], f.evaluation.get("heldout_loss_base")
-    if before is None or now < before:  # None: the base is asked for something else
+    if before is None or now < before:  # None: the two losses are not comparable
         return None
     return Warning(
-        f"No gain: the held-out loss is {now:.3g}, the base's {before:.3g}.",
-        "Look at the loss curves: a `train.learning_rate` too high or too low, or too few `train.steps`.",
+        f"No gain: the held-out loss is {now:.3g}; the base's is {before:.3g}.",
+        "Look at the loss curves: `train.learning_rate` may be too high or too low, or `train.steps` too few.",
     )
 
 
 def truncation(f: Figures) -> Warning | None:
-    """Warns where captions are longer than the tokenizer lets through."""
+    """Warns if captions are longer than the tokenizer's limit."""
     if not f.captions["truncated"]:
         return None
     return Warning(
-        f"{f.captions['truncated']:.0f} of {f.captions['captions']:.0f} captions are cut short: their ends are not learnt.",
-        "Shorten them; what matters first.",
+        f"{f.captions['truncated']:.0f} of {f.captions['captions']:.0f} captions are truncated to the tokenizer's limit.",
+        "Shorten them, or put what matters first.",
     )
 
 
 def loss_of_detail(f: Figures) -> Warning | None:
-    """Warns where the VAE loses so much that the eye sees it."""
+    """Warns if the VAE loses visible detail: a mean PSNR below 24 dB."""
     if f.images["psnr_mean"] >= 24:
         return None
     return Warning(
-        f"Decoded back from their latents, images have a PSNR of {f.images['psnr_mean']:.1f} dB: detail is lost.",
-        "A larger `encode.images.resolution_px`, or a base whose VAE knows such images.",
+        f"Lost detail: images encoded and decoded by the VAE have a mean PSNR of {f.images['psnr_mean']:.1f} dB.",
+        "Try a larger `encode.images.resolution_px`, or a base whose VAE fits these images.",
     )

@@ -1,4 +1,4 @@
-"""Verb: sample and measure the base, once for all the models that are fine-tuned from it."""
+"""Samples and measures the base model. All models fine-tuned from it reuse the result."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from t2i.model.family import Family
 
 
 def evaluate_base(evaluator: Evaluator, family: Family, samples: Path, report: Path) -> Evaluation:
-    """Writes the base's images and figures, with what real images score beside them.
+    """Writes the base's samples and metrics, together with the metrics of real images.
 
     Returns:
-        What Evaluator.evaluate finds, `cmmd_floor` and `kid_floor` (real against as many other real images) and
-        `prompt_retrieval_real`.
+        The result of Evaluator.evaluate, plus `cmmd_floor` and `kid_floor` (held-out images against equally many training
+        images) and `prompt_retrieval_real`.
     """
     evaluation = evaluator.evaluate(family, samples)
     count = min(len(evaluator.real), len(evaluator.train))

@@ -1,4 +1,4 @@
-"""Charts: curves as SVG that takes the colours of the page it stands on."""
+"""Charts: curves as SVG in the text colour of the surrounding page."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -7,19 +7,21 @@ from typing import Any
 Rows = Sequence[Mapping[str, float | int]]
 
 _INK = "#0a0b0c"
-"""Stands for the page's text colour."""
+"""A placeholder for the text colour of the page."""
 _COLOURS = ("#d9652b", "#2f8fbd", "#5a9e4b", "#a06cc8")
-"""Legible on a light and on a dark ground."""
+"""Legible on a light and on a dark background."""
 
 
 def lines(rows: Rows, x: str, ys: Mapping[str, str], y_label: str) -> str:
-    """Returns curves over one axis; the other is logarithmic where values differ much. Few points are marked.
+    """Returns an SVG chart of curves over a common x axis.
+
+    The y axis is logarithmic if the values span more than a factor of 3. Points are marked if there are fewer than 20.
 
     Args:
-        rows: a mapping a point.
-        x: key of the horizontal axis.
-        ys: keys of the curves, with the names that the legend gives them.
-        y_label: name of the vertical axis.
+        rows: one mapping per point.
+        x: the key of the x values, which is also the label of the axis.
+        ys: the keys of the curves, with their names in the legend.
+        y_label: the label of the y axis.
     """
     values = [row[key] for row in rows for key in ys]
 
@@ -40,12 +42,12 @@ def lines(rows: Rows, x: str, ys: Mapping[str, str], y_label: str) -> str:
 
 
 def path(rows: Rows, axes_labels: Mapping[str, str], label: str) -> str:
-    """Returns one curve through points that each bear a value.
+    """Returns an SVG chart of one curve whose points are labelled with a value.
 
     Args:
-        rows: a mapping a point.
-        axes_labels: keys of the horizontal and of the vertical axis, with their names.
-        label: key of the value.
+        rows: one mapping per point.
+        axes_labels: the keys of the x and the y values, with the labels of the axes.
+        label: the key of the value at each point.
     """
     (x, x_label), (y, y_label) = axes_labels.items()
 

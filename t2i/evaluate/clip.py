@@ -1,4 +1,4 @@
-"""The CLIP that measures: images and texts as unit vectors (Radford et al. 2021, arXiv 2103.00020)."""
+"""CLIP for metrics: maps images and texts to unit vectors (Radford et al. 2021, arXiv 2103.00020)."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -25,16 +25,16 @@ class Clip:
 
     @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
-        """Returns the unit-normalised features of some RGB images, of which no more than a batch is held at once."""
-        features, coming = [], iter(images)
-        while batch := list(islice(coming, self.batch_size)):
+        """Returns the unit-normalised features of RGB images. At most one batch of images is in memory at once."""
+        features, remaining = [], iter(images)
+        while batch := list(islice(remaining, self.batch_size)):
             pixels = self.processor(images=batch, return_tensors="pt").pixel_values
             features.append(self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output.cpu())
         return torch.nn.functional.normalize(torch.cat(features), dim=-1)
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Returns the unit-normalised features of some texts, cut to the tokenizer's length."""
+        """Returns the unit-normalised features of texts, each cut to the tokenizer's maximum length."""
         features = []
         for at in range(0, len(texts), self.batch_size):
             tokens = self.tokenizer(list(texts[at : at + self.batch_size]), padding=True, truncation=True, return_tensors="pt")

@@ -1,4 +1,4 @@
-"""Evaluation: all that is measured alike of the base and of a fine-tuned model, on the same prompts, seeds and records."""
+"""Evaluation: the metrics of the base and of a fine-tuned model, on the same prompts, seeds and records."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -25,24 +25,24 @@ from t2i.model.runtime import device_in_words
 from t2i.model.sampling import Drawing, draw
 
 Statistic = Callable[[Int[Tensor, " n"]], float]
-"""Gives the figure of some of the records that it is about, by their places."""
+"""Returns the value of a metric over the records at the given indices."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found out about a model."""
+    """The measurements of one model."""
 
     metrics: dict[str, float | int]
-    """Figures by name, five significant digits: what differs beyond is rounding."""
+    """Values by metric, to five significant digits: differences beyond that are rounding."""
     intervals: dict[str, list[float]]
-    """The 95 % interval of each, where it has one."""
+    """95 % intervals by metric, for the metrics that have one."""
     timesteps: list[dict[str, float | int]]
-    """Denoising errors by timestep."""
+    """Mean denoising errors, one row per timestep."""
     nearest: list[dict[str, Any]]
-    """What the samples are nearest to among the training images, the nearest first."""
+    """Each sample with its nearest training image, the nearest pair first."""
 
     def write(self, report: Path) -> None:
-        """Writes metrics.json, intervals.json, timesteps.csv and nearest.json into a folder."""
+        """Writes metrics.json, intervals.json, timesteps.csv and nearest.json to a folder."""
         write_json(report / "metrics.json", self.metrics)
         write_json(report / "intervals.json", self.intervals)
         write_text(report / "timesteps.csv", to_csv(self.timesteps))
@@ -50,7 +50,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """Measures models of one dataset: what of the data every model is held against is loaded once."""
+    """Measures models on one dataset. The features of the data are computed once and serve for every model."""
 
     def __init__(self, section: Evaluate, data: DataFolders, clip: Path, *, batch_size: int, device: str) -> None:
         self.section, self.data, self.batch_size, self.device = section, data, batch_size, device
@@ -62,7 +62,7 @@ class Evaluator:
         self.train = self.clip.image_features(images_of(data, "train", self.train_keys))
 
     def draw(self, family: Family, prompts: Sequence[str], keys: Sequence[str], guidance_scale: float) -> list[Image.Image]:
-        """Returns an image a prompt, from noise that its key decides."""
+        """Returns one image per prompt, drawn from noise that depends on the seed and the prompt's key."""
         p = self.section
         how = Drawing(
             num_inference_steps=p.num_inference_steps,
@@ -75,13 +75,11 @@ class Evaluator:
         return draw(how, family, prompts, [(p.seed, key) for key in keys])
 
     def evaluate(self, family: Family, samples: Path) -> Evaluation:
-        """Samples and measures a model; keeps its images as `samples`/KEY.png and `samples`/retention/NUMBER.png."""
+        """Samples and measures a model; writes its images to `samples`/KEY.png and `samples`/retention/NUMBER.png."""
         retention = self.section.retention_prompts
-        counts, steps = (
-            f"{len(self.records.keys)} held-out and {len(retention)} other prompts",
-            self.section.num_inference_steps,
-        )
-        print(f"sampling {counts} in {steps} steps each, on {device_in_words(self.device)}", file=sys.stderr)
+        counts = f"{len(self.records.keys)} held-out and {len(retention)} retention prompts"
+        steps, device = self.section.num_inference_steps, device_in_words(self.device)
+        print(f"sampling {counts}, {steps} steps each, on {device}", file=sys.stderr)
         drawn = self.draw(family, self.records.prompts, self.records.keys, self.section.guidance_scale)
         kept = self.draw(family, retention, [f"retention:{prompt}" for prompt in retention], self.section.guidance_scale)
         _save(drawn, self.records.keys, kept, samples)
@@ -110,7 +108,7 @@ class Evaluator:
         )
 
     def figures(self, statistics: dict[str, tuple[int, Statistic]]) -> tuple[dict[str, float | int], dict[str, list[float]]]:
-        """Returns figures and their 95 % intervals, of statistics with the number of records that each is about."""
+        """Returns values and 95 % intervals by metric. Each statistic comes with the number of its records."""
         metrics: dict[str, float | int] = {}
         intervals = {}
         for name, (count, statistic) in statistics.items():
@@ -121,7 +119,7 @@ class Evaluator:
         return metrics, intervals
 
     def _nearest(self, features: Tensor, images: Sequence[Image.Image]) -> tuple[list[int], Nearest]:
-        """The places of the nearest training images, and how near they are."""
+        """Returns the indices of the nearest training images, and their distances."""
         cosine, place = (features @ self.train.T).max(dim=1)
         theirs = images_of(self.data, "train", [self.train_keys[at] for at in place.tolist()])
         pairs = zip(images, theirs, strict=True)
@@ -129,7 +127,7 @@ class Evaluator:
         return place.tolist(), Nearest(1 - cosine, torch.stack(rmse))
 
     def _errors(self, family: Family) -> dict[Split, Float[Tensor, "records timesteps"]]:
-        """The denoising errors of as many records of each split."""
+        """Returns the denoising errors of the same number of records of each split."""
         unet = family.load_unet(random=False).eval().to(self.device)
         records = {split: CachedRecords(self.data.latents, self.data.embeds, split) for split in SPLITS}
         count = min(self.section.prompts, *map(len, records.values()))
@@ -169,7 +167,7 @@ class Evaluator:
 
 
 def rounded(value: float) -> float:
-    """Returns a number to five significant digits."""
+    """Returns a number rounded to five significant digits."""
     return float(f"{value:.5g}")
 
 

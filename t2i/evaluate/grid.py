@@ -1,4 +1,4 @@
-"""Pictures of what was measured."""
+"""Grids: captioned images side by side in one PNG."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ _CELL_PX, _GAP_PX, _TEXT_PX = 128, 8, 20
 def draw_grid(
     rows: Sequence[tuple[str, Sequence[Image.Image]]], headings: Sequence[str], out: Path, *, across: int = 4
 ) -> None:
-    """Draws prompts with their images side by side, `across` prompts in a row.
+    """Draws each prompt with its images side by side.
 
     Args:
-        rows: a prompt and one image a heading.
-        headings: what the images of every prompt are, from the left.
-        out: the PNG.
-        across: prompts in a row.
+        rows: prompts, each with one image per heading.
+        headings: what the images of each prompt are, from left to right.
+        out: the PNG file.
+        across: the number of prompts per row of the grid.
     """
     width = len(headings) * _CELL_PX + 2 * _GAP_PX
     height = _CELL_PX + 2 * _TEXT_PX + _GAP_PX

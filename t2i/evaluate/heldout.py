@@ -1,4 +1,4 @@
-"""Sampling: which prompts are drawn, from which noise, and what held-out records really look like."""
+"""Held-out data: the prompts that models are measured on, and the real images that belong to them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from t2i.evaluate.section import Evaluate
 
 @dataclass(frozen=True)
 class DataFolders:
-    """What measuring reads."""
+    """The folders that evaluation reads."""
 
     raw: Path
     latents: Path
@@ -25,7 +25,7 @@ class DataFolders:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out records that are measured, in an order that the seed decides."""
+    """The held-out records that models are measured on, in an order that the seed decides."""
 
     keys: list[str]
     prompts: list[str]
@@ -34,32 +34,32 @@ class HeldOut:
 
 
 def heldout(section: Evaluate, data: DataFolders) -> HeldOut:
-    """Returns the held-out records that are measured, with their first captions."""
-    said, keys = captions(data), some_keys(data, "heldout", section.prompts, section.seed)
+    """Returns the held-out records that models are measured on, with their first captions as prompts."""
+    captions_of, keys = captions(data), some_keys(data, "heldout", section.prompts, section.seed)
     real = list(images_of(data, "heldout", keys))
-    return HeldOut(keys, [said[key][0] for key in keys], real, real[0].width)
+    return HeldOut(keys, [captions_of[key][0] for key in keys], real, real[0].width)
 
 
 def captions(data: DataFolders) -> dict[str, list[str]]:
-    """Returns every record's captions by key."""
+    """Returns the captions of every record, by key."""
     return {row["key"]: row["captions"] for row in read_captions(data.raw / "captions.jsonl")}
 
 
 def some_keys(data: DataFolders, split: Split, most: int, seed: int) -> list[str]:
-    """Returns at most `most` records of a split, by key, in an order that the seed decides.
+    """Returns the keys of at most `most` records of a split, in an order that the seed decides.
 
     Raises:
-        ValueError: where there are fewer than two, of which nothing can be measured.
+        ValueError: the split has fewer than two records, too few to compute the metrics.
     """
     keys = [member.key for member in index(data.raw / "images", split, EXTENSIONS.values())]
     if len(keys) < 2:
-        advice = f"give more records, or change `fetch.heldout_fraction` or `fetch.max_{split}_records`"
-        raise ValueError(f"{data.raw}: {len(keys)} {split} record, wanted 2 or more: {advice}")
+        advice = f"add records, or change `fetch.heldout_fraction` or `fetch.max_{split}_records`"
+        raise ValueError(f"{data.raw}: {len(keys)} {split} record(s), wanted 2 or more: {advice}")
     return sorted(keys, key=lambda key: hash_fraction(f"{seed}:{key}"))[:most]
 
 
 def images_of(data: DataFolders, split: Split, keys: Sequence[str]) -> Iterator[Image.Image]:
-    """Yields the centred views of some records of a split, resized as `encode images` does it."""
+    """Yields the centred views of records of a split, resized as in `encode images`."""
     made = read_manifest(data.latents).made_by["params"]
     members, reader = {member.key: member for member in index(data.raw / "images", split, EXTENSIONS.values())}, Reader()
     for key in keys:

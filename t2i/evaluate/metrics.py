@@ -1,4 +1,4 @@
-"""Metrics: one function each, on unit-normalised CLIP features. docs/metrics.md says what each is good for."""
+"""Metrics on unit-normalised CLIP features, one function each. docs/metrics.md explains what each one measures."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -11,8 +11,8 @@ from torch import Tensor
 def cmmd(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m d"]) -> float:
     """Returns CMMD, the squared maximum mean discrepancy times 1000 (Jayasumana et al. 2024, arXiv 2401.09603).
 
-    Gaussian kernel of sigma 10, biased estimate. With so wide a kernel it is nearly the squared distance of the means:
-    it sees a change of look at once, and content hardly.
+    Gaussian kernel with sigma 10, biased estimate. The kernel is wide, so CMMD is nearly the squared distance between the
+    means: it is sensitive to the look of the images, and hardly to their content.
     """
 
     def mean_kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -24,8 +24,9 @@ def cmmd(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m d"]) -> float:
 def kid(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m d"]) -> float:
     """Returns KID on CLIP features, times 1000 (Binkowski et al. 2018, arXiv 1801.01401).
 
-    The unbiased squared maximum mean discrepancy under the kernel (x.y + 1)^3 of unit features, which is KID's
-    (x.y / d + 1)^3 of features of norm sqrt(d). It sees spread as well as mean; equal distributions give 0 on average.
+    The unbiased squared maximum mean discrepancy with the kernel (x.y + 1)^3 on unit features, which equals KID's
+    (x.y / d + 1)^3 on features of norm sqrt(d). It is sensitive to spread as well as mean. Equal distributions give 0 on
+    average.
     """
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -39,35 +40,34 @@ def kid(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m d"]) -> float:
 
 
 def found(images: Float[Tensor, "n d"], prompts: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
-    """Returns which images have the highest cosine with their own prompt among all prompts."""
+    """Returns which images have their highest cosine similarity with their own prompt, among all prompts."""
     scores = images @ prompts.T
-    return scores.diagonal() >= scores.max(dim=1).values - 1e-6  # equal prompts differ by rounding, and share the first rank
+    return scores.diagonal() >= scores.max(dim=1).values - 1e-6  # scores of equal prompts differ by rounding: they share a rank
 
 
 def prompt_retrieval(images: Float[Tensor, "n d"], prompts: Float[Tensor, "n d"]) -> float:
-    """Returns the share of images that are found by their own prompt."""
+    """Returns the fraction of images whose own prompt ranks first."""
     return found(images, prompts).double().mean().item()
 
 
 def clip_score(images: Float[Tensor, "n d"], prompts: Float[Tensor, "n d"]) -> float:
-    """Returns the mean cosine of images and their prompts, times 100; only differences on the same prompts mean anything."""
+    """Returns the mean cosine similarity of images and their prompts, times 100. Compare it only on the same prompts."""
     return 100 * (images * prompts).sum(dim=1).double().mean().item()
 
 
 class Nearest(NamedTuple):
-    """How near each of some images is to the training image that is nearest to it by CLIP."""
+    """The distance of each image to its nearest training image by CLIP."""
 
     distance: Float[Tensor, " n"]
-    """1 - cosine."""
+    """1 - cosine similarity."""
     rmse: Float[Tensor, " n"]
-    """Root mean square difference of the pixels, which are in [-1, 1]."""
+    """Root mean square difference of pixels in [-1, 1]."""
 
 
 def copied(drawn: Nearest, heldout: Nearest) -> Bool[Tensor, " n"]:
-    """Returns which drawn images are copies: nearer to a training image than held-out real images are to theirs.
+    """Returns which drawn images are copies: nearer to a training image than 95 % of held-out images, in CLIP and pixels.
 
-    Nearer than all but the nearest twentieth of the held-out ones, by CLIP and in pixels both; so about a twentieth,
-    at most, of new images pass for copies, since datasets hold pictures that are nearly alike.
+    Datasets contain images that are nearly alike. With this threshold, at most about 5 % of new images count as copies.
     """
     near = torch.quantile(heldout.distance, 0.05), torch.quantile(heldout.rmse, 0.05)
     return (drawn.distance < near[0]) & (drawn.rmse < near[1])
@@ -76,15 +76,15 @@ def copied(drawn: Nearest, heldout: Nearest) -> Bool[Tensor, " n"]:
 def interval(
     statistic: Callable[[Int[Tensor, " n"]], float], count: int, resamples: int, seed: int, *, centred: bool
 ) -> tuple[float, float]:
-    """Returns a statistic's 95 % bootstrap interval over records (Efron 1979, doi 10.1214/aos/1176344552).
+    """Returns the 95 % bootstrap interval of a statistic over records (Efron 1979, doi 10.1214/aos/1176344552).
 
     Args:
-        statistic: gives the figure of some of the records, by place; the same one may come twice.
-        count: number of records.
-        resamples: how often as many records are drawn, with replacement.
-        seed: of the draws.
-        centred: whether to move the percentiles so that the resamples' mean lies on the estimate: repeated records raise
-            a discrepancy of distributions.
+        statistic: returns the value over the records at the given indices, which may repeat.
+        count: the number of records.
+        resamples: the number of resamples, each of `count` records drawn with replacement.
+        seed: the seed of the draws.
+        centred: whether to shift the percentiles so that the mean of the resamples equals the estimate. Distances between
+            distributions need it: repeated records increase them.
     """
     generator = torch.Generator().manual_seed(seed)
     draws = [statistic(torch.randint(count, (count,), generator=generator)) for _ in range(resamples)]
@@ -95,31 +95,38 @@ def interval(
 
 
 class Metric(NamedTuple):
-    """How a figure is shown, and how its interval is taken."""
+    """How a metric is shown and how its interval is computed."""
 
     better: Literal[-1, 1]
-    """1: higher is better; -1: lower."""
+    """1: higher is better; -1: lower is better."""
     says: str
-    """What it means, for the page."""
+    """What it means, for the report."""
     real: str | None = None
-    """The figure that says what real images score."""
+    """The name of the metric that holds the value of real images."""
     centred: bool = False
-    """Whether the interval is moved onto the estimate: a distance of distributions grows where records repeat."""
+    """Whether the interval is shifted onto the estimate (see `interval`)."""
 
 
 METRICS = {
     "cmmd": Metric(
-        -1, "Distance of the looks, by CLIP. Lower is nearer; the real images' is the floor.", "cmmd_floor", centred=True
+        -1,
+        "Distance to the look of real images, by CLIP. Lower is better; the value of real images is the floor.",
+        "cmmd_floor",
+        centred=True,
     ),
-    "kid": Metric(-1, "Distance of the looks and of their spread, by CLIP. Lower is nearer.", "kid_floor", centred=True),
+    "kid": Metric(-1, "Distance to the look and variety of real images, by CLIP. Lower is better.", "kid_floor", centred=True),
     "prompt_retrieval": Metric(
-        1, "Fraction of the samples whose own prompt CLIP ranks first: the content.", "prompt_retrieval_real"
+        1,
+        "Content: fraction of the samples whose own prompt CLIP ranks first among all prompts. Higher is better.",
+        "prompt_retrieval_real",
     ),
-    "clip_score": Metric(1, "How well samples fit their prompts, by CLIP."),
-    "heldout_loss": Metric(-1, "Denoising error on records that were not trained on."),
-    "train_loss": Metric(-1, "The same on records that were."),
-    "overfit_gap": Metric(-1, "Held-out less training error: grows if training images are learnt by heart."),
-    "copy_rate": Metric(-1, "Fraction of the samples that are nearly a training image."),
-    "retention_retrieval": Metric(1, "Content of prompts outside the dataset: what the fine-tune has not forgotten."),
+    "clip_score": Metric(1, "Similarity of samples and their prompts, by CLIP. Higher is better."),
+    "heldout_loss": Metric(-1, "Denoising loss on held-out records. Lower is better."),
+    "train_loss": Metric(-1, "Denoising loss on training records. Lower is better."),
+    "overfit_gap": Metric(-1, "Held-out loss minus training loss. It grows if the model memorizes training images."),
+    "copy_rate": Metric(-1, "Fraction of the samples that nearly equal a training image. Lower is better."),
+    "retention_retrieval": Metric(
+        1, "Prompt retrieval on prompts outside the dataset. It drops if the model forgets what the base can draw."
+    ),
 }
-"""Every figure that base and model both have, in the order of the page."""
+"""Every metric of both base and fine-tuned model, in the order of the report."""

@@ -1,4 +1,4 @@
-"""Verb: sample and measure a fine-tuned model, on the prompts and seeds that the base was measured on."""
+"""Samples and measures a fine-tuned model on the same prompts and seeds as the base."""
 
 import json
 from pathlib import Path
@@ -15,12 +15,12 @@ from t2i.model.family import Family
 
 
 class Sweep(Section):
-    """Section `sweep`: the curve of content against look."""
+    """Section `sweep`: the curve of content against look over guidance scales."""
 
     guidance_scales: list[Annotated[float, Field(ge=1)]]
-    """Guidance scales that the fine-tuned model is sampled at, besides `evaluate.guidance_scale`."""
+    """Guidance scales to sample the fine-tuned model at, in addition to `evaluate.guidance_scale`."""
     prompts: int = Field(ge=2)
-    """Held-out prompts drawn at each of them, at most."""
+    """Maximum number of held-out prompts sampled at each scale."""
 
 
 _OF_THE_DATA = ("prompts", "cmmd_floor", "kid_floor", "prompt_retrieval_real")
@@ -29,10 +29,10 @@ _OF_THE_DATA = ("prompts", "cmmd_floor", "kid_floor", "prompt_retrieval_real")
 def evaluate_model(
     sweep: Sweep, evaluator: Evaluator, family: Family, samples: Path, base_report: Path, report: Path
 ) -> Evaluation:
-    """Writes the model's images and figures, each of the base's beside it, and a curve over guidance scales.
+    """Writes the model's samples and metrics, together with the base's metrics, and a curve over guidance scales.
 
     Returns:
-        What Evaluator.evaluate finds; the base's figures as NAME_base; what real images score.
+        The result of Evaluator.evaluate, plus the base's metrics as NAME_base and the metrics of real images.
     """
     evaluation = evaluator.evaluate(family, samples)
     for name, value in json.loads((base_report / "metrics.json").read_text(encoding="utf-8")).items():
@@ -45,7 +45,7 @@ def evaluate_model(
 
 
 def _guidance_curve(sweep: Sweep, evaluator: Evaluator, family: Family, samples: Path) -> list[dict[str, float | int]]:
-    """Content against look at several guidance scales, on the first of the held-out prompts."""
+    """Returns content and look at several guidance scales, on the first held-out prompts."""
     count = min(sweep.prompts, len(evaluator.records.keys))
     keys, prompts = evaluator.records.keys[:count], evaluator.records.prompts[:count]
     rows = []

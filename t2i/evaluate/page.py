@@ -1,4 +1,4 @@
-"""The report: one page of pictures, figures, curves and warnings, which needs nothing but itself."""
+"""The report: one self-contained HTML page with images, metrics, curves and warnings."""
 
 import base64
 import csv
@@ -19,7 +19,7 @@ from t2i.evaluate.advice import Warning
 from t2i.evaluate.metrics import METRICS
 
 Reports = dict[str, dict[str, Any]]
-"""What the stages measured, by file: `train/metrics.json` and so on."""
+"""The JSON files that the stages wrote, by path, such as `train/metrics.json`."""
 
 
 def render(
@@ -31,15 +31,15 @@ def render(
     provenance: dict[str, str],
     parameters: str,
 ) -> None:
-    """Writes the page: page.html filled in, everything that it shows inside it.
+    """Fills in the template page.html and writes the page, with all images embedded.
 
     Args:
-        page: the HTML file.
-        folder: where the stages' reports lie, for the curves.
-        reports: what they measured.
-        warnings: what to warn of.
-        galleries: the pictures, by the template's names.
-        provenance: what ran on what.
+        page: the HTML file to write.
+        folder: the folder with the reports of the stages, for the curves.
+        reports: the contents of their JSON files.
+        warnings: the warnings to show.
+        galleries: the images, by their variable in the template.
+        provenance: what the model was made from, one row per fact.
         parameters: the text of params.yaml.
     """
     from jinja2 import Environment, StrictUndefined
@@ -65,7 +65,7 @@ def render(
 
 
 def embedded(image: Image.Image, most_px: int = 256) -> str:
-    """Returns an image, made smaller where it is larger than most_px, as a data URI."""
+    """Returns an image as a data URI, scaled down if a side is longer than most_px."""
     image = image.convert("RGB")
     image.thumbnail((most_px, most_px), Image.Resampling.LANCZOS)
     written = io.BytesIO()
@@ -74,7 +74,7 @@ def embedded(image: Image.Image, most_px: int = 256) -> str:
 
 
 def figures(metrics: dict[str, float | int], intervals: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Returns a row a figure, for the page's table."""
+    """Returns one row per metric, for the table of the page."""
     rows = []
     for name, metric in METRICS.items():
         if name in metrics:
@@ -82,7 +82,7 @@ def figures(metrics: dict[str, float | int], intervals: dict[str, list[float]]) 
             rows.append(
                 {
                     "name": name,
-                    "base": "does not compare" if base is None else f"{base:.3g}",
+                    "base": "not comparable" if base is None else f"{base:.3g}",
                     "base_interval": None if base is None else _interval(intervals.get(f"{name}_base")),
                     "model": f"{model:.3g}",
                     "interval": _interval(intervals.get(name)),
@@ -98,53 +98,65 @@ def summary(metrics: dict[str, float | int]) -> str:
     """Returns the result in two sentences."""
     m = metrics
     return (
-        f"The look: CMMD to the real images went from {m['cmmd_base']:.3g} (base) to {m['cmmd']:.3g} (fine-tuned); "
-        f"real images among themselves have {m['cmmd_floor']:.3g}. The content: CLIP finds the prompt of "
-        f"{m['prompt_retrieval']:.0%} of the fine-tuned samples ({m['prompt_retrieval_base']:.0%} of the base's), and of "
-        f"{m['prompt_retrieval_real']:.0%} of the real images."
+        f"Look: the distance to real images (CMMD) went from {m['cmmd_base']:.3g} for the base to {m['cmmd']:.3g} for the "
+        f"fine-tuned model; between two sets of real images it is {m['cmmd_floor']:.3g}. Content: CLIP matches the right "
+        f"prompt to {m['prompt_retrieval']:.0%} of the fine-tuned samples, {m['prompt_retrieval_base']:.0%} of the base's "
+        f"samples and {m['prompt_retrieval_real']:.0%} of the real images."
     )
 
 
 def curves(reports: Path) -> list[dict[str, str]]:
-    """Returns the page's charts, each with what it says."""
+    """Returns the charts of the page, each with a title and an explanation."""
     history, validation = _rows(reports / "train/history.csv"), _rows(reports / "train/validation.csv")
     model, base = _rows(reports / "evaluate/timesteps.csv"), _rows(reports / "evaluate-base/timesteps.csv")
     timesteps = [{**one, "base": other["heldout_loss"]} for one, other in zip(model, base, strict=True)]
     loss = charts.lines(history, "step", {"loss": "weighted", "mse": "unweighted"}, "loss")
-    kinds = {"ema_heldout": "held-out, EMA", "ema_train": "training, EMA", "raw_heldout": "held-out, raw weights"}
-    progress = charts.lines(validation, "step", kinds, "denoising error")
-    kinds = {"base": "base, held-out", "heldout_loss": "fine-tuned, held-out", "train_loss": "fine-tuned, training"}
-    by_timestep = charts.lines(timesteps, "timestep", kinds, "denoising error")
-    axes = {"cmmd": "CMMD (look: left is nearer)", "prompt_retrieval": "prompt retrieval (content)"}
+    names = {"ema_heldout": "held-out, EMA", "ema_train": "training, EMA", "raw_heldout": "held-out, raw weights"}
+    progress = charts.lines(validation, "step", names, "denoising loss")
+    names = {"base": "base, held-out", "heldout_loss": "fine-tuned, held-out", "train_loss": "fine-tuned, training"}
+    by_timestep = charts.lines(timesteps, "timestep", names, "denoising loss")
+    axes = {"cmmd": "CMMD (look; lower is better)", "prompt_retrieval": "prompt retrieval (content)"}
     guidance = charts.path(_rows(reports / "evaluate/guidance.csv"), axes, "guidance_scale")
     return [
         {"title": title, "svg": svg, "says": says}
         for title, svg, says in (
-            ("Training loss", loss, "Weighted is what is lowered; unweighted compares between weightings."),
-            ("Held-out and training records", progress, "Apart from each other, the EMA's two mean overfitting."),
-            ("By timestep", by_timestep, "Small timesteps have little noise and decide detail; large ones decide composition."),
-            ("Guidance scale", guidance, "Up and left is better; `evaluate.guidance_scale` chooses."),
+            (
+                "Training loss",
+                loss,
+                "Training minimizes the weighted loss. Use the unweighted loss to compare runs with different weightings.",
+            ),
+            ("Held-out and training records", progress, "If the two EMA curves move apart, the model overfits."),
+            (
+                "Loss by timestep",
+                by_timestep,
+                "Small timesteps have little noise and decide detail. Large ones decide composition.",
+            ),
+            (
+                "Guidance scale",
+                guidance,
+                "Each point is a guidance scale; up and left is better. Choose one with `evaluate.guidance_scale`.",
+            ),
         )
     ]
 
 
 def provenance(model: Path, raw: Path, reports: Reports) -> dict[str, str]:
-    """Returns what made the model, in a row a fact."""
+    """Returns what the model was made from, one row per fact."""
     described = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
     origin = json.loads((model / "source.json").read_text(encoding="utf-8")) if (model / "source.json").is_file() else {}
     try:
         git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        commit = "no git checkout"
+        commit = "not in a git checkout"
     images, captions, train = (reports[f"{stage}/metrics.json"] for stage in ("encode-images", "encode-captions", "train"))
     return {
         "base": ", ".join(str(value) for value in origin.values() if value is not None) or "not recorded",
         "dataset": ", ".join(str(value) for value in described.values() if value is not None),
         "records": f"{images['records']}, with {captions['captions']} captions",
         "training": f"{train['steps']} steps",
-        "model": f"sha256 of its UNet {sha256_of(model / 'unet' / 'diffusion_pytorch_model.safetensors')[:16]}",
-        "commit of this page": commit,
+        "model": f"sha256 of the UNet: {sha256_of(model / 'unet' / 'diffusion_pytorch_model.safetensors')[:16]}",
+        "git commit of this report": commit,
         "versions": ", ".join(
             f"{name} {version(name)}" for name in ("t2i", "torch", "diffusers", "transformers", "accelerate")
         ),

@@ -1,4 +1,4 @@
-"""Verb: put what the stages left into pictures, and on one page."""
+"""Puts the outputs of the stages into image grids and on one HTML page."""
 
 import json
 from collections.abc import Sequence
@@ -24,25 +24,25 @@ from t2i.model.family import Family
 from t2i.model.latents import sample_latents
 
 _SHOWN = 6
-"""Pairs of pictures in each of the page's smaller galleries."""
+"""Number of image pairs in each of the smaller galleries of the page."""
 
 
 Row = tuple[str, Sequence[Image.Image]]
-"""A prompt and its pictures."""
+"""A heading, such as a prompt, and its images."""
 
 
 class Report(Section):
-    """Section `report`: what the page shows."""
+    """Section `report`: how much the page shows."""
 
     grid_prompts: int = Field(ge=1)
-    """Held-out prompts shown side by side, base, fine-tuned and real."""
+    """Number of held-out prompts shown side by side: base, fine-tuned and real."""
     most_steps: int = Field(ge=2)
-    """Columns, at most, of the samples through training: first, last, and some between them."""
+    """Maximum number of steps shown of the samples during training: the first, the last, and some in between."""
 
 
 @dataclass(frozen=True)
-class Left:
-    """What the other stages left."""
+class StageOutputs:
+    """The outputs of the other stages that the report reads."""
 
     data: DataFolders
     validation_prompts: Path
@@ -57,38 +57,38 @@ def evaluate_report(
     section: Evaluate,
     family: Family,
     tuned: Family,
-    left: Left,
+    outputs: StageOutputs,
     parameters: str,
     pictures: Path,
     page: Path,
     device: str,
 ) -> list[advice.Warning]:
-    """Writes grid.png, training.png and moments.png into `pictures`, and the page; returns its warnings.
+    """Writes grid.png, training.png and moments.png to `pictures`, and the page; returns the warnings that it shows.
 
     Args:
         shown: the section `report`.
         section: the section `evaluate`.
-        family: the base, whose VAE decodes what was cached.
+        family: the base, whose VAE decodes cached moments and latents.
         tuned: the fine-tuned model.
-        left: what the other stages left.
+        outputs: the outputs of the other stages.
         parameters: the text of params.yaml, for the page.
-        pictures: folder for the pictures.
-        page: the HTML file.
-        device: where the VAE runs.
+        pictures: the output folder for the image grids.
+        page: the HTML file to write.
+        device: the device that the VAE runs on.
     """
-    said = captions(left.data)
-    side_by_side = _side_by_side(shown.grid_prompts, heldout(section, left.data), left.samples)
-    training = _training(family, left, shown.most_steps, device)
-    moments = [(said[key][0], pair) for key, pair in _moments(family, left.data, section.seed, device)]
+    captions_of = captions(outputs.data)
+    side_by_side = _side_by_side(shown.grid_prompts, heldout(section, outputs.data), outputs.samples)
+    training = _training(family, outputs, shown.most_steps, device)
+    moments = [(captions_of[key][0], pair) for key, pair in _moments(family, outputs.data, section.seed, device)]
     _write_pictures(pictures, side_by_side, moments, training)
-    report = _reports(left.reports)
+    report = _reports(outputs.reports)
     if not _asked_alike(family, tuned):
         del report["evaluate/metrics.json"]["heldout_loss_base"]
     stages = ("evaluate/metrics.json", "evaluate/intervals.json", "encode-images/metrics.json", "encode-captions/metrics.json")
     warnings = advice.warnings(advice.Figures(*(report[stage] for stage in stages)))
-    nearest = _nearest(report["evaluate/nearest.json"], left, said)
-    galleries = _galleries(side_by_side, _retention(section, left.samples), nearest, moments, training)
-    render(page, left.reports, report, warnings, galleries, provenance(left.model, left.data.raw, report), parameters)
+    nearest = _nearest(report["evaluate/nearest.json"], outputs, captions_of)
+    galleries = _galleries(side_by_side, _retention(section, outputs.samples), nearest, moments, training)
+    render(page, outputs.reports, report, warnings, galleries, provenance(outputs.model, outputs.data.raw, report), parameters)
     return warnings
 
 
@@ -114,13 +114,13 @@ def _write_pictures(pictures: Path, side_by_side: list[Row], moments: list[Row],
 
 
 def _reports(folder: Path) -> dict[str, Any]:
-    """What the stages wrote, by its path in the folder."""
+    """Returns the contents of the JSON files that the stages wrote, by path in the folder."""
     paths = folder.glob("*/*.json")
     return {path.relative_to(folder).as_posix(): json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def _asked_alike(base: Family, tuned: Family) -> bool:
-    """Whether both predict the same, from the same noise levels: else their denoising losses do not compare."""
+    """Returns whether both predict the same quantity at the same noise levels, so that their losses are comparable."""
     return base.prediction_type == tuned.prediction_type and torch.equal(base.alphas_cumprod, tuned.alphas_cumprod)
 
 
@@ -132,15 +132,15 @@ def _side_by_side(most: int, records: HeldOut, samples: Path) -> list[Row]:
 
 
 class Training(NamedTuple):
-    """What was drawn through training."""
+    """The samples drawn during training."""
 
     steps: list[int]
     rows: list[Row]
 
 
-def _training(family: Family, left: Left, most: int, device: str) -> Training:
-    prompts = json.loads((left.validation_prompts / "prompts.json").read_text(encoding="utf-8"))
-    files = sorted(left.validation.glob("step-*.safetensors")) if prompts else []
+def _training(family: Family, outputs: StageOutputs, most: int, device: str) -> Training:
+    prompts = json.loads((outputs.validation_prompts / "prompts.json").read_text(encoding="utf-8"))
+    files = sorted(outputs.validation.glob("step-*.safetensors")) if prompts else []
     if len(files) > most:
         files = [files[round(n * (len(files) - 1) / (most - 1))] for n in range(most)]
     decoded = [_decoded(family, read_tensors(file)["latents"], device) for file in files]
@@ -149,7 +149,7 @@ def _training(family: Family, left: Left, most: int, device: str) -> Training:
 
 
 def _moments(family: Family, data: DataFolders, seed: int, device: str) -> list[Row]:
-    """Keys of some held-out records with their image and what their cached moments decode to."""
+    """Returns rows of a held-out record's key, its image, and the image decoded from its cached moments."""
     records = CachedRecords(data.latents, data.embeds, "heldout")
     keys = some_keys(data, "heldout", _SHOWN, seed)
     stored = torch.stack([records.moments(records.keys.index(key))[0] for key in keys])
@@ -171,17 +171,20 @@ def _retention(section: Evaluate, samples: Path) -> list[Row]:
     ]
 
 
-def _nearest(rows: list[dict[str, Any]], left: Left, said: dict[str, list[str]]) -> list[Row]:
+def _nearest(rows: list[dict[str, Any]], outputs: StageOutputs, captions_of: dict[str, list[str]]) -> list[Row]:
     rows = rows[:_SHOWN]
-    train = images_of(left.data, "train", [row["train_key"] for row in rows])
+    train = images_of(outputs.data, "train", [row["train_key"] for row in rows])
     return [
-        (f"{said[row['key']][0]} | {said[row['train_key']][0]}", [_opened(left.samples / "model" / f"{row['key']}.png"), image])
+        (
+            f"{captions_of[row['key']][0]} | {captions_of[row['train_key']][0]}",
+            [_opened(outputs.samples / "model" / f"{row['key']}.png"), image],
+        )
         for row, image in zip(rows, train, strict=True)
     ]
 
 
 def _cards(rows: Sequence[Row], captions: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns what the page shows of some rows: a heading, and pictures with captions."""
+    """Returns cards for the page: a heading, and embedded images with captions."""
     return [
         {"heading": heading, "pictures": [(caption, embedded(image)) for caption, image in zip(captions, images, strict=True)]}
         for heading, images in rows

@@ -10,20 +10,20 @@ class Evaluate(Section):
     """Section `evaluate`."""
 
     prompts: int = Field(ge=2)
-    """Most held-out records whose captions are sampled and measured."""
+    """Maximum number of held-out records whose captions are sampled and measured."""
     num_inference_steps: int = Field(ge=1)
-    """Steps of the checkpoint's own scheduler."""
+    """Sampling steps of the checkpoint's scheduler."""
     guidance_scale: float = Field(ge=1)
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); 1 is none."""
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); 1 disables it."""
     precision: Precision
-    """What sampling and the denoising errors are computed in."""
+    """Precision of sampling and of the denoising errors."""
     retention_prompts: list[str]
-    """Prompts of what the base can draw and the dataset has not: what a fine-tune may forget."""
+    """Prompts that the base can draw and the dataset does not contain, to measure what the model forgets."""
     train_images: int = Field(ge=2)
-    """Training images, at most, that copies are looked for among."""
+    """Maximum number of training images that samples are compared with to find copies."""
     timesteps_per_record: int = Field(ge=1)
-    """Timesteps at which the denoising error of each record is taken."""
+    """Number of timesteps at which the denoising error of each record is computed."""
     resamples: int = Field(ge=100)
-    """Bootstrap resamples for the 95 % intervals."""
+    """Number of bootstrap resamples for the 95 % intervals."""
     seed: int
-    """Decides the noise that samples start from, and which records are taken."""
+    """Decides the noise that samples start from, and which records are used."""

@@ -1,4 +1,4 @@
-"""Verb: look at everything that a long run stands on, and say in plain lines what is wrong and what to do."""
+"""Checks everything that a long run depends on, and says what is wrong and how to fix it."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -23,12 +23,12 @@ from t2i.train import checkpoint
 
 
 def doctor(params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
-    """Yields what it finds, in the order in which a run would meet it; changes nothing.
+    """Yields findings in the order in which a run would meet the problems; changes nothing.
 
     Args:
-        params_file: params.yaml.
-        data: folder of what the stages write.
-        deep: whether caches and checkpoints are held to their sha256, byte by byte, and some records are decoded back.
+        params_file: the path of params.yaml.
+        data: the folder that the stages write to.
+        deep: whether to also check weights, verify the sha256 of caches and checkpoints, and decode some records.
     """
     yield from checkout()
     yield from dvc()
@@ -37,20 +37,24 @@ def doctor(params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
     except ParamsError as error:
         yield from (Finding("wrong", "parameters", line) for line in str(error).splitlines())
         return
-    yield Finding("ok", "parameters", f"{params_file}: every section is as it should be")
+    yield Finding("ok", "parameters", f"{params_file}: all sections are valid")
     for name in unread(params_file):
-        yield Finding("note", "parameters", f"no stage reads the section `{name}`: take it out if it is not yours")
+        yield Finding(
+            "note",
+            "parameters",
+            f"{params_file}: no stage reads the section `{name}`; correct its name, or remove it if it is not yours",
+        )
     yield from device(sections)
     base = data / "base" if (data / "base").is_dir() else Path(sections.base.local)
     if sections.base.hub is not None and base != data / "base":
-        yield Finding("note", "base", f"{sections.base.hub} is not fetched yet: `t2i fetch base`, which `dvc repro` does too")
+        yield Finding("note", "base", f"{sections.base.hub} is not fetched yet: run `t2i fetch base` or `dvc repro`")
         return
     try:
         family = _family(sections, base)
     except (ValueError, OSError) as error:
         yield Finding("wrong", "base", str(error))
         return
-    yield Finding("ok", "base", f"{base}: a {sections.base.family}")
+    yield Finding("ok", "base", f"{base}: loads as family {sections.base.family}")
     if deep:
         yield from tried("weights", partial(_weights, base))
     yield from _needs(sections, base, data)
@@ -68,43 +72,50 @@ def _weights(base: Path) -> str:
     files = sorted(base.rglob("*.safetensors"))
     for file in files:
         check_weights(file)
-    return f"{len(files)} files of {base} are whole, every number in them is finite"
+    return f"{base}: {len(files)} weight files are complete, and all their values are finite"
 
 
 def _needs(sections: Sections, base: Path, data: Path) -> Iterator[Finding]:
-    """Memory and disk that training will hold."""
+    """Yields findings about the memory and disk space that training needs."""
     trained, whole = count_weights(base / "unet", sections.train.trainable)
     if not trained:
-        yield Finding("wrong", "base", f"`train.trainable` {sections.train.trainable!r} fits no parameter of the UNet")
+        yield Finding(
+            "wrong",
+            "base",
+            f"`train.trainable` is {sections.train.trainable!r}, which matches no parameter of the UNet: change the pattern",
+        )
     state, memory = state_bytes(sections.train, sections.runtime, trained, whole), available_memory(sections.runtime)
-    said = f"{in_bytes(state)} of state for {trained / 1e6:.3g} of {whole / 1e6:.3g} M parameters, {in_bytes(memory)} free"
-    less = "; train fewer (`train.trainable`), or set optimizer adamw_8bit, `runtime.ema_device: cpu`"
-    yield Finding("ok", "memory", said) if state < memory else Finding("wrong", "memory", said + less)
+    message = (
+        f"training {trained / 1e6:.3g} of {whole / 1e6:.3g} M parameters needs {in_bytes(state)}, {in_bytes(memory)} are free"
+    )
+    remedy = (
+        "train fewer parameters (`train.trainable`), or set `train.optimizer.name: adamw_8bit` or `runtime.ema_device: cpu`"
+    )
+    yield Finding("ok", "memory", message) if state < memory else Finding("wrong", "memory", f"{message}: {remedy}")
     kept, model, work = checkpoints_bytes(sections.runtime, trained), 2 * size_of(base), work_root()
-    yield _room("checkpoints", kept, work, "make room, or set T2I_WORK_DIR to a folder on another disk")
-    yield _room("model", model, data, "make room")
+    yield _room("checkpoints", kept, work, "free some space, or set T2I_WORK_DIR to a folder on another disk")
+    yield _room("model", model, data, "free some space")
 
 
 def _room(about: str, size: int, folder: Path, remedy: str) -> Finding:
-    said = f"up to {in_bytes(size)}, {in_bytes(free_bytes(folder))} free at {folder} (`t2i plan` counts the caches too)"
-    return Finding("ok", about, said) if size < free_bytes(folder) else Finding("wrong", about, f"{said}: {remedy}")
+    message = f"up to {in_bytes(size)} needed, {in_bytes(free_bytes(folder))} free at {folder} (`t2i plan` includes the caches)"
+    return Finding("ok", about, message) if size < free_bytes(folder) else Finding("wrong", about, f"{message}: {remedy}")
 
 
 def _work(*, deep: bool) -> Iterator[Finding]:
-    """What killed or running stages have left."""
+    """Yields findings about the work folders of running and interrupted stages."""
     for folder in sorted(work_root().glob("*-*")):
         steps = sorted(folder.glob("step-????????"))
         if (process := holder(folder)) is not None:
-            yield Finding("note", str(folder), f"process {process} is at work here")
+            yield Finding("note", str(folder), f"in use by process {process}")
         elif not (folder / "finished").exists():
-            after = f", {steps[-1].name} the newest checkpoint" if steps else ""
-            said = (
-                f"{in_bytes(size_of(folder))} of a run that was broken off{after}: the same command goes on; rm -r forgets it"
-            )
-            yield Finding("note", str(folder), said)
+            newest = f", newest checkpoint {steps[-1].name}" if steps else ""
+            remedy = f"run the same command to resume, or `rm -r {folder}` to discard it"
+            message = f"{in_bytes(size_of(folder))} of an interrupted run{newest}: {remedy}"
+            yield Finding("note", str(folder), message)
         for saved in steps if deep else ():
             problem = checkpoint.damage(saved)
-            yield Finding("wrong" if problem else "ok", str(saved), problem or "every byte as it was written")
+            yield Finding("wrong" if problem else "ok", str(saved), problem or "checksum correct")
 
 
 def _caches(sections: Sections, family: Family, params_file: Path, base: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
@@ -113,7 +124,7 @@ def _caches(sections: Sections, family: Family, params_file: Path, base: Path, d
         if folder.is_dir():
             found += tried(str(folder), partial(_whole, folder, deep=deep))
         else:
-            found.append(Finding("note", str(folder), "is not there yet: `dvc repro` makes it"))
+            found.append(Finding("note", str(folder), "not there yet; `dvc repro` creates it"))
         yield found[-1]
     if all(finding.state == "ok" for finding in found):
         yield from tried("caches", partial(_fitting, params_file, base, data))
@@ -126,14 +137,14 @@ def _whole(folder: Path, *, deep: bool) -> str:
     if deep:
         check_hashes(folder)
     counted = f"{len(files)} files, {in_bytes(sum(file.bytes for file in files))}"
-    return f"{counted}, every byte as it was written" if deep else f"{counted}, sizes as written (--deep reads them)"
+    return f"{counted}, checksums correct" if deep else f"{counted}, sizes correct (--deep verifies checksums)"
 
 
 def _fitting(params_file: Path, base: Path, data: Path) -> str:
     latents, embeds = data / "latents", data / "embeds"
     check_caches(latents, embeds, dataset_digests(data / "raw"), params_file, base=base, hashes=False)
     counts = {split: len(CachedRecords(latents, embeds, split)) for split in SPLITS}
-    return f"made of this base, dataset and parameters; {counts['train']} records train, {counts['heldout']} held out"
+    return f"match the base, dataset and parameters; {counts['train']} training and {counts['heldout']} held-out records"
 
 
 def _decoded(sections: Sections, family: Family, data: Path) -> str:
@@ -144,5 +155,8 @@ def _decoded(sections: Sections, family: Family, data: Path) -> str:
     worst = min(found, key=lambda key: min(found[key]))
     mean = sum(map(sum, found.values())) / sum(map(len, found.values()))
     if mean < sections.encode_images.min_psnr:
-        raise ValueError(f"{latents}: decoded, records are {mean:.1f} dB from their images: run `t2i encode images` again")
-    return f"{len(found)} records decoded and held to their images: {mean:.1f} dB, the worst {worst} {min(found[worst]):.1f}"
+        raise ValueError(
+            f"{latents}: decoded records have a PSNR of {mean:.1f} dB, wanted at least `encode.images.min_psnr` "
+            f"{sections.encode_images.min_psnr}: run `t2i encode images` again"
+        )
+    return f"{len(found)} records decoded: mean PSNR {mean:.1f} dB, lowest {min(found[worst]):.1f} dB (record {worst})"

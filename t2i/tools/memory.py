@@ -1,4 +1,4 @@
-"""Memory: what training holds on its device, and what is free there."""
+"""Memory: what training needs on its device, and what is free there."""
 
 import re
 import resource
@@ -17,7 +17,7 @@ from t2i.train.section import Train
 
 
 def count_weights(unet: Path, trainable: str) -> tuple[int, int]:
-    """Returns how many parameters of a UNet are trained, and how many there are, from its files' headers alone."""
+    """Returns the numbers of trained and of all parameters of a UNet; reads only the headers of its files."""
     trained = whole = 0
     for file in unet.glob("*.safetensors"):
         with safe_open(file, "pt") as weights:
@@ -29,9 +29,9 @@ def count_weights(unet: Path, trainable: str) -> tuple[int, int]:
 
 
 def state_bytes(section: Train, runtime: Runtime, trained: int, all_weights: int) -> int:
-    """Returns the bytes that weights, gradients, the optimizer and, where it lies beside them, the EMA take on a device.
+    """Returns the bytes that weights, gradients, optimizer and EMA take on a device; no EMA if it is kept on the CPU.
 
-    Processes on the CPU share it, those on GPUs have one each.
+    All processes on a CPU share its memory and are counted together. Each process on a GPU has a device of its own.
     """
     optimizer = 2 if section.optimizer.name == "adamw_8bit" else 8
     buckets = 4 if runtime.processes > 1 else 0
@@ -41,12 +41,12 @@ def state_bytes(section: Train, runtime: Runtime, trained: int, all_weights: int
 
 
 def checkpoints_bytes(runtime: Runtime, trained: int) -> int:
-    """Returns the bytes on disk of the checkpoints that are kept, and of the one that is being written."""
+    """Returns the bytes on disk of the checkpoints that are kept, plus one that is being written."""
     return (runtime.keep_checkpoints + 1) * 16 * trained
 
 
 def available_memory(runtime: Runtime) -> int:
-    """Returns the bytes that are free where training will run."""
+    """Returns the free memory in bytes of the device that training runs on."""
     if runtime.torch_device() == "cpu":
         return int(psutil.virtual_memory().available)
     torch.cuda.empty_cache()
@@ -54,7 +54,7 @@ def available_memory(runtime: Runtime) -> int:
 
 
 def peak_memory(runtime: Runtime) -> int:
-    """Returns the most bytes that this process ever held: on a GPU there, else in all."""
+    """Returns the peak memory in bytes of this process: on the GPU if training runs there, else in RAM."""
     if runtime.torch_device() != "cpu":
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
@@ -63,9 +63,9 @@ def peak_memory(runtime: Runtime) -> int:
 
 @contextmanager
 def enough_memory(runtime: Runtime) -> Iterator[None]:
-    """Turns what PyTorch raises for want of memory into a MemoryError.
+    """Converts PyTorch's out-of-memory errors in the block into a MemoryError.
 
-    On the CPU, under Linux, what is free now is a limit while the block runs: the kernel would end a process that goes beyond.
+    On the CPU under Linux, limits the process to the memory that is free now: without a limit, the kernel would kill it.
     """
     limited = sys.platform == "linux" and runtime.torch_device() == "cpu"
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -76,13 +76,13 @@ def enough_memory(runtime: Runtime) -> Iterator[None]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryError(f"{in_bytes(available_memory(runtime))} of free memory do not suffice") from None
+        raise MemoryError(f"{in_bytes(available_memory(runtime))} of free memory are not enough") from None
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch raised it for want of memory: on a GPU, in cuBLAS, or on the CPU."""
+    """Returns whether an error of PyTorch means out of memory: on a GPU, in cuBLAS, or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or any(
         words in str(error) for words in ("ALLOC_FAILED", "allocate memory")
     )

@@ -1,4 +1,4 @@
-"""Verb: say what a run will take, before anything is encoded: records, shards, bytes, memory, steps, and time."""
+"""Estimates what a run needs before anything is encoded: records, disk space, memory, steps and time."""
 
 import contextlib
 import tempfile
@@ -22,32 +22,32 @@ from t2i.tools.sections import Sections, load_sections
 
 @dataclass(frozen=True)
 class RecordCounts:
-    """What there is to encode."""
+    """The numbers of records and captions to encode."""
 
     image_shards: dict[Split, list[int]]
-    """Records of each shard of images."""
+    """Number of records of each image shard."""
     captions: dict[Split, list[int]]
-    """Captions of each record."""
+    """Number of captions of each record."""
     a_caption: str
 
 
 def plan(params_file: Path, base: Path, raw: Path, records: int | None) -> list[tuple[str, str]]:
-    """Returns what a run will take, a name and a sentence a line.
+    """Returns what a run needs, one (name, estimate) pair per line.
 
     Args:
-        params_file: params.yaml.
-        base: the pipeline, from `fetch base`.
-        raw: images and captions, from `fetch dataset`.
-        records: how many to plan for instead of those; None: those.
+        params_file: the path of params.yaml.
+        base: the base model, from `fetch base`.
+        raw: the folder of images and captions, from `fetch dataset`.
+        records: the number of records to plan for; None: those in `raw`.
 
     Raises:
-        ParamsError: where a section is not right.
-        ValueError: where the base, or the dataset, is not there.
+        ParamsError: a section is invalid.
+        ValueError: the base or the dataset is missing.
     """
     sections = load_sections(params_file)
     train, runtime = sections.train, sections.runtime
     if not (base / "model_index.json").is_file():
-        raise ValueError(f"{base}: no pipeline is here; run `t2i fetch base`, which `dvc repro` does too")
+        raise ValueError(f"{base}: no pipeline found; run `t2i fetch base`")
     family = load_family(sections.base.family, base, train.objective.scheduler_changes())
     dataset = _imagined(sections.fetch, records) if records else _fetched(raw)
     with enough_memory(runtime):
@@ -63,7 +63,7 @@ def plan(params_file: Path, base: Path, raw: Path, records: int | None) -> list[
     return [
         (
             "records",
-            f"{counts['train']} train, {counts['heldout']} held out; {sum(map(sum, dataset.captions.values()))} captions",
+            f"{counts['train']} train, {counts['heldout']} held-out; {sum(map(sum, dataset.captions.values()))} captions",
         ),
         *_disk(sections, dataset, encoders, trained),
         *_memory(runtime, whole, state, free_memory, timed=step is not None),
@@ -78,21 +78,23 @@ def _disk(sections: Sections, dataset: RecordCounts, encoders: Encoders, trained
     yield "moments", f"{in_bytes(latents)} in {sum(map(len, dataset.image_shards.values()))} shards"
     yield "embeddings", f"{in_bytes(embeds)} in {text_shards} shards"
     kept = checkpoints_bytes(sections.runtime, trained)
-    yield "checkpoints", f"{in_bytes(kept)}; {in_bytes(free_bytes(work_root()))} are free where they lie ({work_root()})"
+    yield "checkpoints", f"{in_bytes(kept)} in {work_root()}; {in_bytes(free_bytes(work_root()))} are free there"
 
 
 def _memory(runtime: Runtime, whole: int, state: int, free: int, *, timed: bool) -> Iterable[tuple[str, str]]:
     yield "memory", f"{in_bytes(state)} for weights, gradients, optimizer and EMA of {whole / 1e6:.3g} M parameters"
     if timed:
-        yield "", f"{in_bytes(peak_memory(runtime))} held by this process at most; {in_bytes(free)} were free for a step"
+        yield "", f"{in_bytes(peak_memory(runtime))} peak of this process with one step; {in_bytes(free)} were free before it"
     else:
-        yield "", f"{in_bytes(free)} are free, in which no step could be made"
+        yield "", f"{in_bytes(free)} are free, not enough for a training step"
 
 
 def _fetched(raw: Path) -> RecordCounts:
-    """Returns what `fetch dataset` has left."""
+    """Returns the counts of the dataset that `fetch dataset` wrote."""
     if not (raw / "dataset.json").is_file():
-        raise ValueError(f"{raw}: no dataset is here; run `t2i fetch dataset`, or say for how many records: --records 10000")
+        raise ValueError(
+            f"{raw}: no dataset found; run `t2i fetch dataset`, or give a number of records, such as --records 10000"
+        )
     files, captions = read_manifest(raw / "images").files, list(read_captions(raw / "captions.jsonl"))
     if not captions:
         raise ValueError(f"{raw / 'captions.jsonl'}: no records; run `t2i fetch dataset` again")
@@ -104,7 +106,7 @@ def _fetched(raw: Path) -> RecordCounts:
 
 
 def _imagined(fetch: Fetch, records: int) -> RecordCounts:
-    """Returns what so many records would be, with a caption each."""
+    """Returns the counts of a dataset with this number of records and one caption per record."""
     heldout = min(records - 1, max(1, round(records * fetch.heldout_fraction)))
     counts: dict[Split, int] = {
         "train": min(records - heldout, fetch.max_train_records or records),
@@ -116,7 +118,7 @@ def _imagined(fetch: Fetch, records: int) -> RecordCounts:
 
 
 def cache_bytes(sections: Sections, dataset: RecordCounts, encoders: Encoders) -> tuple[int, int]:
-    """Returns the bytes of the shards of moments and of those of embeddings, to the byte."""
+    """Returns the exact bytes of the shards of moments and of the shards of embeddings."""
     latents = embeds = 0
     per_shard = sections.encode_captions.records_per_shard
     for split in SPLITS:
@@ -130,12 +132,12 @@ def cache_bytes(sections: Sections, dataset: RecordCounts, encoders: Encoders) -
 
 
 def _text_bytes(encoders: Encoders, captions: int) -> int:
-    """The bytes of one record of embeddings, as `encode captions` packs it."""
+    """Returns the bytes of one record of embeddings, packed as in `encode captions`."""
     return len(pack({name: t.expand(captions, *t.shape) for name, t in encoders.conditioning.items()}, ""))
 
 
 def _image_bytes(encoders: Encoders, views: int) -> int:
-    """The bytes of one record of moments, as `encode images` packs it."""
+    """Returns the bytes of one record of moments, packed as in `encode images`."""
     pairs = torch.zeros(views, 2, dtype=torch.int32)
     moments = encoders.moments.expand(views, *encoders.moments.shape)
     flipped = torch.zeros(views, dtype=torch.uint8)
@@ -145,7 +147,7 @@ def _image_bytes(encoders: Encoders, views: int) -> int:
 def _times(
     sections: Sections, dataset: RecordCounts, encoders: Encoders, forward: float, step: float | None
 ) -> Iterable[tuple[str, str]]:
-    """The time of each stage, from the probes: what is done over and over, without starts and files."""
+    """Yields the time of each stage: the probed operations times their number. Startup and file access are not included."""
     counts = {split: sum(dataset.image_shards[split]) for split in SPLITS}
     p, train, evaluate = sections.runtime.validation, sections.train, sections.evaluate
     steps = train.total_steps(counts["train"])
@@ -169,10 +171,10 @@ def _times(
         "evaluate model": measuring + min(sections.sweep.prompts, prompts) * swept,
     }
     whole = None if training is None else sum(filter(None, times.values()))
-    for name, value in (times | {"together": whole}).items():
+    for name, value in (times | {"total": whole}).items():
         yield f"time, {name}", _clock(value)
     if step is not None:
-        yield "speed", f"{step:.3g} s a step, {train.batch_size / step:.3g} images a second, on this machine"
+        yield "speed", f"{step:.3g} s per step, {train.batch_size / step:.3g} images per second, on this machine"
 
 
 def _clock(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Verb: write a preset, a file of differences, into params.yaml, whose comments stay."""
+"""Applies a preset, a YAML file of changed parameters, to params.yaml, and keeps the comments there."""
 
 import io
 from collections.abc import Mapping
@@ -12,23 +12,25 @@ from t2i.core.params import ParamsError
 
 
 def presets(folder: Path) -> dict[str, str]:
-    """Returns what each preset of a folder is for: the comment on the first line of its file."""
+    """Returns the purpose of each preset in a folder, by name: the comment on the first line of its file."""
     first_lines = {path.stem: path.read_text(encoding="utf-8").partition("\n")[0] for path in sorted(folder.glob("*.yaml"))}
     return {name: line.removeprefix("# ") for name, line in first_lines.items()}
 
 
 def write_preset(name: str, folder: Path, params_file: Path) -> list[str]:
-    """Changes a parameter file to what a preset says.
+    """Applies a preset to a parameter file.
 
     Returns:
-        What was changed, a line a parameter: `train.steps: 1500 -> 15000`.
+        One line per changed parameter, such as `train.steps: 1500 -> 15000`.
 
     Raises:
-        ParamsError: where there is no such preset, or it has a key that the file has not.
+        ParamsError: the preset does not exist, or it has a key that the parameter file does not have.
     """
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        raise ParamsError(f"{name!r} is no preset: {folder} has {', '.join(presets(folder)) or 'none'}")
+        raise ParamsError(
+            f"{folder}: no preset {name!r}; choose one of: {', '.join(presets(folder)) or '(the folder has no presets)'}"
+        )
     yaml = YAML()
     yaml.width, yaml.preserve_quotes = 128, True
     yaml.indent(mapping=2, sequence=4, offset=2)
@@ -42,11 +44,11 @@ def write_preset(name: str, folder: Path, params_file: Path) -> list[str]:
 
 
 def _merge(node: Any, differences: Mapping[str, Any], preset: str, place: str = "") -> list[str]:
-    """Puts differences into a section; a choice of another `name` replaces the one that stands there."""
+    """Writes changed values into a section. A value with a `name` replaces the whole previous value."""
     changed = []
     for key, value in differences.items():
         if key not in node:
-            raise ParamsError(f"preset {preset}: `{place}{key}` is no parameter")
+            raise ParamsError(f"preset {preset}: unknown parameter `{place}{key}`")
         chosen = isinstance(value, Mapping) and "name" in value
         if isinstance(value, Mapping) and not chosen:
             changed += _merge(node[key], value, preset, f"{place}{key}.")
@@ -60,7 +62,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_shown(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]" if len(value) < 5 else f"{len(value)} of them"
+        return f"[{', '.join(map(_shown, value))}]" if len(value) < 5 else f"{len(value)} items"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value) or '""'

@@ -1,4 +1,4 @@
-"""Probes: what the stages do over and over, timed for some seconds on this machine, with the networks that they will use."""
+"""Probes: time the repeated operations of the stages on this machine, for a few seconds, with the real networks."""
 
 import time
 from collections.abc import Callable
@@ -20,25 +20,25 @@ from t2i.train.prepared import prepare
 from t2i.train.section import Train
 
 _MOST_IN_A_BATCH = 8
-"""Images or captions of a probe, at most: a CPU's time hardly hangs on it."""
+"""Maximum number of images or captions per probe: on a CPU, larger batches hardly change the time per image."""
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """What the VAE and the text encoder give, and take."""
+    """Outputs and times of the VAE and the text encoder."""
 
     moments: Tensor
-    """Of one view."""
+    """The moments of one view."""
     conditioning: dict[str, Tensor]
-    """Of one caption."""
+    """The conditioning of one caption."""
     view_seconds: float
     caption_seconds: float
     decode_seconds: float
-    """One image from latents to pixels."""
+    """Time to decode the latents of one image to pixels."""
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Returns the least seconds of some runs, of which the first warms up; of one alone where that takes five or more."""
+    """Returns the shortest of a few runs in seconds; if the first run takes 5 s or more, there is only that one."""
     found: list[float] = []
     while not found or (found[0] < 5 and (len(found) < 2 or (sum(found) < 3 and len(found) < 8))):
         started = time.perf_counter()
@@ -50,7 +50,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def each(work: Callable[[int], object], most: int) -> float:
-    """Returns the seconds of one of a batch: of one alone where that takes long, else of as many as go through at once."""
+    """Returns the seconds per item in a batch of up to `most` items, or of a single item if that takes more than 0.2 s."""
     alone = seconds(lambda: work(1))
     most = min(most, _MOST_IN_A_BATCH)
     if alone > 0.2 or most == 1:
@@ -64,7 +64,7 @@ def each(work: Callable[[int], object], most: int) -> float:
 
 
 def probe_encoders(family: Family, runtime: Runtime, resolution_px: int, caption: str) -> Encoders:
-    """Encodes grey noise and a caption, and decodes it."""
+    """Encodes a random image and a caption, decodes the image, and times each."""
     device, most = runtime.torch_device(), runtime.encode_batch_size
     vae, text = family.load_vae(device), family.load_text(device)
     pixels = torch.rand(1, 3, resolution_px, resolution_px).to(device) * 2 - 1
@@ -81,23 +81,23 @@ def probe_encoders(family: Family, runtime: Runtime, resolution_px: int, caption
 
 
 def probe_step(section: Train, runtime: Runtime, family: Family, encoders: Encoders, folder: Path) -> float:
-    """Returns the seconds of an optimizer step with all that belongs to it; the weights are forgotten.
+    """Returns the seconds of a complete optimizer step, with EMA update; the trained weights are discarded.
 
     Args:
-        section: what decides its cost.
-        runtime: processes, micro-batch, attention, ...
+        section: the section `train`.
+        runtime: the section `runtime`: processes, micro-batches, attention.
         family: the base.
-        encoders: what a record holds.
-        folder: an empty one, for a cache of one batch.
+        encoders: the moments and the conditioning of one record.
+        folder: an empty folder, for a cache of one batch.
     """
     own = sum(map(len, micro_batches(section.batch_size, 0, runtime.processes, runtime.micro_batch_size)))
     section = section.model_copy(update={"batch_size": own, "steps": section.ema.every_steps, "epochs": None})
     prepared = prepare(section, runtime, family, _cache(encoders, own, folder))
-    return seconds(lambda: prepared.take_step(section.ema.every_steps - 1))  # whose EMA is updated too
+    return seconds(lambda: prepared.take_step(section.ema.every_steps - 1))  # this step also updates the EMA
 
 
 def probe_forward(family: Family, runtime: Runtime, precision: Precision, encoders: Encoders) -> float:
-    """Returns the seconds of an image's pass through the UNet without gradients, as sampling and validation make it."""
+    """Returns the seconds per image of a UNet forward pass without gradients, as in sampling and validation."""
     device = runtime.torch_device()
     unet: Any = family.load_unet(random=False).to(device).eval()
     latents = encoders.moments.chunk(2)[0].to(device)
@@ -111,7 +111,7 @@ def probe_forward(family: Family, runtime: Runtime, precision: Precision, encode
 
 
 def _cache(encoders: Encoders, count: int, folder: Path) -> CachedRecords:
-    """Writes a cache of one record so many times over."""
+    """Writes a cache that holds one record `count` times."""
     latents, embeds = folder / "latents", folder / "embeds"
     image = {"moments": encoders.moments[None], "flipped": torch.zeros(1, dtype=torch.uint8)}
     packed = {latents: pack(image, "probe"), embeds: pack({k: t[None] for k, t in encoders.conditioning.items()}, "probe")}

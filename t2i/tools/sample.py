@@ -1,4 +1,4 @@
-"""Verb: draw prompts with a pipeline, each image with what made it in its metadata."""
+"""Draws images from prompts, with prompt, seed, settings and model in the metadata of each image."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,19 @@ from t2i.model.sampling import Drawing, draw
 def sample(
     how: Drawing, families: Mapping[str, Family], prompts: Sequence[str], out: Path, *, seed: int, num: int
 ) -> list[Path]:
-    """Draws `num` images of every prompt with every pipeline, and a grid of all.
+    """Draws `num` images of every prompt with every model, and one grid of all images.
 
     Args:
         how: steps, guidance, size, precision.
-        families: the pipelines, by the names that their images bear.
-        prompts: what to draw.
-        out: folder for PROMPT-SEED[-NAME].png and grid.png; what stands there under other names stays.
-        seed: of the first image of a prompt; the next has seed + 1. The same seed gives each pipeline the same noise.
-        num: images a prompt.
+        families: the models, by the name used in the files of their images.
+        prompts: the prompts to draw.
+        out: the output folder for PROMPT-SEED[-NAME].png and grid.png; other files in it are kept.
+        seed: the seed of the first image of each prompt; the next image uses seed + 1. With the same seed, every model
+            starts from the same noise.
+        num: the number of images per prompt.
 
     Returns:
-        The images' files, then the grid's.
+        The paths of the images, then the path of the grid.
     """
     wanted = [(prompt, seed + n) for prompt in prompts for n in range(num)]
     drawn: dict[str, list[Image.Image]] = {}
@@ -58,6 +59,6 @@ def _made_by(how: Drawing, prompt: str, seed: int, folder: Path, model: str) -> 
 
 
 def _slug(prompt: str) -> str:
-    """A prompt as part of a file's name; one that is changed by it bears a hash, so that no two prompts share a name."""
+    """Returns a prompt as part of a file name. A prompt that this changes gets a hash, so that names do not collide."""
     slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60]
     return slug if slug.replace("-", " ") == prompt else f"{slug}-{fingerprint(prompt)[:6]}"

@@ -1,4 +1,4 @@
-"""Sections: the whole of params.yaml, for commands that look at every stage."""
+"""Sections: all of params.yaml, for commands that need the parameters of every stage."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +26,12 @@ MODELS: dict[str, type[Section]] = {
     "report": Report,
     "runtime": Runtime,
 }
-"""The model of each section, in the order of the file."""
+"""The model of each section, in the order of params.yaml."""
 
 
 @dataclass(frozen=True)
 class Sections:
-    """Every section, checked."""
+    """All sections, validated."""
 
     base: Base
     fetch: Fetch
@@ -45,7 +45,7 @@ class Sections:
 
 
 def unread(path: Path) -> list[str]:
-    """Returns the sections of a parameter file that no stage of ours reads: another's, or a slip."""
+    """Returns the sections of a parameter file that no stage reads: typing errors, or sections of other tools."""
     named, within = read(path), read_section(path, "encode")
     known = {section.partition(".")[0] for section in MODELS}
     return [str(name) for name in named if name not in known] + [
@@ -57,7 +57,7 @@ def load_sections(path: Path) -> Sections:
     """Returns all sections of a parameter file.
 
     Raises:
-        ParamsError: with a line for each section that is not right.
+        ParamsError: a section is invalid. The message has one line per problem.
     """
     found: dict[str, Any] = {}
     problems = []

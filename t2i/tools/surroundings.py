@@ -1,4 +1,4 @@
-"""Surroundings: what a run stands on besides its data: checkout, packages, DVC's own files, device."""
+"""Surroundings: checks of what a run depends on in addition to its data: checkout, packages, DVC's files, device."""
 
 import contextlib
 import json
@@ -22,15 +22,15 @@ from t2i.train.trackers import check_installed
 
 
 class Finding(NamedTuple):
-    """One line; where something is wrong, it says what to do."""
+    """One line of the result. If something is wrong, it says what to do."""
 
     state: Literal["ok", "note", "wrong"]
     about: str
-    said: str
+    message: str
 
 
 def tried(about: str, check: Callable[[], str]) -> Iterator[Finding]:
-    """Yields what a check says, or why it fails."""
+    """Yields the result of a check, or the reason why it fails."""
     try:
         yield Finding("ok", about, check())
     except (ValueError, OSError) as error:
@@ -38,17 +38,23 @@ def tried(about: str, check: Callable[[], str]) -> Iterator[Finding]:
 
 
 def checkout() -> Iterator[Finding]:
-    """Yields what is so of the folder that commands are run in, and of the packages that are installed."""
+    """Yields findings about the working directory and the installed packages."""
     here, code = Path.cwd(), Path(t2i.core.params.__file__).parents[2]
     if code != here:
-        yield Finding("note", "checkout", f"this command's code is that of {code}; the stages run that of {here}")
-    for name, remedy in ((".git", "git init"), (".dvc", "dvc init"), ("dvc.yaml", "run this where dvc.yaml lies")):
+        yield Finding(
+            "note",
+            "checkout",
+            f"this command runs the code in {code}, but the stages run the code in {here}: pip install -e {here}",
+        )
+    for name, remedy in ((".git", "git init"), (".dvc", "dvc init"), ("dvc.yaml", "change to the folder of dvc.yaml")):
         if not Path(name).exists():
             yield Finding("wrong", "checkout", f"{here} has no {name}: {remedy}")
     lock = Path("dvc.lock")
     if lock.is_file() and not lock.stat().st_size:
         yield Finding(
-            "wrong", "checkout", "dvc.lock is empty, as a full disk leaves it: git checkout dvc.lock, dvc commit -f train"
+            "wrong",
+            "checkout",
+            "dvc.lock is empty, probably after a full disk: run `git checkout dvc.lock`, then `dvc commit -f train`",
         )
     yield from _pins(Path("requirements.txt"))
 
@@ -57,40 +63,45 @@ def _pins(path: Path) -> Iterator[Finding]:
     wanted = dict(re.findall(r"^([\w.-]+)==(\S+)$", path.read_text(encoding="utf-8"), re.M)) if path.is_file() else {}
     other = [f"{name} {found} (pinned {pin})" for name, pin in wanted.items() if (found := _installed(name)) != pin]
     if other:
-        said = (
-            f"{len(other)} packages are not as pinned, such as {', '.join(other[:3])}: bits may differ; pip install -r {path}"
+        message = (
+            f"{path}: {len(other)} packages have other versions, such as {', '.join(other[:3])}; results may differ in "
+            f"rounding. To install the pinned versions: pip install -r {path}"
         )
-        yield Finding("note", "packages", said)
+        yield Finding("note", "packages", message)
     elif wanted:
-        yield Finding("ok", "packages", f"{len(wanted)} packages as {path} pins them; Python {platform.python_version()}")
+        yield Finding(
+            "ok", "packages", f"{len(wanted)} packages have the versions pinned in {path}; Python {platform.python_version()}"
+        )
 
 
 def _installed(name: str) -> str:
     try:
         return version(name).partition("+")[0]
     except PackageNotFoundError:
-        return "none"
+        return "not installed"
 
 
 def dvc() -> Iterator[Finding]:
-    """Yields what DVC says is in use; what a dead process has left there, its next run clears away by itself."""
+    """Yields findings about DVC's locks. DVC itself removes the locks of dead processes on its next run."""
     locks = Path(".dvc/tmp/rwlock")
     try:
         held = json.loads(locks.read_text(encoding="utf-8") or "{}") if locks.is_file() else {}
         readers = [one for those in held.get("read", {}).values() for one in those]
         processes = {one["pid"] for one in [*held.get("write", {}).values(), *readers]}
     except (ValueError, AttributeError, TypeError, KeyError):
-        yield Finding("wrong", "dvc", f"{locks} cannot be read: rm {locks}, if no dvc is running")
+        yield Finding("wrong", "dvc", f"{locks} cannot be read: if no dvc is running, rm {locks}")
         return
     for process in processes:
-        with contextlib.suppress(psutil.Error):  # it is gone, or not ours to look at
+        with contextlib.suppress(psutil.Error):  # it ended, or belongs to another user
             words = " ".join(psutil.Process(process).cmdline())
-            is_dvc, said = "dvc" in words, f"process {process} is running a pipeline here: {words[:80]!r}"
-            yield Finding("note", "dvc", said) if is_dvc else Finding("wrong", "dvc", f"thinks that {said}: rm {locks}")
+            if "dvc" in words:
+                yield Finding("note", "dvc", f"process {process} is running a pipeline here: {words[:80]!r}")
+            else:
+                yield Finding("wrong", "dvc", f"{locks} names process {process}, which is not dvc ({words[:80]!r}): rm {locks}")
 
 
 def device(sections: Sections) -> Iterator[Finding]:
-    """Yields what training will run on, and whether the settings can be had there."""
+    """Yields findings about the device that training runs on, and whether it supports the settings."""
     train, runtime = sections.train, sections.runtime
 
     def kind() -> str:
@@ -103,7 +114,7 @@ def device(sections: Sections) -> Iterator[Finding]:
         check_installed(runtime.trackers)
         make_optimizer([torch.zeros(1, requires_grad=True)], train.optimizer)
         shares = micro_batches(train.batch_size, 0, runtime.processes, runtime.micro_batch_size)
-        return f"steps of {train.batch_size} images in {runtime.processes} process(es), {len(shares)} micro-batch(es) each"
+        return f"steps of {train.batch_size} images, {runtime.processes} process(es) with {len(shares)} micro-batch(es) each"
 
     yield from tried("device", kind)
     yield from tried("settings", settings)
@@ -126,14 +137,14 @@ def bf16_time() -> float:
 
 
 def bf16_finding(bf16: float, precisions: Mapping[str, str]) -> Finding:
-    """Returns what there is to say of bf16 on this CPU.
+    """Returns a finding about bf16 on this CPU.
 
     Args:
-        bf16: what `bf16_time` returned.
-        precisions: the precision of each section.
+        bf16: the result of `bf16_time`.
+        precisions: the precision of each section, by name.
     """
-    said = f"a matrix product in bf16 takes {bf16:.1f} times as long as in fp32"
+    message = f"a matrix product in bf16 takes {bf16:.1f} times as long as in fp32"
     slow = [f"`{section}.precision`" for section, precision in precisions.items() if precision == "bf16"] if bf16 > 1.2 else []
     if slow:
-        return Finding("note", "precision", f"{said}: this CPU emulates bf16; set {' and '.join(slow)} to fp32")
-    return Finding("ok", "precision", said)
+        return Finding("note", "precision", f"{message}: this CPU emulates bf16; set {' and '.join(slow)} to fp32")
+    return Finding("ok", "precision", message)

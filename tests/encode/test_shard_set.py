@@ -20,7 +20,7 @@ def content(name: str) -> dict[str, tuple[str, bytes]]:
 
 
 def make(out: Path, made: list[str], *, stop_at: str | None = None) -> None:
-    """Makes a set of three files, noting each that is really made."""
+    """Makes a set of three files, and records in `made` which shards are written."""
 
     def write(name: str) -> dict[str, tuple[str, bytes]]:
         if name == stop_at:
@@ -38,7 +38,7 @@ def add(files: ShardSet, name: str, write) -> None:
     files.add(name, lambda: write(name))
 
 
-def test_a_set_takes_its_name_whole_and_leaves_no_work(out, tmp_path) -> None:
+def test_a_complete_set_is_renamed_and_leaves_no_work_folder(out, tmp_path) -> None:
     made: list[str] = []
     make(out, made)
     assert made == ["a.tar", "b.tar"]
@@ -47,7 +47,7 @@ def test_a_set_takes_its_name_whole_and_leaves_no_work(out, tmp_path) -> None:
     assert not list((tmp_path / "work").iterdir())
 
 
-def test_what_is_finished_is_not_made_again_and_the_bytes_are_the_same(out, tmp_path) -> None:
+def test_resuming_keeps_finished_shards_and_gives_the_same_bytes(out, tmp_path) -> None:
     make(out, [])
     unbroken = {path.name: path.read_bytes() for path in out.iterdir()}
     made: list[str] = []
@@ -60,7 +60,7 @@ def test_what_is_finished_is_not_made_again_and_the_bytes_are_the_same(out, tmp_
 
 
 @pytest.mark.parametrize("lost", ["files/a.tar", "a.tar.json"])
-def test_what_has_lost_bytes_since_is_made_again(out, tmp_path, lost) -> None:
+def test_a_truncated_file_is_made_again(out, tmp_path, lost) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         make(out, [], stop_at="b.tar")
     (path,) = tmp_path.glob(f"work/encode-*/{lost}")

@@ -30,34 +30,34 @@ GOOD = Figures(
 )
 
 
-def test_a_good_run_is_warned_of_nothing() -> None:
+def test_a_good_run_gives_no_warning() -> None:
     assert warnings(GOOD) == []
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "said"),
+    ("part", "change", "expected"),
     [
         ("intervals", {"overfit_gap": [0.06, 0.1]}, "Overfitting"),
         ("intervals", {"copy_rate": [0.2, 0.4]}, "Copying"),
         ("intervals", {"retention_retrieval": [0.1, 0.3]}, "Forgetting"),
         ("evaluation", {"heldout_loss": 0.95}, "No gain"),
-        ("captions", {"truncated": 3}, "3 of 100 captions are cut short"),
+        ("captions", {"truncated": 3}, "3 of 100 captions"),
         ("images", {"psnr_mean": 18.0}, "18.0 dB"),
     ],
 )
-def test_each_warning_fires_alone_and_says_what_to_try(part, change, said) -> None:
+def test_each_warning_fires_alone_and_has_a_remedy(part, change, expected) -> None:
     (found,) = warnings(replace(GOOD, **{part: getattr(GOOD, part) | change}))
-    assert said in found.what
+    assert expected in found.what
     assert found.to_try
 
 
-def test_a_dataset_without_retention_prompts_is_not_called_forgetful() -> None:
+def test_no_retention_prompts_give_no_forgetting_warning() -> None:
     without = {name: value for name, value in GOOD.evaluation.items() if not name.startswith("retention")}
     assert warnings(replace(GOOD, evaluation=without)) == []
 
 
-def test_a_run_that_learns_twenty_pictures_by_heart_is_told_so(tmp_path, monkeypatch, capsys) -> None:
-    """Asked for the same names, it draws them again, and not the held-out pictures of these names."""
+def test_memorizing_twenty_images_gives_both_warnings(tmp_path, monkeypatch, capsys) -> None:
+    """For a memorized prompt the model draws the training image, not the different held-out image of that prompt."""
     monkeypatch.chdir(tmp_path)
     project = Project(tmp_path, ROOT / "base/openmoji")
     (tmp_path / "images").mkdir()
@@ -80,6 +80,6 @@ def test_a_run_that_learns_twenty_pictures_by_heart_is_told_so(tmp_path, monkeyp
     project.fetch_and_encode()
     project.train()
     project.evaluate()
-    said = capsys.readouterr().out
-    assert "warning: Overfitting" in said
-    assert "warning: Copying" in said
+    output = capsys.readouterr().out
+    assert "warning: Overfitting" in output
+    assert "warning: Copying" in output

@@ -8,7 +8,7 @@ from PIL import Image
 from t2i.evaluate.clip import Clip
 
 
-def test_features_are_unit_vectors_that_do_not_depend_on_the_batch(tiny_base) -> None:
+def test_features_are_unit_vectors_and_independent_of_batch_size(tiny_base) -> None:
     images = [Image.effect_noise((40, 40), 50).convert("RGB") for _ in range(5)]
     texts = ["a square", "a much longer text than this tokenizer lets through, so it is cut", "b"]
     for features in (
@@ -21,7 +21,7 @@ def test_features_are_unit_vectors_that_do_not_depend_on_the_batch(tiny_base) ->
     torch.testing.assert_close(clip.text_features(texts), Clip(tiny_base / "clip", "cpu", 1).text_features(texts))
 
 
-def test_no_code_that_comes_with_a_tokenizer_is_run(tiny_base, tmp_path, monkeypatch) -> None:
+def test_code_that_comes_with_a_tokenizer_is_not_run(tiny_base, tmp_path, monkeypatch) -> None:
     folder = shutil.copytree(tiny_base / "clip", tmp_path / "clip")
     auto_map = {"AutoTokenizer": ["foreign.Foreign", "foreign.Foreign"], "AutoConfig": "foreign.Foreign"}
     for name, changes in (("tokenizer_config", {"tokenizer_class": "Foreign"}), ("config", {"model_type": "foreign"})):
@@ -36,7 +36,7 @@ def test_no_code_that_comes_with_a_tokenizer_is_run(tiny_base, tmp_path, monkeyp
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_cosines_are_those_of_the_whole_model(tiny_base) -> None:
+def test_cosines_equal_those_of_the_full_clip_model(tiny_base) -> None:
     clip = Clip(tiny_base / "clip", "cpu", 9)
     image, texts = Image.effect_noise((40, 40), 50).convert("RGB"), ["one", "two"]
     pixels = clip.processor(images=[image], return_tensors="pt").pixel_values

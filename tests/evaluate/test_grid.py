@@ -3,7 +3,7 @@ from PIL import Image
 from t2i.evaluate.grid import draw_grid
 
 
-def test_a_grid_shows_every_image_and_cuts_long_prompts(tmp_path) -> None:
+def test_a_grid_shows_every_image_and_shortens_long_prompts(tmp_path) -> None:
     colours = ["#ff0000", "#00ff00", "#0000ff"]
     rows = [
         ("a prompt that is much too long for the width of its cell " * 3, [Image.new("RGB", (64, 64), c) for c in colours])

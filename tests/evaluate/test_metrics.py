@@ -39,7 +39,7 @@ def test_equal_prompts_share_the_first_rank() -> None:
     assert prompt_retrieval(prompts, prompts) == 1.0
 
 
-def test_kid_is_unbiased_and_sees_a_shift() -> None:
+def test_kid_is_unbiased_and_detects_a_shift() -> None:
     values = [kid(unit(12, 8, seed=2 * n), unit(12, 8, seed=2 * n + 1)) for n in range(200)]
     mean, error = torch.tensor(values).mean().item(), torch.tensor(values).std().item() / 200**0.5
     assert abs(mean) < 3 * error
@@ -51,7 +51,7 @@ def test_kid_of_two_pairs_in_closed_form() -> None:
     assert kid(x, y) == pytest.approx(1000 * (1 + 1 - 2 * (0 + 0 + 1 + 1) / 4))
 
 
-def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
+def test_a_95_percent_interval_covers_the_mean_that_often() -> None:
     covered = 0
     for seed in range(100):
         values = torch.randn(60, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
     assert 85 <= covered <= 100
 
 
-def test_an_interval_lies_around_the_estimate_though_repeats_raise_a_discrepancy() -> None:
+def test_a_centred_interval_contains_the_estimate_of_cmmd() -> None:
     x, y = unit(40, 8), unit(40, 8, seed=1)
     low, high = interval(lambda rows: cmmd(x[rows], y[rows]), 40, 200, 0, centred=True)
     assert low < cmmd(x, y) < high
@@ -68,7 +68,7 @@ def test_an_interval_lies_around_the_estimate_though_repeats_raise_a_discrepancy
     assert raised > low
 
 
-def test_copies_are_near_by_clip_and_in_pixels_and_few_new_images_are() -> None:
+def test_copies_are_near_both_by_clip_and_in_pixels() -> None:
     heldout = Nearest(torch.linspace(0.1, 1, 20), torch.linspace(0.1, 1, 20))
     drawn = Nearest(torch.tensor([0.01, 0.01, 0.5]), torch.tensor([0.01, 0.9, 0.01]))
     assert copied(drawn, heldout).tolist() == [True, False, False]

@@ -1,4 +1,4 @@
-"""The page, made by the stages on the tiny checkpoint; opened in a real browser where there is one."""
+"""The page, made by the stages on the tiny checkpoint, and opened in a real browser if one is installed."""
 
 import base64
 import re
@@ -41,7 +41,7 @@ def page(project) -> Path:
     return project.folder / "data/reports/report.html"
 
 
-def test_the_page_needs_nothing_but_itself_and_quotes_captions(page) -> None:
+def test_the_page_is_self_contained_and_escapes_captions(page) -> None:
     text, links = page.read_text(encoding="utf-8"), Links()
     links.feed(text)
     assert links.found
@@ -49,19 +49,26 @@ def test_the_page_needs_nothing_but_itself_and_quotes_captions(page) -> None:
     assert "url(http" not in text
     assert "<b>square" not in text
     assert "&lt;b&gt;square" in text
-    for heading in ("Side by side", "Figures", "Curves", "Through training", "What it still can", "Nearest training images"):
+    for heading in (
+        "Side by side",
+        "Metrics",
+        "Curves",
+        "During training",
+        "Prompts outside the dataset",
+        "Nearest training images",
+    ):
         assert f"<h2>{heading}</h2>" in text
-    assert "detail is lost" in text  # the tiny VAE is random
+    assert "Lost detail" in text  # the tiny VAE is random
     assert "<code>encode.images.resolution_px</code>" in text
 
 
-def test_pictures_for_dvc_plots_are_written(page, project) -> None:
+def test_images_for_dvc_plots_are_written(page, project) -> None:
     assert {path.name for path in (project.folder / "data/pictures").iterdir()} == {"grid.png", "moments.png", "training.png"}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")
 @pytest.mark.parametrize("width_px", [1280, 390])
-def test_a_browser_shows_every_picture_without_an_error(page, tmp_path, width_px) -> None:
+def test_a_browser_shows_every_image_without_an_error(page, tmp_path, width_px) -> None:
     checked = tmp_path / "checked.html"
     checked.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{CHECK}</body>"), encoding="utf-8")
     quiet = [
@@ -82,14 +89,14 @@ def test_a_browser_shows_every_picture_without_an_error(page, tmp_path, width_px
     assert "CONSOLE" not in done.stderr
 
 
-def test_an_embedded_picture_is_made_small_and_is_an_image() -> None:
+def test_an_embedded_image_is_scaled_down_and_is_webp() -> None:
     uri = embedded(Image.new("RGB", (1000, 500), "#ff0000"), 100)
     head, _, content = uri.partition(",")
     assert head == "data:image/webp;base64"
     assert base64.b64decode(content)[8:12] == b"WEBP"
 
 
-def test_a_figure_is_better_in_its_own_direction() -> None:
+def test_each_metric_knows_which_direction_is_better() -> None:
     metrics = {"cmmd": 1.0, "cmmd_base": 2.0, "cmmd_floor": 0.1, "clip_score": 20.0, "clip_score_base": 25.0}
     rows = {row["name"]: row for row in figures(metrics, {"cmmd": [0.8, 1.2]})}
     assert rows["cmmd"]["better"]

@@ -13,5 +13,5 @@ from stages.console import printable
         ("\u202egnp.exe", r"\u202egnp.exe"),
     ],
 )
-def test_what_a_terminal_would_obey_or_cannot_show_is_escaped(text, shown) -> None:
+def test_control_and_unprintable_characters_are_escaped(text, shown) -> None:
     assert printable(text) == shown

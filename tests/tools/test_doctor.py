@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 from pathlib import Path
@@ -28,89 +29,89 @@ def encoded(checkout: Project) -> Project:
     return checkout
 
 
-def said(*arguments: str, wrong: int = 0) -> str:
+def run(*arguments: str, wrong: int = 0) -> str:
+    """Runs doctor, checks the number of problems, and returns the output."""
     done = CliRunner().invoke(app, ["doctor", *arguments])
     assert done.output.count("\nwrong  ") + done.output.startswith("wrong") == wrong, done.output
     assert done.exit_code == (1 if wrong else 0)
-    assert ("nothing stands in the way of a run" in done.output) == (not wrong)
+    assert ("no problem found" in done.output) == (not wrong)
     return done.output
 
 
-def test_a_run_that_can_go_is_let_go_before_and_after_its_caches_are_there(checkout) -> None:
-    before = said()
-    assert "note   data/latents: is not there yet: `dvc repro` makes it" in before
+def test_a_valid_project_passes_with_and_without_caches(checkout) -> None:
+    before = run()
+    assert re.search(r"note   data/latents: .*`dvc repro`", before)
     checkout.fetch_and_encode()
-    after = said("--deep")
+    after = run("--deep")
     assert "data/latents: 4 files, " in after
-    assert "caches: made of this base, dataset and parameters; 17 records train, 7 held out" in after
-    assert "round trip: 8 records decoded and held to their images" in after
+    assert re.search("ok     caches: .*17 training and 7 held-out records", after)
+    assert "ok     round trip: 8 records decoded" in after
 
 
-def test_it_changes_nothing(encoded) -> None:
+def test_doctor_changes_no_file(encoded) -> None:
     before = {path: path.stat().st_mtime_ns for path in encoded.folder.rglob("*")}
-    said("--deep")
+    run("--deep")
     assert {path: path.stat().st_mtime_ns for path in encoded.folder.rglob("*")} == before
 
 
-def test_every_parameter_that_is_wrong_is_a_line(checkout) -> None:
+def test_every_wrong_parameter_gets_a_line(checkout) -> None:
     checkout.params["train"]["batch_sise"] = 4
     checkout.params["sweep"]["prompts"] = "many"
     checkout.write()
-    lines = said(wrong=2)
-    assert "`train.batch_sise`" in lines
-    assert "did you mean `batch_size`?" in lines
+    lines = run(wrong=2)
+    assert re.search("`train.batch_sise` .*`batch_size`", lines)
     assert "`sweep.prompts`" in lines
 
 
-def test_sections_that_no_stage_reads_are_said(checkout) -> None:
+def test_sections_that_no_stage_reads_are_noted(checkout) -> None:
     checkout.params |= {"trian": {"steps": 5}, "encode": checkout.params["encode"] | {"imagess": {}}}
     checkout.write()
-    lines = said()
-    assert "note   parameters: no stage reads the section `trian`" in lines
-    assert "note   parameters: no stage reads the section `encode.imagess`" in lines
+    lines = run()
+    assert re.search("note   parameters: params.yaml: .*`trian`", lines)
+    assert re.search("note   parameters: params.yaml: .*`encode.imagess`", lines)
 
 
 @pytest.mark.parametrize(
     ("section", "changes", "line"),
     [
-        ("train", {"precision": "fp16"}, "settings: `train.precision` fp16 needs a GPU"),
-        ("runtime", {"processes": 3}, "settings: `train.batch_size` 4 .*`runtime.processes` 3"),
-        ("train", {"trainable": "lora"}, "base: `train.trainable` 'lora' fits no parameter of the UNet"),
+        ("train", {"precision": "fp16"}, "settings: `train.precision`.* fp16"),
+        ("runtime", {"processes": 3}, "settings: `train.batch_size`.* 4 .*`runtime.processes`.* 3"),
+        ("train", {"trainable": "lora"}, "base: `train.trainable`.* 'lora'"),
     ],
 )
-def test_settings_that_do_not_go_together_are_said(checkout, section, changes, line) -> None:
+def test_incompatible_settings_are_reported(checkout, section, changes, line) -> None:
     checkout.params[section] |= changes
     checkout.write()
-    assert re.search(f"wrong  {line}", said(wrong=1))
+    assert re.search(f"wrong  {line}", run(wrong=1))
 
 
-def test_a_base_that_does_not_load_is_said(checkout) -> None:
+def test_a_base_that_does_not_load_is_reported(checkout) -> None:
     fetch.base()
     shutil.rmtree(checkout.folder / "data/base/scheduler")
-    assert "wrong  base: " in said(wrong=1)
+    assert "wrong  base: " in run(wrong=1)
 
 
-def test_a_flipped_bit_is_found_by_looking_deep(encoded) -> None:
+def test_deep_finds_a_flipped_bit(encoded) -> None:
     flip(encoded.folder / "data/latents/train-00000.tar")
-    assert "sizes as written (--deep reads them)" in said()
-    assert "wrong  data/latents: data/latents/train-00000.tar: expected sha256" in said("--deep", wrong=1)
+    assert "--deep" in run()
+    assert re.search("wrong  data/latents: data/latents/train-00000.tar: .*sha256", run("--deep", wrong=1))
 
 
-def test_caches_that_do_not_fit_are_said(encoded) -> None:
+def test_caches_of_other_parameters_are_reported(encoded) -> None:
     encoded.params["encode"]["images"]["interpolation"] = "bicubic"
     encoded.write()
-    assert re.search("wrong  caches: data/latents: .*`params.interpolation` 'lanczos'", said(wrong=1))
+    assert re.search("wrong  caches: data/latents: .*`params.interpolation` 'lanczos'", run(wrong=1))
 
 
-def test_moments_that_are_not_of_their_images_are_found_by_looking_deep(checkout) -> None:
+def test_deep_finds_moments_that_do_not_match_their_images(checkout) -> None:
     checkout.params["base"] |= {"local": str(ROOT / "base/openmoji"), "clip": str(ROOT / "base/openmoji/clip")}
-    checkout.write()  # a VAE that was trained: a random one draws about the same of any latents
+    checkout.write()  # a trained VAE: a random one decodes all latents to nearly the same image
     checkout.fetch_and_encode()
-    output = said("--deep")
-    (mean,) = [float(line.split(": ")[2].split()[0]) for line in output.splitlines() if "round trip" in line]
+    output = run("--deep")
+    (mean,) = map(float, re.findall(r"round trip: .*mean PSNR ([\d.]+) dB", output))
     checkout.params["encode"]["images"]["min_psnr"] = mean - 3
     checkout.write()
-    said("--deep")
+    run("--deep")
     latents, reader = checkout.folder / "data/latents", Reader()
     manifest, rows = read_manifest(latents), []
     for file in manifest.files:
@@ -122,27 +123,25 @@ def test_moments_that_are_not_of_their_images_are_found_by_looking_deep(checkout
                 records[member.key] = ("safetensors", pack(tensors | {"moments": other}, ""))
         rows.append(write_shard(latents / file.name, records))
     write_manifest(latents, rows, manifest.made_by)
-    assert "wrong  round trip: data/latents: decoded, records are" in said("--deep", wrong=1)
+    assert re.search("wrong  round trip: data/latents: .*`t2i encode images`", run("--deep", wrong=1))
 
 
-def test_what_others_do_and_have_left_is_said(encoded) -> None:
+def test_running_and_interrupted_work_is_reported(encoded) -> None:
     encoded.train()
     (work,) = (encoded.folder / "data/work").glob("train-*")
     (work / "finished").unlink()
     (encoded.folder / "data/work/encode-images-0").mkdir()
     flip(next(work.glob("step-*/unet.safetensors")))
     with locked(encoded.folder / "data/work/encode-images-0"):
-        lines = said("--deep", wrong=1)
-    assert "encode-images-0: process " in lines
-    assert (
-        "of a run that was broken off, step-00000006 the newest checkpoint: the same command goes on; rm -r forgets it" in lines
-    )
-    assert "step-00000006: unet.safetensors is not as it was written" in lines
+        lines = run("--deep", wrong=1)
+    assert re.search(rf"note   .*encode-images-0: .*process {os.getpid()}", lines)
+    assert re.search(rf"note   .*{work.name}: .*step-00000006.*`rm -r .*{work.name}`", lines)
+    assert re.search("wrong  .*step-00000006: unet.safetensors", lines)
 
 
-def test_a_checkout_that_dvc_cannot_use_is_said(checkout) -> None:
+def test_a_checkout_that_dvc_cannot_use_is_reported(checkout) -> None:
     (checkout.folder / "dvc.lock").touch()
     Path(".git").rmdir()
-    lines = said(wrong=2)
+    lines = run(wrong=2)
     assert "has no .git: git init" in lines
-    assert "dvc.lock is empty, as a full disk leaves it: git checkout dvc.lock" in lines
+    assert re.search("dvc.lock is empty.*git checkout dvc.lock", lines)

@@ -14,9 +14,9 @@ FP32 = {"train": "fp32", "evaluate": "fp32"}
 def test_emulated_bf16_is_noted_if_a_section_uses_it() -> None:
     finding = bf16_finding(2.9, {"train": "bf16", "evaluate": "fp32"})
     assert finding.state == "note"
-    assert "2.9 times" in finding.said
-    assert "`train.precision` to fp32" in finding.said
-    assert "evaluate" not in finding.said
+    assert "2.9 times" in finding.message
+    assert "`train.precision` to fp32" in finding.message
+    assert "evaluate" not in finding.message
     assert bf16_finding(2.9, FP32).state == "ok"
     assert bf16_finding(0.5, {"train": "bf16", "evaluate": "bf16"}).state == "ok"
 
