@@ -260,7 +260,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(project, monkeypatch) -> None:
     for until_step in (3, 40):
         code, said = run_train(project, until_step=until_step)
         assert code == 143, said
-        assert "the same command goes on from there" in said
+        assert "same command" in said
         assert not (project.folder / "data/model").exists()
     code, said = run_train(project)
     assert code == 0
@@ -312,7 +312,7 @@ def test_bf16_trains_and_fp16_on_the_cpu_is_refused(project) -> None:
     assert project.json("data/reports/train/metrics.json")["loss"] < 10
     assert {weight.dtype for weight in weights(project).values()} == {torch.float32}
     project.params["train"]["precision"] = "fp16"
-    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+    with pytest.raises(ValueError, match=r"`train.precision` fp16 .* bf16 or fp32"):
         project.train()
 
 

@@ -45,7 +45,7 @@ def test_a_damaged_one_is_passed_over_and_said(tmp_path, capsys, damage) -> None
     assert found.step == 5
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
     said = capsys.readouterr().err
-    assert "trying the one before" in said
+    assert "step-00000010: " in said
     assert "resuming after step 5" in said
 
 

@@ -33,5 +33,5 @@ def test_a_loss_that_is_not_finite_names_its_step() -> None:
     history = History()
     for loss in (1.0, float("nan")):
         history.append(Figures(torch.tensor(loss), 0.0, 0.0, 0.0))
-    with pytest.raises(ValueError, match=r"step 2: the loss is nan, .*: lower `train.learning_rate`"):
+    with pytest.raises(ValueError, match=r"step 2: .*nan.*: lower `train.learning_rate`"):
         history.rows()
