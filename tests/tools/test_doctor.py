@@ -135,7 +135,7 @@ def test_what_others_do_and_have_left_is_said(encoded) -> None:
     assert (
         "of a run that was broken off, step-00000006 the newest checkpoint: the same command goes on; rm -r forgets it" in lines
     )
-    assert "step-00000006: unet.safetensors " in lines
+    assert "step-00000006: unet.safetensors is not as it was written" in lines
 
 
 def test_a_checkout_that_dvc_cannot_use_is_said(checkout) -> None:

@@ -63,5 +63,5 @@ def test_a_negative_prompt_changes_the_image(project, run) -> None:
 def test_no_prompt_and_no_model_are_said(project, run) -> None:
     assert run().exit_code == 2
     done = run("square 1", "--model", "nowhere")
-    assert "no pipeline" in str(done.exception)
+    assert "no pipeline is here" in str(done.exception)
     assert done.exit_code == 1

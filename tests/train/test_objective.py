@@ -1,4 +1,4 @@
-"""The objective against that of the script train_text_to_image.py, computed by diffusers' own functions."""
+"""Compares the objective with that of the script train_text_to_image.py, computed with the functions of diffusers."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def caches(request, project, tmp_path) -> tuple[Any, str]:
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
-def test_the_loss_is_that_of_the_diffusers_script(caches, options) -> None:
+def test_the_loss_matches_the_diffusers_script(caches, options) -> None:
     data, predicted = caches
     params = ObjectiveSection(**(PLAIN | options))
     if "dream_detail_preservation" in options and predicted == "v_prediction":
@@ -89,12 +89,12 @@ def test_the_loss_is_that_of_the_diffusers_script(caches, options) -> None:
         ({"prediction_type": "v_prediction", "dream_detail_preservation": 1.0}, "`dream_detail_preservation` .* null"),
     ],
 )
-def test_what_cannot_be_learnt_is_refused_when_parameters_are_read(options, said) -> None:
+def test_impossible_objectives_are_refused_on_reading(options, said) -> None:
     with pytest.raises(ValueError, match=said):
         ObjectiveSection(**(PLAIN | options))
 
 
-def test_a_base_that_predicts_epsilon_is_refused_zero_terminal_snr(tiny_base) -> None:
+def test_an_epsilon_base_refuses_zero_terminal_snr(tiny_base) -> None:
     params = ObjectiveSection(**(PLAIN | {"zero_terminal_snr": True}))
     with pytest.raises(ValueError, match=r"set `train.objective.prediction_type` to v_prediction"):
         Family(tiny_base, params.scheduler_changes())
