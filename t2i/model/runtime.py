@@ -32,7 +32,7 @@ class Runtime(Section):
     processes: int = Field(ge=1)
     """Number of training processes on this machine: one per GPU, or several that share the CPU cores."""
     micro_batch_size: int | None = Field(ge=1)
-    """Images per forward pass of a process; it accumulates gradients for the rest. null: its whole part of train.batch_size."""
+    """Most images per forward pass of a process; it accumulates gradients over the rest. null: no accumulation."""
     gradient_checkpointing: bool
     """Recomputes activations in the backward pass: less memory, 25 to 45 % slower."""
     attention: Literal["auto", "eager", "sdpa", "xformers"]

@@ -66,7 +66,7 @@ def prepared_unet(family: Family, runtime: Runtime, precision: Precision, *, ran
 def take_over_threads(threads: int, device: torch.device) -> None:
     """Sets the number of CPU threads to that of the checkpoint, so that results stay bit-identical.
 
-    If OMP_NUM_THREADS is set, or the machine has fewer cores, it only prints that the results will differ.
+    If the numbers differ and OMP_NUM_THREADS is set, or the machine has fewer cores, it prints that results will differ.
     """
     now = torch.get_num_threads()
     if device.type != "cpu" or threads == now:

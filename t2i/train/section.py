@@ -21,7 +21,7 @@ class Train(Section):
     steps: int | None = Field(ge=1)
     """Number of optimizer steps; null if `epochs` is set."""
     epochs: int | None = Field(ge=1)
-    """Number of passes over the dataset; null if `steps` is set."""
+    """Number of passes over the training records; null if `steps` is set."""
     batch_size: int = Field(ge=1)
     """Images per optimizer step, over all processes and micro-batches."""
     learning_rate: float = Field(gt=0)
