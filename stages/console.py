@@ -1,4 +1,4 @@
-"""The console: how every command reads its parameters, says what is wrong, and ends."""
+"""The console: options, error messages and exit codes that all commands share."""
 
 import inspect
 import io
@@ -13,13 +13,13 @@ import typer
 
 _STARTED = time.monotonic()
 
-# OpenMP's threads wait for each other at every operation. By default they spin for milliseconds, which stops a machine that
-# computes anything else; asleep at once, they cost an idle machine half its speed. libgomp reads this when torch loads it.
-# benchmarks/busy.py measures it.
+# OpenMP threads wait for each other at every operation. By default they spin for milliseconds, which nearly stops a command
+# on a busy machine; without any spinning, a command takes twice as long on an idle machine. libgomp reads this when torch loads
+# it. benchmarks/busy.py measures both.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-# transformers and diffusers have much to say at import that a user of these commands cannot act on.
+# transformers and diffusers print messages at import that a user of these commands cannot act on.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -28,19 +28,19 @@ ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file."
 
 
 def application(help: str) -> typer.Typer:
-    """Returns a Typer application whose errors are one line."""
+    """Returns a Typer application with the settings that all commands share."""
     return typer.Typer(help=help, no_args_is_help=True, pretty_exceptions_show_locals=False, add_completion=False)
 
 
 def run(app: Callable[[], Any]) -> None:
-    """Runs an application: an expected error is one line on stderr; 2 for a wrong parameter, 1 for all else."""
+    """Runs an application. Prints an expected error as one line on stderr and exits with 2 for a wrong parameter, else 1."""
     from t2i.core.params import ParamsError
     from t2i.core.signals import end_with_parent
 
-    if {"DVC_STAGE", "TORCHELASTIC_RUN_ID"} & os.environ.keys():  # no stage outlives the `dvc repro` or the launcher above it
+    if {"DVC_STAGE", "TORCHELASTIC_RUN_ID"} & os.environ.keys():  # a stage must not outlive what started it
         end_with_parent()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show ends no stage
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show must not end a stage
     try:
         app()
     except ParamsError as error:
@@ -61,7 +61,7 @@ def took() -> str:
 
 
 def command_line(command: Callable[..., Any], values: Mapping[str, Any]) -> list[str]:
-    """Returns the words that call a command with these values of its options."""
+    """Returns the command-line arguments that set the options of a command to these values."""
     words = []
     for name, value in values.items():
         (option,) = inspect.get_annotations(command)[name].__metadata__
@@ -70,15 +70,15 @@ def command_line(command: Callable[..., Any], values: Mapping[str, Any]) -> list
 
 
 def _explained(error: Exception) -> str | None:
-    """What to say of an error, or None where only its traceback says it."""
+    """Returns the message for an error, or None if only the traceback explains it."""
     if not isinstance(error, RuntimeError):
         return str(error)
-    if "CUDA out of memory" in str(error) or "allocate memory" in str(error):  # as PyTorch has it, on either device
-        return f"{error}: lower `runtime.micro_batch_size` for training, `runtime.encode_batch_size` for all else"
+    if "CUDA out of memory" in str(error) or "allocate memory" in str(error):  # the words of PyTorch on a GPU and on a CPU
+        return f"{error}: lower `runtime.micro_batch_size` for training, `runtime.encode_batch_size` otherwise"
     return None
 
 
 def printable(text: str) -> str:
-    """Returns a text as one line; what a terminal would obey or cannot show (names of files may have it) is escaped."""
+    """Returns a text as one line; escapes control and unprintable characters, which file names can contain."""
     line = " ".join(text.splitlines())
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in line)

@@ -1,4 +1,4 @@
-"""Stage `train`: the UNet from cached tensors."""
+"""Stage `train`: fine-tunes the UNet on cached tensors."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,27 +9,27 @@ from stages.console import ParamsFile, command_line, run, took
 
 
 def main(
-    base: Annotated[Path, typer.Option(help="The pipeline, from `fetch base`.")] = Path("data/base"),
-    latents: Annotated[Path, typer.Option(help="Moments, from `encode images`.")] = Path("data/latents"),
-    embeds: Annotated[Path, typer.Option(help="Embeddings, from `encode captions`.")] = Path("data/embeds"),
-    validation_prompts: Annotated[Path, typer.Option(help="What is drawn on the way, from `encode captions`.")] = Path(
-        "data/validation-prompts"
-    ),
+    base: Annotated[Path, typer.Option(help="Folder of the base, written by `fetch base`.")] = Path("data/base"),
+    latents: Annotated[Path, typer.Option(help="Folder of the moments, written by `encode images`.")] = Path("data/latents"),
+    embeds: Annotated[Path, typer.Option(help="Folder of the embeddings, written by `encode captions`.")] = Path("data/embeds"),
+    validation_prompts: Annotated[
+        Path, typer.Option(help="Folder of the validation prompts, written by `encode captions`.")
+    ] = Path("data/validation-prompts"),
     dataset: Annotated[Path, typer.Option(help="Description of the dataset, for the model card.")] = Path(
         "data/raw/dataset.json"
     ),
     out: Annotated[Path, typer.Option(help="Folder for the fine-tuned pipeline.")] = Path("data/model"),
-    validation: Annotated[Path, typer.Option(help="Folder for what is drawn on the way, as latents.")] = Path(
+    validation: Annotated[Path, typer.Option(help="Folder for the errors and latents of validation.")] = Path(
         "data/validation"
     ),
     report: Annotated[Path, typer.Option(help="Folder for metrics.json, history.csv and validation.csv.")] = Path(
         "data/reports/train"
     ),
-    trackers: Annotated[Path, typer.Option(help="Folder for what `runtime.trackers` write.")] = Path("data/trackers"),
+    trackers: Annotated[Path, typer.Option(help="Folder for the files of `runtime.trackers`.")] = Path("data/trackers"),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Fine-tunes the UNet and writes a complete pipeline; interrupted, the same command goes on where it stopped."""
-    call = dict(locals())  # the options alone: nothing else is named yet
+    """Fine-tunes the UNet and writes a complete pipeline. After an interruption, run the same command to resume."""
+    call = dict(locals())  # only the options: no other local variable exists yet
     from t2i.core.params import load_section
     from t2i.data.caches import check_caches, stated_digests
     from t2i.model.family import open_family

@@ -1,4 +1,4 @@
-"""A tiny checkpoint, made once, and a project around it that the stages run in."""
+"""Fixtures: a tiny checkpoint, built once, and a project around it for running stages."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    torch.set_num_threads(1)  # bits are promised for a fixed number of threads
+    torch.set_num_threads(1)  # results are bit-identical only for a fixed number of threads
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def project(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def ready(project: Project) -> Project:
-    """A project to be trained for twelve steps of two micro-batches, in three epochs of 17 records."""
+    """A project ready to train for 12 steps of two micro-batches each, in three epochs of 17 records."""
     project.params["train"] |= {"steps": 12, "ema": project.params["train"]["ema"] | {"every_steps": 5}}
     project.params["runtime"] |= {"micro_batch_size": 3, "log_every_steps": 1}
     project.write()

@@ -1,4 +1,4 @@
-"""What dvc.yaml lists, and what the code imports: DVC follows no imports, so they are followed here."""
+"""Reads what dvc.yaml lists and what the code imports: DVC does not follow imports, so this module does."""
 
 import ast
 from pathlib import Path
@@ -15,7 +15,7 @@ CHOSEN = {
     "t2i.fetch.sources": "t2i/fetch/sources/${fetch.source.name}.py",
     "t2i.model.families": "t2i/model/families/${base.family}.py",
 }
-"""Packages whose module a parameter chooses, and the name that dvc.yaml gives it."""
+"""Packages whose module a parameter chooses, and the template of its path in dvc.yaml."""
 
 
 def file_of(module: str) -> Path | None:
@@ -24,7 +24,7 @@ def file_of(module: str) -> Path | None:
 
 
 def imports_of(tree: ast.AST, *, inside: str | None = None) -> set[str]:
-    """Our modules that some code imports; of a stage, only what stands at its top and in the command."""
+    """Returns our modules that some code imports; with `inside`, only the imports at the top and in that command."""
     found = set()
     bodies = [tree]
     if inside is not None:
@@ -43,7 +43,7 @@ def imports_of(tree: ast.AST, *, inside: str | None = None) -> set[str]:
 
 
 def closure(command: str) -> set[str]:
-    """Every file of ours that a command runs, whichever plug-ins are chosen; those by the name that dvc.yaml gives them."""
+    """Returns all our files that a command can run; plug-ins are given by their template in dvc.yaml."""
     words = command.removeprefix("exec python -m ").split()
     start = file_of(words[0])
     assert start is not None, command
@@ -69,13 +69,13 @@ def closure(command: str) -> set[str]:
 
 
 def files_in(folder: str) -> set[str]:
-    """The code of a folder, as a stage that names it has it hashed; the files of no plug-in that a parameter chooses."""
+    """Returns the code files of a folder, as DVC hashes it."""
     found = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".html")}
     return {name for name in found if not name.endswith("__init__.py")}
 
 
 def declared(stage: str) -> set[str]:
-    """Every file of ours that a stage lists, those of the folders that it names whole among them."""
+    """Returns all our files that a stage lists, including those in the folders that it lists."""
     deps = [dep for dep in STAGES[stage]["deps"] if dep.startswith(("stages/", "t2i/"))]
     return {name for dep in deps for name in (files_in(dep) if (ROOT / dep).is_dir() else {dep})}
 
@@ -85,7 +85,7 @@ def plugins(package: str) -> list[Path]:
 
 
 def listed(files: set[str]) -> list[str]:
-    """The same files as dvc.yaml names them: a folder where every file in it is among them."""
+    """Returns the same files as dvc.yaml lists them: a folder instead of its files if all of them are included."""
     rooms = {
         folder: files_in(folder) for folder in sorted({name.rpartition("/")[0] for name in files if name.startswith("t2i/")})
     }
@@ -94,7 +94,7 @@ def listed(files: set[str]) -> list[str]:
 
 
 def sections_of(command: str) -> set[str]:
-    """The sections of params.yaml that a command loads."""
+    """Returns the sections of params.yaml that a command loads."""
     words = command.removeprefix("exec python -m ").split()
     path = file_of(words[0])
     assert path is not None

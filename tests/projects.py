@@ -1,4 +1,4 @@
-"""A project around a tiny checkpoint that the stages are run in, and what they leave there."""
+"""Projects around a tiny checkpoint, in which tests run the stages and read their outputs."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Project:
-    """A folder with params.yaml, in which stages are run."""
+    """A folder with params.yaml, in which tests run stages."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class Project:
         encode.captions()
 
     def train(self) -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)  # as a new process finds it
+        AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
         self.write()
         train.main()
 
@@ -69,7 +69,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def trained(project: Project) -> dict[str, dict[str, bytes]]:
-    """What training leaves: its outs, and the last checkpoint with UNet, EMA, optimizer and history."""
+    """Returns the outputs of training, and the last checkpoint with UNet, EMA, optimizer and history."""
     data = project.folder / "data"
     left = {name: files(data / name) for name in ("model", "validation", "reports/train")}
     (work,) = data.glob("work/train-*")
@@ -87,7 +87,7 @@ def put_back(folder: Path, kept: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """Flips a bit of the file's first record, in a new file of the same time and size."""
+    """Flips a bit in the first record of a file; the new file has the same size and time."""
     before, content = path.stat(), bytearray(path.read_bytes())
     content[min(1000, len(content) // 2)] ^= 1
     path.unlink()

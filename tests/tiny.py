@@ -1,4 +1,4 @@
-"""A random tiny checkpoint in diffusers' layout, made on the spot, and a folder of captioned images."""
+"""Builds a tiny checkpoint with random weights in diffusers layout, a folder of captioned images, and small caches."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from t2i.data.shards import pack, write_shard
 def make_base(
     folder: Path, *, prediction_type: str = "epsilon", text_layers: int = 1, text_width: int = 16, seed: int = 0
 ) -> Path:
-    """Writes a Stable Diffusion with some ten thousand random weights, and a CLIP beside it in `clip`."""
+    """Writes a Stable Diffusion with about ten thousand random weights, and a CLIP in its folder `clip`."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -71,7 +71,7 @@ def make_base(
 
 
 def make_images(folder: Path, count: int) -> Path:
-    """Writes `count` squares of different colours and a metadata.jsonl."""
+    """Writes `count` squares in different colours, and their captions in metadata.jsonl."""
     folder.mkdir(parents=True)
     lines = []
     for number in range(count):

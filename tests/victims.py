@@ -1,6 +1,6 @@
-"""Victims: forks of the warm test process, which run a command and are sent signals at chosen events.
+"""Victims: forks of the warm test process that run a command and receive signals at chosen events.
 
-Python's start with torch takes seconds, a fork takes none; and an event, unlike a moment, is the same one each time.
+Starting Python with torch takes seconds, a fork takes almost no time. An event, unlike a time, is the same in every run.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from stages import console, tools
 from tests.projects import ROOT
 
 Watch = Callable[[Callable[[], None]], object]
-"""Arranges, in the child, for something to be called at every event."""
+"""Installs, in the child, a hook that calls a function at every event."""
 
 _MOST_SECONDS = 120
 _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.copyfile"}
@@ -34,25 +34,25 @@ _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.sym
 
 @dataclass(frozen=True)
 class Ended:
-    """How a victim ended."""
+    """The end of a victim."""
 
     code: int
-    """As a shell has it: 128 and the signal's number, where that ended it."""
+    """Exit code as in a shell: 128 plus the number of the signal, if a signal ended it."""
     said: str
     """Stdout and stderr."""
     events: int
-    """Events that there were."""
+    """Number of events."""
 
 
 def t2i(*words: str) -> None:
     """Runs a command as the console script does."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # as a new process finds it
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
     sys.argv = ["t2i", *words]
     console.run(tools.app)
 
 
 class Victim:
-    """A fork that runs an action and sends itself the signals `at` (from event to signal; events count from 1)."""
+    """A fork that runs an action and sends itself signals; `at` maps events, counted from 1, to signals."""
 
     def __init__(self, action: Callable[[], object], watch: Watch = id, at: Mapping[int, int] | None = None) -> None:
         self._counter, self._log = mmap.mmap(-1, 8), tempfile.TemporaryFile()  # noqa: SIM115
@@ -61,11 +61,11 @@ class Victim:
             os._exit(_live(action, watch, dict(at or {}), self._counter, self._log.fileno()))
 
     def stopped(self) -> bool:
-        """Waits until it stops by SIGSTOP, and returns True, or ends."""
+        """Waits until SIGSTOP stops it or it ends; returns whether it was stopped."""
         return os.WIFSTOPPED(os.waitpid(self.pid, os.WUNTRACED)[1])
 
     def wait(self) -> Ended:
-        """Waits for its end."""
+        """Waits until it ends."""
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         with self._log as log:
             log.seek(0)
@@ -83,7 +83,7 @@ def _live(action: Callable[[], object], watch: Watch, at: dict[int, int], counte
     os.dup2(log, 2)
     sys.stdout = sys.stderr = open(2, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
     signal.alarm(_MOST_SECONDS)
-    tqdm.monitor_interval = 0  # its thread is not in the fork
+    tqdm.monitor_interval = 0  # the fork does not have its thread
 
     def event() -> None:
         counter[:] = (_count(counter) + 1).to_bytes(8, "little")
@@ -108,7 +108,7 @@ def _count(counter: mmap.mmap) -> int:
 
 
 def file_changes(*folders: Path) -> Watch:
-    """Watches for what changes names or contents below some folders or beside them, just before it happens."""
+    """Watches for changes of files whose paths start with those of the folders; an event comes just before the change."""
     starts = tuple(str(folder.absolute()) for folder in folders)
 
     def watch(event: Callable[[], None]) -> None:
@@ -129,7 +129,7 @@ def _writes(flags: int) -> bool:
 
 
 def lines_of(module: ModuleType) -> Watch:
-    """Watches for every line of a module: what its libraries write is told apart from what they are about to write."""
+    """Watches for every line of a module that runs, and so also sees the moments between two writes of a library."""
 
     def watch(event: Callable[[], None]) -> None:
         def trace(frame: FrameType, kind: str, _: Any) -> Any:
@@ -145,7 +145,7 @@ def lines_of(module: ModuleType) -> Watch:
 
 
 def calls_of(model: str, *, training: bool | None = None) -> Watch:
-    """Watches for the forward passes of models of a class, in one mode where it is given, just after they were made."""
+    """Watches for forward passes of models of a class (if `training` is set, only in that mode); an event follows each."""
 
     def watch(event: Callable[[], None]) -> None:
         def hook(module: Any, *_: Any) -> None:
@@ -158,7 +158,7 @@ def calls_of(model: str, *, training: bool | None = None) -> Watch:
 
 
 def of_rank(rank: int, watch: Watch) -> Watch:
-    """Watches in one of several processes alone."""
+    """Watches only in the process with a rank."""
 
     def watch_there(event: Callable[[], None]) -> None:
         watch(lambda: event() if os.environ.get("RANK") == str(rank) else None)
@@ -167,7 +167,7 @@ def of_rank(rank: int, watch: Watch) -> Watch:
 
 
 def may_share_locks() -> bool:
-    """Whether forks may share a lock, which `together` needs: where there is no /dev/shm they may not."""
+    """Returns whether forks can share a lock, which `together` needs; they cannot without /dev/shm."""
     try:
         multiprocessing.get_context("fork").Lock()
     except (ImportError, OSError):
@@ -176,10 +176,10 @@ def may_share_locks() -> bool:
 
 
 def together(processes: int, action: Callable[[], object]) -> None:
-    """Runs an action in forks that torchrun's agent starts, watches over, and ends when one of them has died."""
+    """Runs an action in forks of the agent of torchrun, which ends them all when one of them dies."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "600"  # as t2i/model/launch.py
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "600"  # as in t2i/model/launch.py
     places = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(os.getpid())}
     config = LaunchConfig(1, 1, processes, **places, max_restarts=0, start_method="fork")
     elastic_launch(config, _quiet)(action)
@@ -194,14 +194,14 @@ def _quiet(action: Callable[[], object]) -> None:
 
 
 def spread(events: int, count: int) -> Sequence[int]:
-    """Returns at most `count` of the events, the first and the last included."""
+    """Returns at most `count` of the events, including the first and the last."""
     if events <= count:
         return range(1, events + 1)
     return [1 + number * (events - 1) // (count - 1) for number in range(count)]
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Returns what lies below a folder under a temporary name."""
+    """Returns the files below a folder that have temporary names."""
     found = itertools.chain.from_iterable(folder.rglob(f"*{end}") for end in (".partial", ".old", ".tmp"))
     return [str(path.relative_to(folder)) for path in found]
 
@@ -211,7 +211,7 @@ def command(*words: str) -> Callable[[], None]:
 
 
 def run(*words: str) -> str:
-    """Runs a command to its end, and returns what it said."""
+    """Runs a command to its end; returns its output."""
     ended = victim(command(*words))
     assert ended.code == 0, ended.said
     return ended.said
@@ -222,7 +222,7 @@ VALIDATING = calls_of("UNet2DConditionModel", training=False)
 
 
 def launch(code: str, folder: Path) -> subprocess.Popen:
-    """Relaunches a module of some code as two processes."""
+    """Runs some code as a module in two processes, with `relaunch`."""
     (folder / "victim.py").write_text(code)
     command = "import sys; from t2i.model.launch import relaunch; sys.exit(relaunch('victim', [], 2))"
     paths = os.pathsep.join([str(ROOT), str(folder)])

@@ -1,30 +1,30 @@
-"""The base: which pretrained pipeline is fine-tuned, and which CLIP measures it."""
+"""The base: the pretrained pipeline that is fine-tuned, and the CLIP that evaluates it."""
 
 from pydantic import Field
 
 from t2i.core.params import Section
 
 NOT_TAKEN = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of a pipeline that neither training nor sampling here uses, whatever lies there."""
+"""Parts of a pipeline that are never used here, even if the folder has them."""
 
 
 class Base(Section):
-    """Section `base`: what is fine-tuned, and what measures it."""
+    """Section `base`: the pipeline to fine-tune, and the CLIP that evaluates it."""
 
     family: str
-    """Kind of model: a module of t2i/model/families."""
+    """Model family: the name of a module in t2i/model/families."""
     local: str
-    """A folder with a pipeline in diffusers' layout: the base, unless `hub` names one. Must exist, since DVC watches it."""
+    """Folder of the base, a pipeline in diffusers layout; ignored if `hub` is set. Must exist, because DVC tracks it."""
     hub: str | None
-    """Hub id of the base, such as stable-diffusion-v1-5/stable-diffusion-v1-5; null: the folder `local`."""
+    """Hub id of the base, such as stable-diffusion-v1-5/stable-diffusion-v1-5; null: use the folder `local`."""
     revision: str | None
-    """Branch, tag or commit on the Hub; resolved to a commit, which the run records. null: the default branch."""
+    """Branch, tag or commit on the Hub. The run resolves it to a commit and records that. null: the default branch."""
     variant: str | None
-    """Variant of the weights on the Hub, such as fp16; null: the plain ones."""
+    """Variant of the weights on the Hub, such as fp16; null: the default weights."""
     vae: str | None
-    """Another AutoencoderKL than the base's: a folder, or a Hub id such as stabilityai/sd-vae-ft-mse, with `@` and a revision
-    where another than the default branch is wanted; null: the base's."""
+    """An AutoencoderKL that replaces the one of the base: a folder, or a Hub id such as stabilityai/sd-vae-ft-mse. Append `@`
+    and a revision for another branch, tag or commit than the default. null: the VAE of the base."""
     clip_skip: int = Field(ge=0)
-    """How many of the text encoder's last layers are left out, as diffusers counts `clip_skip`; for good, in the copy."""
+    """Number of last layers of the text encoder to remove from the copy, counted as `clip_skip` in diffusers."""
     clip: str
-    """The CLIPModel that measures: a folder, or a Hub id such as openai/clip-vit-large-patch14, with `@` as in `vae`."""
+    """The CLIPModel for evaluation: a folder, or a Hub id such as openai/clip-vit-large-patch14, with `@` as in `vae`."""

@@ -1,4 +1,4 @@
-"""Denoising error: what a UNet gets wrong on fixed records, at fixed timesteps and noise, so that models compare."""
+"""Denoising error: the error of a UNet on fixed records, timesteps and noise, so that models can be compared."""
 
 from collections.abc import Sequence
 
@@ -15,12 +15,12 @@ from t2i.model.precision import Precision, computing_in
 
 
 def fixed_records(records: CachedRecords, most: int, seed: int) -> list[int]:
-    """Returns the places of at most `most` records, chosen by hash: adding records moves few."""
+    """Returns the places of at most `most` records, chosen by hash, so that new records change few of the choices."""
     return sorted(range(len(records)), key=lambda place: hash_fraction(f"{seed}:{records.keys[place]}"))[:most]
 
 
 def timestep_grid(schedule: int, stretches: int) -> list[int]:
-    """Returns the middles of equal stretches of a schedule's timesteps."""
+    """Divides the timesteps of a schedule into `stretches` equal parts; returns the middle timestep of each."""
     return [(2 * n + 1) * schedule // (2 * stretches) for n in range(stretches)]
 
 
@@ -39,8 +39,8 @@ def denoising_errors(
 ) -> Float[Tensor, "records timesteps"]:
     """Returns the unweighted squared error of each record at each timestep of the grid, in fp64 on the CPU.
 
-    Mean moments of the first view, the first caption, no dropout; noise that depends on the seed, the record and the
-    timestep alone.
+    Uses the mean latents of the first view, the first caption and no dropout. The noise depends only on the seed, the
+    record and the timestep.
     """
     grid = timestep_grid(len(family.alphas_cumprod), timesteps_per_record)
     pairs = [(place, timestep) for place in places for timestep in grid]

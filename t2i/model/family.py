@@ -1,7 +1,7 @@
-"""Families: what a kind of Stable Diffusion must offer, and how one is chosen.
+"""Families: the interface of a model family such as Stable Diffusion 1.x, and how to open one.
 
-A family is a module of t2i/model/families with a class `Family` of this form. It hides its conditioning: `encode_prompts` gives
-named tensors, they are stored as they are, and given back to `predict`.
+A family is a module in t2i/model/families with a class `Family` that implements this protocol. It hides its conditioning:
+`encode_prompts` returns named tensors, the caches store them unchanged, and `predict` receives them again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,62 +19,62 @@ from t2i.model.base import Base
 from t2i.model.prediction import PredictionType
 
 Conditioning = dict[str, Tensor]
-"""Named tensors [b, ...]: all the UNet takes besides latents and timesteps."""
+"""Named tensors [b, ...]: all inputs of the UNet other than latents and timesteps."""
 
 
 @runtime_checkable
 class Family(Protocol):
-    """One checkpoint in diffusers' layout; nothing is loaded before it is asked for."""
+    """A checkpoint in diffusers layout; each part is loaded on first use."""
 
     folder: Path
-    """Where it lies."""
+    """Folder of the checkpoint."""
     alphas_cumprod: Float[Tensor, " timesteps"]
     prediction_type: PredictionType
     scaling_factor: float
     shift_factor: float
     vae_factor: int
-    """Pixels a side of a latent stands for."""
+    """Width and height in pixels of one latent."""
 
     def load_vae(self, device: str) -> nn.Module:
         """Returns the VAE in fp32, frozen."""
         ...
 
     def encode_pixels(self, vae: nn.Module, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m _ _"]:
-        """Returns the moments, unscaled."""
+        """Returns the unscaled moments."""
         ...
 
     def decode_latents(self, vae: nn.Module, latents: Float[Tensor, "b c _ _"]) -> Float[Tensor, "b 3 h w"]:
-        """Returns pixels of scaled latents."""
+        """Returns the pixels of scaled latents."""
         ...
 
     def load_text(self, device: str) -> Any:
-        """Returns what encode_prompts needs: tokenizers and text encoders in fp32, frozen."""
+        """Returns the tokenizers and the text encoders in fp32, frozen, for `encode_prompts`."""
         ...
 
     def encode_prompts(self, text: Any, captions: Sequence[str]) -> Conditioning:
-        """Returns the conditioning of some captions."""
+        """Returns the conditioning of the captions."""
         ...
 
     def count_truncated(self, text: Any, captions: Sequence[str]) -> int:
-        """Returns how many captions are longer than the tokenizer lets through."""
+        """Returns the number of captions that the tokenizer truncates."""
         ...
 
     def load_unet(self, *, random: bool) -> nn.Module:
-        """Returns the UNet in fp32: the base's weights, or random ones for the same configuration."""
+        """Returns the UNet in fp32, with the weights of the base or, if `random`, with random weights."""
         ...
 
     def check_fit(self, unet: nn.Module, moments: Float[Tensor, "_ m h w"], conditioning: Conditioning) -> None:
-        """Raises a ValueError where a record of the caches is none that the UNet takes."""
+        """Raises a ValueError if the cached records do not fit the UNet."""
         ...
 
     def predict(
         self, unet: nn.Module, noisy_latents: Float[Tensor, "b c h w"], timesteps: Int[Tensor, " b"], conditioning: Conditioning
     ) -> Float[Tensor, "b c h w"]:
-        """Returns the UNet's prediction."""
+        """Returns the prediction of the UNet."""
         ...
 
     def export(self, weights: Mapping[str, Tensor], out: Path) -> None:
-        """Writes a complete pipeline: this checkpoint with other UNet weights."""
+        """Writes a complete pipeline: this checkpoint with the given UNet weights."""
         ...
 
     def sample(
@@ -88,7 +88,7 @@ class Family(Protocol):
         size_px: int,
         device: str,
     ) -> list[Image.Image]:
-        """Returns an image a prompt, from the complete pipeline."""
+        """Returns one image per prompt, drawn by the complete pipeline."""
         ...
 
     def sample_latents(
@@ -102,42 +102,42 @@ class Family(Protocol):
         num_inference_steps: int,
         guidance_scale: float,
     ) -> Float[Tensor, "b c h w"]:
-        """Returns scaled latents sampled from noise and cached conditioning: no VAE and no text encoder is loaded.
+        """Returns scaled latents sampled from noise and cached conditioning, without loading the VAE or the text encoder.
 
-        `generators`, one an image, are for schedulers that draw noise at every step.
+        `generators`, one per image, are used by schedulers that draw noise at every step.
         """
         ...
 
 
 def file_of(family: Family) -> str:
-    """Returns the path below t2i/ of a family's module."""
+    """Returns the path of the module of a family, relative to t2i/."""
     return f"{type(family).__module__.removeprefix('t2i.').replace('.', '/')}.py"
 
 
 def open_family(params_file: Path, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({})) -> Family:
-    """Returns the family that `base.family` names, on the checkpoint in a folder.
+    """Opens the checkpoint in a folder with the family that `base.family` names.
 
     Args:
-        params_file: params.yaml.
-        folder: the checkpoint, in diffusers' layout.
-        scheduler_changes: overrides of its scheduler's configuration, in diffusers' names.
+        params_file: path of params.yaml.
+        folder: the checkpoint, in diffusers layout.
+        scheduler_changes: changes to its scheduler configuration, with the names of diffusers.
 
     Raises:
-        ValueError: if no pipeline is in the folder.
+        ValueError: if the folder has no pipeline.
     """
     name = load_section(params_file, "base", Base).family
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder}: no pipeline is here; run `dvc repro`, or name another folder")
+        raise ValueError(f"{folder}: no pipeline here; run `dvc repro`, or give another folder")
     return load_family(name, folder, scheduler_changes)
 
 
 def load_family(name: str, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({})) -> Family:
-    """Returns the family `name` (a module of t2i/model/families) on the checkpoint in a folder.
+    """Opens the checkpoint in a folder with the family `name`.
 
     Args:
-        name: the module.
-        folder: the checkpoint, in diffusers' layout.
-        scheduler_changes: what its scheduler's configuration is overruled by, in diffusers' names.
+        name: name of a module in t2i/model/families.
+        folder: the checkpoint, in diffusers layout.
+        scheduler_changes: changes to its scheduler configuration, with the names of diffusers.
     """
     family: Family = resolve_plugin("t2i.model.families", name).Family(folder, scheduler_changes)
     return family

@@ -1,4 +1,4 @@
-"""Latents: moments as the VAE gives them, samples of them, and how well a picture survives the way there and back."""
+"""Latents: samples them from the moments of the VAE, and measures how well the VAE rebuilds an image."""
 
 import torch
 from jaxtyping import Float
@@ -11,13 +11,13 @@ def sample_latents(
     scaling_factor: float,
     shift_factor: float = 0.0,
 ) -> Float[Tensor, "b c h w"]:
-    """Returns scaled latents `(mean + exp(logvar / 2) * epsilon - shift_factor) * scaling_factor`, in fp32.
+    """Returns scaled latents, `(mean + exp(logvar / 2) * epsilon - shift_factor) * scaling_factor`, in fp32.
 
     Args:
-        moments: mean and log-variance, stacked over channels, unscaled (what diffusers' `latent_dist.parameters` holds).
-        epsilon: standard normal; None gives the mean.
+        moments: mean and log-variance, stacked over channels, unscaled (`latent_dist.parameters` in diffusers).
+        epsilon: standard normal noise; None returns the mean.
         scaling_factor: `vae.config.scaling_factor`.
-        shift_factor: `vae.config.shift_factor`, 0 where that is None.
+        shift_factor: `vae.config.shift_factor`, or 0 if that is None.
     """
     mean, logvar = moments.float().chunk(2, dim=1)
     if epsilon is not None:

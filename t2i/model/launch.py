@@ -1,4 +1,4 @@
-"""Launch: a command run again as several processes, with its signals passed on."""
+"""Launch: runs a command again as several processes, and forwards signals to them."""
 
 import os
 import signal
@@ -13,25 +13,26 @@ from t2i.core.signals import end_with_parent, is_echo
 
 
 def in_process_group() -> bool:
-    """Whether a launcher (this one, torchrun, accelerate launch) started this process as one of several."""
+    """Returns whether a launcher (this one, torchrun or accelerate launch) started this process as one of a group."""
     return "WORLD_SIZE" in os.environ
 
 
 def is_first_process() -> bool:
-    """Whether this process is alone, or the first of its group."""
+    """Returns whether this process is the only one, or the first of its group."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def relaunch(module: str, words: Sequence[str], processes: int) -> int:
-    """Runs `python -m module WORDS` as several processes on this machine and returns the exit code.
+    """Runs `python -m MODULE WORDS` as several processes on this machine; returns the exit code.
 
-    SIGINT and SIGTERM reach every process; the code is then 130 or 143.
+    SIGINT and SIGTERM are forwarded to every process; the exit code is then 130 or 143.
     """
-    place = ["--master-addr=127.0.0.1", f"--master-port={_free_port()}"]  # `--standalone` unpickles what its open port is sent
+    # Not `--standalone`, which unpickles whatever its open port receives.
+    place = ["--master-addr=127.0.0.1", f"--master-port={_free_port()}"]
     command = [sys.executable, "-m", "torch.distributed.run", *place, f"--nproc-per-node={processes}", "-m", module]
     received: list[int] = []
     first_at = 0.0
-    # A large checkpoint takes longer than the 30 s that torchrun gives its processes to end.
+    # Saving a large checkpoint can take longer than the 30 s that torchrun waits for its processes to end.
     environment = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
     child = subprocess.Popen([*command, *words], env=environment, start_new_session=True, preexec_fn=end_with_parent)
 

@@ -1,4 +1,4 @@
-"""What a UNet predicts of a noisy latent: a word for each, which families, weightings and the forward process share."""
+"""Prediction type: what a UNet predicts from noisy latents; families, weightings and the forward process share it."""
 
 from typing import Literal
 

@@ -1,24 +1,24 @@
-"""Models as they lie in a folder: in fp32, from safetensors, every tensor where config.json wants it."""
+"""Loads pretrained models from a folder: in fp32, from safetensors, with exactly the tensors that config.json expects."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_REMEDY = "weights and config.json do not belong together: take another base, or run `fetch base` again"
+_REMEDY = "the weights do not match config.json: use another base, or run `fetch base` again"
 
 
 def load_pretrained(kind: Any, folder: Path) -> Any:
-    """Returns a model of diffusers or transformers in fp32, all of whose weights come from the folder.
+    """Returns a model of diffusers or transformers in fp32, with all weights from the folder.
 
     Raises:
-        ValueError: naming the folder and a tensor that is missing, unexpected or of another shape than config.json says.
+        ValueError: if a tensor is missing, unexpected or of the wrong shape; names the folder and the tensor.
     """
     from safetensors import SafetensorError
 
     reporting = {"output_loading_info": True, "use_safetensors": True, "dtype": torch.float32}
     if kind.__module__.startswith("transformers."):
-        reporting["ignore_mismatched_sizes"] = True  # it then names the tensors, as diffusers does in any case
+        reporting["ignore_mismatched_sizes"] = True  # transformers then lists the tensors, as diffusers always does
     try:
         model, said = kind.from_pretrained(folder, **reporting)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -30,5 +30,5 @@ def load_pretrained(kind: Any, folder: Path) -> Any:
 
 
 def _described(key: Any) -> str:
-    """A tensor's name, with both shapes where they differ."""
+    """Returns the name of a tensor, with both shapes if they differ."""
     return key if isinstance(key, str) else f"{key[0]} (got {list(key[1])}, wanted {list(key[2])})"

@@ -1,4 +1,4 @@
-"""Runtime: what changes at most rounding, or is only looked at. No stage is run again for it."""
+"""Runtime: settings that change at most rounding, or only what is shown. A change never reruns a stage."""
 
 from typing import Literal
 
@@ -8,57 +8,58 @@ from t2i.core.params import Section
 
 
 class Validation(Section):
-    """`runtime.validation`."""
+    """Section `runtime.validation`."""
 
     every_steps: int = Field(ge=1)
-    """Optimizer steps between validations; there is one before the first step and one after the last, too."""
+    """Optimizer steps between validations. There is also one before the first step and one after the last step."""
     records: int = Field(ge=1)
-    """Held-out records, and as many training records, whose denoising error is taken."""
+    """Number of held-out records, and of training records, to measure the denoising error on."""
     timesteps_per_record: int = Field(ge=1)
-    """Timesteps at which it is taken."""
+    """Number of timesteps per record to measure it at."""
     num_inference_steps: int = Field(ge=1)
-    """Sampling steps of the pictures, which are drawn of `encode.captions.validation_prompts`."""
+    """Sampling steps of the validation pictures, one per prompt of `encode.captions.validation_prompts`."""
     guidance_scale: float = Field(ge=1)
-    """Classifier-free guidance of the pictures."""
+    """Classifier-free guidance scale of the validation pictures."""
     seed: int
-    """Decides the noise that pictures start from, and the records."""
+    """Seed of the noise and of the choice of records."""
 
 
 class Runtime(Section):
-    """Section `runtime`, which DVC does not track: a run can be given more processes or checkpoints, and go on."""
+    """Section `runtime`, which DVC does not track: a run can resume with other values, such as more processes."""
 
     device: Literal["auto", "cpu", "cuda"]
-    """`auto`: a GPU where there is one."""
+    """`auto`: a GPU if there is one, else the CPU."""
     processes: int = Field(ge=1)
-    """Training processes on this machine, a GPU each, or sharing the CPU's cores."""
+    """Number of training processes on this machine: one per GPU, or several that share the CPU cores."""
     micro_batch_size: int | None = Field(ge=1)
-    """Images a process holds at once; null: its whole share of train.batch_size. Accumulation follows from it."""
+    """Most images per forward pass of a process; it accumulates gradients over the rest. null: no accumulation."""
     gradient_checkpointing: bool
     """Recomputes activations in the backward pass: less memory, 25 to 45 % slower."""
     attention: Literal["auto", "eager", "sdpa", "xformers"]
-    """`eager`: plain matrix products; on a CPU in bf16 a third faster to train with, but their memory grows with the square of
-    the latents' number. `sdpa`: PyTorch's fused kernels. `xformers`: the extra, on a GPU. `auto`: eager on a CPU, else sdpa."""
+    """`eager`: plain matrix products; trains a third faster on a CPU in bf16, but its memory grows with the square of the
+    number of latents. `sdpa`: fused kernels of PyTorch. `xformers`: needs that extra and a GPU. `auto`: eager on a CPU in
+    bf16, else sdpa."""
     tf32: bool
-    """Lets fp32 matrix products on recent GPUs round their operands to TF32."""
+    """Allows fp32 matrix products on recent GPUs to round their operands to TF32."""
     checkpoint_every_seconds: float = Field(gt=0)
-    """Longest stretch of training that a crash can cost."""
+    """Seconds of training between checkpoints: the most that a crash can lose."""
     ema_device: Literal["cpu"] | None
-    """Where the EMA's weights are kept: `cpu` spares a GPU their memory; null: beside the UNet's."""
+    """Device of the EMA weights: `cpu` saves GPU memory; null: the device of the UNet."""
     keep_checkpoints: int = Field(ge=1)
-    """How many of the newest checkpoints stay on disk."""
+    """Number of newest checkpoints to keep on disk."""
     log_every_steps: int = Field(ge=1)
-    """Optimizer steps a row of the loss history stands for (it holds their means)."""
+    """Optimizer steps per row of history.csv; the row has their means."""
     trackers: list[Literal["tensorboard", "wandb", "dvclive"]]
-    """Where figures and validation pictures go besides history.csv; the extra `trackers`. WANDB_MODE=online sends."""
+    """Experiment trackers that also log figures and pictures; need the extra `trackers`. wandb sends if WANDB_MODE=online."""
     tracker_project: str
-    """The project's name there."""
+    """Project name in the trackers."""
     verify_shards: bool
-    """Whether every byte of the shards that a stage reads is held to its sha256 before anything is computed; their sizes always
-    are. A second for some 1 GB."""
+    """Whether a stage checks the sha256 of the shards that it reads before it computes anything; about one second per GB.
+    Their sizes are always checked."""
     encode_batch_size: int = Field(ge=1)
-    """Images or captions that go through the VAE, the text encoder or the sampler at once, in validation too."""
+    """Batch size of the VAE, the text encoder and the sampler, also in validation."""
     validation: Validation
-    """What is measured and drawn while training runs."""
+    """What training measures and samples while it runs."""
 
     def torch_device(self) -> str:
         """Returns `cuda` or `cpu`."""
@@ -76,7 +77,7 @@ class Runtime(Section):
 
 
 def device_in_words(device: object) -> str:
-    """Returns a device as a stage announces it: `cuda`, or `cpu with 2 threads`."""
+    """Returns a device in words, such as `cuda` or `cpu with 2 threads`."""
     import torch
 
     return f"cpu with {torch.get_num_threads()} threads" if str(device) == "cpu" else str(device)

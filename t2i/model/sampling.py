@@ -1,4 +1,4 @@
-"""Sampling: images drawn from prompts, each from noise that its seed and its name decide."""
+"""Sampling: draws images from prompts; the noise of each image depends only on its seed and name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from t2i.model.precision import Precision, computing_in
 
 @dataclass(frozen=True)
 class Drawing:
-    """How images are drawn."""
+    """Settings for drawing images."""
 
     num_inference_steps: int
     guidance_scale: float
@@ -26,7 +26,7 @@ class Drawing:
 
 
 def draw(how: Drawing, family: Family, prompts: Sequence[str], seeds: Sequence[tuple[int, str]]) -> list[Image.Image]:
-    """Returns an image a prompt, each from noise that its seed and name alone decide: never its place among the others."""
+    """Returns one image per prompt; the noise of each depends only on its seed and name, not on its place in the list."""
     drawn: list[Image.Image] = []
     with tqdm(total=len(prompts), desc="sampling", unit=" images") as progress:
         for at in range(0, len(prompts), how.batch_size):

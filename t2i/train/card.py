@@ -1,4 +1,4 @@
-"""The model card: what made a model, and how to use it."""
+"""The model card: what a model was made from, and how to use it."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ tags: [stable-diffusion, text-to-image, t2i]
 
 # A fine-tuned text-to-image model
 
-A complete diffusers pipeline whose UNet was fine-tuned with t2i; the weights are the EMA's.
+A complete diffusers pipeline. Its UNet was fine-tuned with t2i and has the EMA weights.
 
 ```python
 from diffusers import StableDiffusionPipeline
@@ -29,7 +29,7 @@ pipeline("a prompt").images[0].save("image.png")
 
 {dataset}
 
-## What made it
+## Training parameters and input digests
 
 ```json
 {made_by}
@@ -38,12 +38,12 @@ pipeline("a prompt").images[0].save("image.png")
 
 
 def write_card(model: Path, dataset: Path, made_by: dict[str, Any]) -> None:
-    """Writes README.md into a model's folder.
+    """Writes the model card as README.md into the folder of a model.
 
     Args:
-        model: the pipeline, with the base's source.json in it.
-        dataset: dataset.json, from `fetch dataset`.
-        made_by: parameters and digests of all that decided the result.
+        model: folder of the pipeline; it also has the source.json of the base.
+        dataset: dataset.json, written by `fetch dataset`.
+        made_by: parameters and digests of everything that determines the result.
     """
     described = json.loads(dataset.read_text(encoding="utf-8"))
     origin = json.loads((model / "source.json").read_text(encoding="utf-8")) if (model / "source.json").is_file() else {}

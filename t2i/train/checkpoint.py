@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, verified when read, the same for any number of processes; safetensors and JSON only.
+"""Checkpoints: complete or absent, verified on load, independent of the number of processes; safetensors and JSON only.
 
 <work>/step-00000500/   MANIFEST.json (sha256 and size of each file), NAME.safetensors, state.json
 """
@@ -23,21 +23,21 @@ _FINISHED = "finished"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a training run after some step."""
+    """The state of a training run after a step."""
 
     step: int
     """Optimizer steps taken."""
     threads: int
-    """Threads that computed them: on a CPU, another number gives other last digits."""
+    """Number of CPU threads of the run; on a CPU, a different number changes the last digits of the results."""
     tensors: dict[str, dict[str, Tensor]]
-    """Tensors by file: weights, shadow, optimizer, counts, history."""
+    """Named tensors by file: UNet weights, EMA weights, optimizer state, counts, history."""
 
 
 def save(work: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Writes a checkpoint under a temporary name, makes it durable, renames it, and removes all but the newest `keep`.
+    """Writes a checkpoint to a temporary folder, flushes it to disk, renames it, and removes all but the newest `keep`.
 
     Raises:
-        ValueError: where the disk is full; the checkpoints before this one stay.
+        ValueError: if the disk is full; earlier checkpoints are kept.
     """
     final = work / f"step-{checkpoint.step:08d}"
     if final.exists():
@@ -60,13 +60,14 @@ def save(work: Path, checkpoint: Checkpoint, keep: int) -> None:
 
 
 def load_newest(work: Path, *, discard_damaged: bool = False) -> Checkpoint | None:
-    """Returns the newest checkpoint that verifies; says on stderr which is used, and which are passed over and why.
+    """Returns the newest undamaged checkpoint; reports on stderr which one is used, and why newer ones are skipped.
 
-    A damaged one, left where it is, would count as the newest when the next save removes the oldest.
+    With `discard_damaged`, damaged checkpoints are deleted. Otherwise the next `save` would count them among the newest and
+    delete good ones instead.
     """
     for folder in sorted(work.glob("step-????????"), reverse=True):
         if problem := damage(folder):
-            print(f"{folder}: {problem}; trying the one before", file=sys.stderr)
+            print(f"{folder}: {problem}; trying the previous checkpoint", file=sys.stderr)
             if discard_damaged:
                 shutil.rmtree(folder, ignore_errors=True)
             continue
@@ -78,18 +79,18 @@ def load_newest(work: Path, *, discard_damaged: bool = False) -> Checkpoint | No
 
 
 def finish(work: Path) -> None:
-    """Marks a run as done: its checkpoints stay until another run wants room."""
+    """Marks a run as finished: its checkpoints stay until another run starts."""
     (work / _FINISHED).touch()
 
 
 def make_room(work: Path, *, restart: bool) -> None:
-    """Removes what other runs that are done have left, unfinished checkpoints and, for a restart, this run's own."""
+    """Removes the work of other finished runs, incomplete checkpoints and, if `restart` is set, this run's own checkpoints."""
     (work / _FINISHED).unlink(missing_ok=True)
     for marker in work.parent.glob(f"*/{_FINISHED}"):
         if marker.parent != work:
-            others = contextlib.suppress(ValueError, FileNotFoundError)  # may be at it, or make room too
+            others = contextlib.suppress(ValueError, FileNotFoundError)  # in use, or another run has removed it
             with others, locked(marker.parent):
-                marker.parent.rename(marker.parent.with_suffix(".tmp"))  # or a kill would take the mark, and leave the rest
+                marker.parent.rename(marker.parent.with_suffix(".tmp"))  # so that a kill cannot delete only the marker
     for gone in work.parent.glob("*.tmp"):
         shutil.rmtree(gone, ignore_errors=True)
     for own in [*work.glob("step-*"), *work.glob("validation-*")] if restart else work.glob("step-*.partial"):
@@ -97,12 +98,12 @@ def make_room(work: Path, *, restart: bool) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """Returns what is wrong with a checkpoint's files, or None."""
+    """Returns what is wrong with the files of a checkpoint, or None if they are intact."""
     try:
         files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         for name, row in files.items():
             if (folder / name).stat().st_size != row["bytes"] or sha256_of(folder / name) != row["sha256"]:
-                return f"{name} is not as it was written"
+                return f"{name} does not match MANIFEST.json"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"unreadable ({error})"
     return None

@@ -1,4 +1,4 @@
-"""EMA: the running mean of the weights that is exported, sampled and measured."""
+"""EMA: the exponential moving average of the weights, which is exported, sampled and measured."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,52 +12,52 @@ from t2i.core.params import Section
 
 
 class NoRamp(Section):
-    """`decay` from the first update on."""
+    """No ramp: `decay` applies from the first update after the copy."""
 
     name: Literal["none"]
 
     def __call__(self, n: int) -> float:
-        """Returns the largest decay of update n, counted from 1."""
+        """Returns the upper limit of the decay at update n, counted from 1."""
         return 1.0
 
 
 class ReciprocalRamp(Section):
-    """`(1 + n) / (10 + n)`: 0.5 at update 8, 0.9 at 80, 0.997 at 3,000; what diffusers does without `use_ema_warmup`."""
+    """`(1 + n) / (10 + n)`: 0.5 at update 8, 0.9 at 80, 0.997 at 3,000; as diffusers without `use_ema_warmup`."""
 
     name: Literal["reciprocal"]
 
     def __call__(self, n: int) -> float:
-        """Returns the largest decay of update n, counted from 1."""
+        """Returns the upper limit of the decay at update n, counted from 1."""
         return (1 + n) / (10 + n)
 
 
 class PowerRamp(Section):
-    """`1 - (1 + n / inv_gamma) ** -power`; what diffusers does with `use_ema_warmup`."""
+    """`1 - (1 + n / inv_gamma) ** -power`; as diffusers with `use_ema_warmup`."""
 
     name: Literal["power"]
     inv_gamma: float = Field(gt=0)
     power: float = Field(gt=0)
 
     def __call__(self, n: int) -> float:
-        """Returns the largest decay of update n, counted from 1."""
+        """Returns the upper limit of the decay at update n, counted from 1."""
         return float(1 - (1 + n / self.inv_gamma) ** -self.power)
 
 
 class EmaSection(Section):
-    """`train.ema`."""
+    """Section `train.ema`."""
 
     decay: float = Field(ge=0, lt=1)
-    """Largest decay, which a ramp may stay below for long."""
+    """Final decay. With a ramp, the decay can stay below it for many updates."""
     ramp: Annotated[NoRamp | ReciprocalRamp | PowerRamp, Field(discriminator="name")]
-    """How the decay grows with the updates, up to `decay`: `none`, `reciprocal`, or `power` (`inv_gamma`, `power`)."""
+    """How the decay grows up to `decay`: `none`, `reciprocal`, or `power` (with `inv_gamma` and `power`)."""
     start_step: int = Field(ge=0)
-    """Optimizer steps before the mean begins; until then every update copies the weights."""
+    """Optimizer steps before averaging starts; until then every update copies the weights."""
     every_steps: int = Field(ge=1)
-    """Optimizer steps between updates; each then uses decay ** every_steps, and there is one after the last."""
+    """Optimizer steps between updates. Each update uses `decay ** every_steps`; the last step always gets an update."""
 
 
 class Ema:
-    """Shadow weights in fp32, with the decays of diffusers' EMAModel."""
+    """The averaged weights (`shadow`) in fp32, with the same decays as EMAModel of diffusers."""
 
     def __init__(self, weights: Mapping[str, Tensor], section: EmaSection, device: torch.device | str) -> None:
         self.section, self.device = section, device
@@ -65,7 +65,7 @@ class Ema:
         self.shadow = {name: weight.detach().to(device, torch.float32, copy=True) for name, weight in weights.items()}
 
     def decay(self, updates: int, steps: int) -> float:
-        """Returns the decay of an update over some steps, `updates` having gone before; the first copies the weights."""
+        """Returns the decay of an update that covers `steps` steps, after `updates` earlier ones; 0 copies the weights."""
         section = self.section
         n = max(0, updates * section.every_steps - section.start_step)
         if n == 0:
@@ -74,7 +74,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor], step: int, *, last: bool) -> None:
-        """Moves the shadow toward the weights after optimizer step `step`, if every_steps divides it or it is the last."""
+        """Updates the shadow after optimizer step `step` if `every_steps` divides it, or if it is the last step."""
         rest = step % self.section.every_steps
         if rest and not last:
             return
@@ -85,7 +85,7 @@ class Ema:
 
     @contextmanager
     def applied(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Puts the shadow in the place of the weights for a while, without a copy of either where both are on one device."""
+        """Swaps the shadow with the weights inside the block; copies nothing if both are on the same device."""
         self._exchange(weights)
         try:
             yield

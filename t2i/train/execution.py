@@ -1,4 +1,4 @@
-"""Execution: how this machine runs a step of training: device, precision, processes, attention."""
+"""Execution: how this machine runs a training step: device, precision, processes, attention."""
 
 import os
 import sys
@@ -12,25 +12,25 @@ from t2i.model.precision import Precision
 from t2i.model.runtime import Runtime
 
 MOST_OVERFLOWS = 30
-"""fp16's scale, halved each time from 65536, is far below what any healthy run needs."""
+"""The fp16 loss scale starts at 65536 and is halved at each overflow; after 30 it is far below what a sound run needs."""
 
 
 def make_accelerator(precision: Precision, runtime: Runtime) -> Any:
     """Returns Accelerate's Accelerator.
 
     Args:
-        precision: what the UNet computes in.
-        runtime: device, TF32.
+        precision: precision of the computations of the UNet.
+        runtime: gives the device and whether TF32 is allowed.
 
     Raises:
-        ValueError: where the machine cannot do what is asked for.
+        ValueError: if this machine does not support the device or the precision.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     check_precision(precision, runtime)
     cpu = runtime.torch_device() == "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = runtime.tf32
-    patience = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=1))  # the others wait while one validates
+    patience = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=1))  # others wait while the first one validates
     return Accelerator(
         mixed_precision={"fp32": "no"}.get(precision, precision),
         cpu=cpu,
@@ -39,13 +39,13 @@ def make_accelerator(precision: Precision, runtime: Runtime) -> Any:
 
 
 def check_precision(precision: Precision, runtime: Runtime) -> None:
-    """Raises a ValueError where the device cannot train in a precision."""
+    """Raises a ValueError if the device cannot train in the precision."""
     if precision == "fp16" and runtime.torch_device() == "cpu":
-        raise ValueError("`train.precision` fp16 needs a GPU: on the CPU set bf16 or fp32")
+        raise ValueError("`train.precision` fp16 needs a GPU: on a CPU, set it to bf16 or fp32")
 
 
 def prepared_unet(family: Family, runtime: Runtime, precision: Precision, *, random: bool) -> Any:
-    """Returns the UNet in training mode, with the attention and the gradient checkpointing that are asked for."""
+    """Returns the UNet in training mode, with the attention and the gradient checkpointing that `runtime` sets."""
     unet: Any = family.load_unet(random=random).train()
     if runtime.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -64,9 +64,9 @@ def prepared_unet(family: Family, runtime: Runtime, precision: Precision, *, ran
 
 
 def take_over_threads(threads: int, device: torch.device) -> None:
-    """Computes on with as many threads as a checkpoint was made with; says so if that cannot be, since bits then differ.
+    """Sets the number of CPU threads to that of the checkpoint, so that results stay bit-identical.
 
-    OMP_NUM_THREADS, if set, is obeyed.
+    If the numbers differ and OMP_NUM_THREADS is set, or the machine has fewer cores, it prints that results will differ.
     """
     now = torch.get_num_threads()
     if device.type != "cpu" or threads == now:
@@ -75,23 +75,23 @@ def take_over_threads(threads: int, device: torch.device) -> None:
         torch.set_num_threads(threads)
         return
     print(
-        f"the checkpoint was made with {threads} threads, and this run has {now}: the last digits will differ "
-        f"(OMP_NUM_THREADS={threads} keeps them equal)",
+        f"the checkpoint was made with {threads} threads, but this run has {now}: the last digits of the results will differ; "
+        f"set OMP_NUM_THREADS={threads} to avoid this",
         file=sys.stderr,
     )
 
 
 class Overflows:
-    """What fp16's loss scaler does about gradients that overflow: it leaves the weights as they are and lowers its scale."""
+    """Counts the overflows of fp16 gradients. At each one, the loss scaler skips the update and halves its scale."""
 
     def __init__(self, scaler: Any) -> None:
         self._scaler, self._in_a_row = scaler, 0
 
     def met(self, grad_norm: torch.Tensor) -> bool:
-        """Returns whether a step came to nothing, and is to be taken again; waits for the device, in fp16 alone.
+        """Returns whether the gradients overflowed, so that the step must be repeated. In fp16, waits for the device.
 
         Raises:
-            ValueError: after MOST_OVERFLOWS in a row.
+            ValueError: after more than MOST_OVERFLOWS overflows in a row.
         """
         if self._scaler is None or torch.isfinite(grad_norm):
             self._in_a_row = 0
@@ -100,7 +100,7 @@ class Overflows:
         if self._in_a_row > MOST_OVERFLOWS:
             scale = f"{self._scaler.get_scale():g}"
             raise ValueError(
-                f"the gradients overflowed {self._in_a_row} times in a row, in the end at a loss scale of {scale}: "
+                f"the gradients overflowed {self._in_a_row} times in a row, the last time at a loss scale of {scale}: "
                 "lower `train.learning_rate`, or set `train.precision` to bf16 or fp32"
             )
         return True

@@ -1,4 +1,4 @@
-"""History: what every optimizer step said, kept with the checkpoint and written for `dvc plots`."""
+"""History: the loss and other figures of every step, saved with the checkpoint and written as CSV for `dvc plots`."""
 
 import math
 from typing import Any, NamedTuple
@@ -10,12 +10,12 @@ from t2i.core.files import to_csv
 
 
 class Figures(NamedTuple):
-    """What one optimizer step says of itself."""
+    """The figures of one optimizer step."""
 
     loss: Tensor | float
-    """Weighted."""
+    """Weighted loss."""
     mse: Tensor | float
-    """The same unweighted, which compares between weightings."""
+    """Unweighted loss, which can be compared between weightings."""
     grad_norm: Tensor | float
     """Norm of the gradients before clipping."""
     learning_rate: float
@@ -25,24 +25,24 @@ COLUMNS = Figures._fields
 
 
 class History:
-    """One row of COLUMNS a step; rows stay on the device until they are read."""
+    """One row of COLUMNS per step; rows stay on the device until they are read."""
 
     def __init__(self, rows: Tensor | None = None) -> None:
         self._read: list[list[float]] = [] if rows is None else rows.tolist()
         self._pending: list[Tensor] = []
 
     def append(self, row: Figures) -> None:
-        """Adds a step's row, without waiting for the device."""
+        """Adds the row of a step without waiting for the device."""
         device = next((value.device for value in row if isinstance(value, Tensor)), torch.device("cpu"))
         self._pending.append(
             torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device).detach() for value in row])
         )
 
     def rows(self) -> list[list[float]]:
-        """Returns every row so far, reading those that are still on the device.
+        """Returns all rows so far; copies those that are still on the device.
 
         Raises:
-            ValueError: naming the first step whose loss or gradients are not finite.
+            ValueError: if the loss or the gradients of a step are not finite; names the first such step.
         """
         if self._pending:
             fresh = torch.stack(self._pending).tolist()
@@ -50,17 +50,17 @@ class History:
                 loss, grad_norm = row[COLUMNS.index("loss")], row[COLUMNS.index("grad_norm")]
                 if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                     advice = "lower `train.learning_rate`, or set `train.precision` to bf16 or fp32"
-                    raise ValueError(f"step {step}: the loss is {loss}, the norm of its gradients {grad_norm}: {advice}")
+                    raise ValueError(f"step {step}: the loss is {loss} and the gradient norm is {grad_norm}: {advice}")
             self._read += fresh
             self._pending = []
         return self._read
 
     def tensor(self) -> Tensor:
-        """Returns the rows as [steps, columns] fp32, for a checkpoint."""
+        """Returns the rows as an fp32 tensor [steps, columns], for a checkpoint."""
         return torch.tensor(self.rows(), dtype=torch.float32).view(-1, len(COLUMNS))
 
     def windows(self, steps: int) -> list[dict[str, Any]]:
-        """Returns the means of each stretch of `steps` steps, under the number of its last step; a last short one is kept."""
+        """Returns the mean of every `steps` steps, with the number of the last of them; the last window may be shorter."""
         rows = self.rows()
         means = []
         for start in range(0, len(rows), steps):
@@ -70,12 +70,12 @@ class History:
         return means
 
     def last_tenth(self) -> dict[str, Any]:
-        """Returns the number of steps, and the mean losses of the last tenth of them, to six digits."""
+        """Returns the number of steps and the mean losses of the last tenth of the steps, with six digits."""
         rows = self.rows()
         tenth = rows[-max(1, -(-len(rows) // 10)) :]
         loss, mse, *_ = (sum(values) / len(values) for values in zip(*tenth, strict=True))
         return {"steps": len(rows), "loss": float(f"{loss:.6g}"), "mse": float(f"{mse:.6g}")}
 
     def csv(self, steps: int) -> str:
-        """Returns the windows as CSV."""
+        """Returns the windows of `steps` steps as CSV."""
         return to_csv(self.windows(steps))

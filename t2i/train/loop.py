@@ -1,4 +1,4 @@
-"""`train`: fine-tunes the UNet from cached moments and embeddings; neither VAE nor text encoder is loaded."""
+"""Stage `train`: fine-tunes the UNet on cached moments and embeddings, without loading the VAE or the text encoder."""
 
 import contextlib
 import os
@@ -37,12 +37,12 @@ DECIDED_BY = (
     *(f"train/{name}.py" for name in ("checkpoint", "ema", "execution", "history", "loop", "objective", "optim", "prepared")),
     *(f"train/{name}.py" for name in ("section", "timesteps", "validation", "weighting")),
 )
-"""The code that decides what a checkpoint holds: a run goes on from those of the same code alone."""
+"""The code that determines the contents of a checkpoint: a run only resumes from checkpoints of the same code."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What training reads."""
+    """The paths that training reads."""
 
     base: Path
     latents: Path
@@ -54,27 +54,27 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What training writes."""
+    """The paths that training writes."""
 
     model: Path
-    """A complete pipeline, with the EMA's weights."""
+    """A complete pipeline with the EMA weights."""
     validation: Path
-    """What was measured and drawn on the way."""
+    """Denoising errors and sampled latents of every validation."""
     report: Path
-    """Folder for the figures."""
+    """Folder for metrics.json, history.csv and validation.csv."""
     trackers: Path
-    """Folder for what `runtime.trackers` write."""
+    """Folder for the files of `runtime.trackers`."""
 
 
 def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outputs: Outputs) -> dict[str, Any]:
-    """Trains, or goes on from the newest checkpoint, and writes a complete pipeline with the EMA weights.
+    """Trains from the start or from the newest checkpoint, and writes a complete pipeline with the EMA weights.
 
     Returns:
-        Metrics: steps, and the mean losses of the last tenth of them. Empty in every process but the first.
+        Metrics: the number of steps and the mean losses of the last tenth of them. Empty in all processes but the first.
 
     Raises:
-        SystemExit: 130 or 143 when interrupted, once a checkpoint is on disk.
-        ValueError: if the caches do not fit each other or the UNet, or the run does not converge.
+        SystemExit: with code 130 or 143 after SIGINT or SIGTERM, once a checkpoint is on disk.
+        ValueError: if the caches do not match each other or the UNet, or the loss is not finite.
     """
     check_installed(runtime.trackers)
     first, made_by = is_first_process(), _made_by(section, inputs)
@@ -104,7 +104,7 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
 
 
 def optimize(prepared: Prepared, runtime: Runtime, work: Path, validator: Validator, trackers: Trackers) -> History:
-    """The training loop, from the newest checkpoint on; returns the history of every step."""
+    """Runs the training loop, starting from the newest checkpoint; returns the history of all steps."""
     first, steps, batch_size = is_first_process(), prepared.steps, prepared.section.batch_size
     step, history = _resume(prepared, work)
     if first:
@@ -127,7 +127,7 @@ def optimize(prepared: Prepared, runtime: Runtime, work: Path, validator: Valida
         validate()
         while step < steps:
             figures = prepared.take_step(step)
-            if figures is None:  # fp16's gradients overflowed
+            if figures is None:  # the fp16 gradients overflowed: repeat the step
                 continue
             step += 1
             history.append(figures)
@@ -143,17 +143,17 @@ def optimize(prepared: Prepared, runtime: Runtime, work: Path, validator: Valida
                 save()
                 saved_at = time.monotonic()
             if stopping:
-                prepared.wait_for_everyone()  # no process ends, and takes the others with it, before the checkpoint is whole
+                prepared.wait_for_everyone()  # a process that ends early would end the others before the checkpoint is complete
                 if step < steps:
-                    print(f"stopped after step {step} of {steps}; the same command goes on from there", file=sys.stderr)
+                    print(f"stopped after step {step} of {steps}; run the same command to resume", file=sys.stderr)
                     raise SystemExit(128 + stopping)
             validate()
     return history
 
 
 def _resume(prepared: Prepared, work: Path) -> tuple[int, History]:
-    """Takes over the newest checkpoint that verifies; returns its step and history, or 0 and an empty one."""
-    prepared.wait_for_everyone()  # until the first process has removed what is unfinished
+    """Restores the newest undamaged checkpoint; returns its step and history, or 0 and an empty history."""
+    prepared.wait_for_everyone()  # until the first process has removed incomplete checkpoints
     found = checkpoint.load_newest(work, discard_damaged=is_first_process())
     if found is None:
         return 0, History()
@@ -173,7 +173,7 @@ def _shown(recent: list[list[float]], steps_per_second: float, batch_size: int) 
 
 
 def _made_by(section: Train, inputs: Inputs) -> dict[str, Any]:
-    """What decides the result: the fingerprint of the work, and the provenance in the model card."""
+    """Returns what determines the result, for the fingerprint of the work folder and for the model card."""
     return {
         "train": section.model_dump(),
         "base": digest_of(inputs.base),

@@ -1,4 +1,4 @@
-"""The objective: what a step of training lowers."""
+"""The objective: the loss that training minimizes."""
 
 from functools import partial
 from typing import Any
@@ -19,61 +19,63 @@ from t2i.train.weighting import Weighting, loss_weights
 
 
 class ObjectiveSection(Section):
-    """`train.objective`."""
+    """Section `train.objective`."""
 
     prediction_type: PredictionType | None
-    """What the UNet learns to predict, and the exported scheduler takes it for; null: what the base predicts."""
+    """What the UNet learns to predict; also set in the exported scheduler. null: what the base predicts."""
     zero_terminal_snr: bool
-    """Rescales the schedule so that its last timestep is noise alone (Lin et al. 2023, arXiv 2305.08891); v_prediction only."""
+    """Rescales the schedule so that its last timestep is pure noise (Lin et al. 2023, arXiv 2305.08891); v_prediction only."""
     ztsnr_floor: float = Field(gt=0, le=1)
-    """Weight of that timestep, where the weighting would leave it none."""
+    """Weight of that last timestep if the weighting gives it a weight of 0."""
     weighting: Weighting
-    """Weight of each timestep's error: `uniform`, `min_snr` or `soft_min_snr` with `gamma`, or `debiased`."""
+    """Weight of the error at each timestep: `uniform`, `min_snr` or `soft_min_snr` (with `gamma`), or `debiased`."""
     timesteps: Timesteps
-    """Which are drawn: `uniform`; or more of the `later` or `earlier` ones (`portion`), or of a `range`, by a `multiplier`."""
+    """How timesteps are drawn: `uniform`, or with a `multiplier` for `later` or `earlier` ones (`portion`) or a `range`."""
     noise_offset: float = Field(ge=0)
-    """Standard deviation of a number a channel that is added to the noise, so that brightness is learnt too; 0: none."""
+    """Standard deviation of a random offset per channel, added to the noise so that the UNet learns brightness; 0: off."""
     input_perturbation: float = Field(ge=0)
-    """Noise added to the noise in the UNet's input, not in its target (Ning et al. 2023, arXiv 2301.11706); 0: none."""
+    """Extra noise in the input of the UNet but not in its target (Ning et al. 2023, arXiv 2301.11706); 0: off."""
     dream_detail_preservation: float | None = Field(ge=0)
-    """DREAM's power (Zhou et al. 2023, arXiv 2312.00210), 1 in the paper: a forward pass more; epsilon only; null: without."""
+    """Power of DREAM (Zhou et al. 2023, arXiv 2312.00210; 1 in the paper); one more forward pass; epsilon only; null: off."""
 
     @model_validator(mode="after")
     def _can_be_learnt(self) -> "ObjectiveSection":
         if self.prediction_type == "epsilon" and self.zero_terminal_snr:
-            raise ValueError("`prediction_type` epsilon is 0 / 0 at zero terminal SNR: set one of the two otherwise")
+            raise ValueError(
+                "`prediction_type` epsilon excludes `zero_terminal_snr`: set v_prediction, or `zero_terminal_snr: false`"
+            )
         if self.prediction_type == "v_prediction" and self.dream_detail_preservation is not None:
-            raise ValueError("`dream_detail_preservation` is for epsilon alone: set it to null to train v_prediction")
+            raise ValueError("`dream_detail_preservation` works only with epsilon: set it to null to train v_prediction")
         return self
 
     def scheduler_changes(self) -> dict[str, Any]:
-        """Returns what the base's scheduler is overruled by, in diffusers' names."""
+        """Returns the changes to the scheduler configuration of the base, with the names of diffusers."""
         changes: dict[str, Any] = {"prediction_type": self.prediction_type} if self.prediction_type else {}
         return changes | ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if self.zero_terminal_snr else {})
 
 
 class Objective:
-    """What decides a batch's loss, besides the batch.
+    """Computes the loss of a batch.
 
     Args:
         section: `train.objective`.
-        family: gives scaling and schedule, and calls the UNet.
-        device: the UNet's.
+        family: gives the scaling factor and the noise schedule, and calls the UNet.
+        device: device of the UNet.
 
     Raises:
-        ValueError: where DREAM is asked for and the base predicts v.
+        ValueError: if DREAM is set and the model predicts v.
     """
 
     def __init__(self, section: ObjectiveSection, family: Family, device: torch.device | str) -> None:
         if section.dream_detail_preservation is not None and family.prediction_type != "epsilon":
             raise ValueError(
-                "`train.objective.dream_detail_preservation` is for epsilon alone, and the base predicts v: set it to null"
+                "`train.objective.dream_detail_preservation` works only with epsilon, but the base predicts v: set it to null"
             )
         self.section, self.family = section, family
         self.alphas_cumprod = family.alphas_cumprod.to(device)
 
     def batches(self, records: CachedRecords, batch_size: int, use_flips: bool, prompt_dropout: float, seed: int) -> Batches:
-        """Returns the batches whose loss is lowered."""
+        """Returns the batches of training."""
         return Batches(
             records,
             batch_size=batch_size,
@@ -86,9 +88,9 @@ class Objective:
         )
 
     def loss(self, unet: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Returns the weighted denoising loss of a batch, averaged over its images, and the same unweighted.
+        """Returns the weighted and the unweighted denoising loss of a batch, each averaged over its images.
 
-        All but the UNet is fp32.
+        Everything outside the UNet is computed in fp32.
         """
         p, family, draws = self.section, self.family, batch.draws
         a = self.alphas_cumprod[draws.timesteps]

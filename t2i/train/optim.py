@@ -1,4 +1,4 @@
-"""Optimisation: AdamW, and a learning rate that is a pure function of the step."""
+"""Optimization: AdamW, and a learning rate that is a pure function of the step."""
 
 import math
 import re
@@ -13,10 +13,10 @@ from t2i.core.params import Section
 
 
 class AdamW(Section):
-    """`train.optimizer` (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
+    """Section `train.optimizer` (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
 
     name: Literal["adamw", "adamw_8bit"]
-    """`adamw_8bit`: both moments in 8 bits (Dettmers et al. 2021, arXiv 2110.02861); the extra `bitsandbytes`."""
+    """`adamw_8bit` keeps both moments in 8 bits (Dettmers et al. 2021, arXiv 2110.02861); needs the extra `bitsandbytes`."""
     beta1: float = Field(ge=0, lt=1)
     beta2: float = Field(ge=0, lt=1)
     epsilon: float = Field(gt=0)
@@ -24,56 +24,56 @@ class AdamW(Section):
 
 
 class Constant(Section):
-    """The learning rate after warm-up, for good."""
+    """A constant learning rate after warm-up."""
 
     name: Literal["constant"]
 
     def __call__(self, progress: float) -> float:
-        """Returns the factor at a share of the steps after warm-up."""
+        """Returns the factor at a fraction of the steps after warm-up."""
         del progress
         return 1.0
 
 
 class Linear(Section):
-    """A straight line from the learning rate to zero."""
+    """Linear decay from the learning rate to zero."""
 
     name: Literal["linear"]
 
     def __call__(self, progress: float) -> float:
-        """Returns the factor at a share of the steps after warm-up."""
+        """Returns the factor at a fraction of the steps after warm-up."""
         return max(0.0, 1 - progress)
 
 
 class Cosine(Section):
-    """Half a cosine from the learning rate to zero (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5)."""
+    """Cosine decay from the learning rate to zero (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5)."""
 
     name: Literal["cosine"]
 
     def __call__(self, progress: float) -> float:
-        """Returns the factor at a share of the steps after warm-up."""
+        """Returns the factor at a fraction of the steps after warm-up."""
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class CosineWithRestarts(Section):
-    """`cycles` half cosines, each from the learning rate to zero (SGDR, arXiv 1608.03983)."""
+    """`cycles` cosine decays, each from the learning rate to zero (SGDR, arXiv 1608.03983)."""
 
     name: Literal["cosine_with_restarts"]
     cycles: int = Field(ge=1)
 
     def __call__(self, progress: float) -> float:
-        """Returns the factor at a share of the steps after warm-up."""
+        """Returns the factor at a fraction of the steps after warm-up."""
         return 0.0 if progress >= 1 else 0.5 * (1 + math.cos(math.pi * (self.cycles * progress % 1)))
 
 
 class Polynomial(Section):
-    """`(1 - progress) ** power`, from the learning rate to `end_factor` of it."""
+    """Polynomial decay, `(1 - progress) ** power`, from the learning rate to `end_factor` times it."""
 
     name: Literal["polynomial"]
     power: float = Field(gt=0)
     end_factor: float = Field(ge=0, lt=1)
 
     def __call__(self, progress: float) -> float:
-        """Returns the factor at a share of the steps after warm-up."""
+        """Returns the factor at a fraction of the steps after warm-up."""
         left = max(0.0, 1 - progress)
         return float(self.end_factor + (1 - self.end_factor) * left**self.power)
 
@@ -82,25 +82,25 @@ Schedule = Annotated[Constant | Linear | Cosine | CosineWithRestarts | Polynomia
 
 
 def trainable(unet: nn.Module, pattern: str) -> dict[str, nn.Parameter]:
-    """Freezes the parameters whose names do not match the regular expression, and returns the others by name.
+    """Freezes all parameters whose names do not match a regular expression; returns the others by name.
 
     Raises:
-        ValueError: when there are none.
+        ValueError: if no name matches.
     """
     for name, weight in unet.named_parameters():
         weight.requires_grad_(re.search(pattern, name) is not None)
     weights = {name: weight for name, weight in unet.named_parameters() if weight.requires_grad}
     if not weights:
         starts = ", ".join(dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in unet.named_parameters()))
-        raise ValueError(f"`train.trainable` is {pattern!r}, which no parameter's name has in it; they begin with {starts}")
+        raise ValueError(f"`train.trainable` is {pattern!r}, which matches no parameter; their names begin with {starts}")
     return weights
 
 
 def make_optimizer(weights: Iterable[Tensor], section: AdamW) -> torch.optim.Optimizer:
-    """Returns a fused AdamW, or one of 8 bits; its learning rate is set before each step.
+    """Returns a fused or an 8-bit AdamW; the caller sets its learning rate before each step.
 
     Raises:
-        ValueError: where 8 bits are asked for and bitsandbytes cannot be had.
+        ValueError: if `section` asks for 8 bits and bitsandbytes cannot be imported.
     """
     betas = (section.beta1, section.beta2)
     rest: dict[str, Any] = {"lr": 0.0, "betas": betas, "eps": section.epsilon, "weight_decay": section.weight_decay}
@@ -118,7 +118,7 @@ def make_optimizer(weights: Iterable[Tensor], section: AdamW) -> torch.optim.Opt
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns an optimizer's state as tensors `WEIGHT/exp_avg`; what several weights share is copied for all but one."""
+    """Returns the state of an optimizer as tensors `WEIGHT/exp_avg`; clones tensors that several weights share."""
     tensors: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, weight in weights.items():
@@ -132,7 +132,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: Mapping[str, Te
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Gives an optimizer the state that optimizer_tensors returned; bitsandbytes counts its steps with an int."""
+    """Loads the state that `optimizer_tensors` returned. Integer scalars become int: bitsandbytes counts steps with one."""
     names = {id(weight): name for name, weight in weights.items()}
     own = (weight for group in optimizer.param_groups for weight in group["params"])
     places = {names[id(weight)]: place for place, weight in enumerate(own)}
@@ -145,9 +145,9 @@ def restore_optimizer(
 
 
 def learning_rate(step: int, peak: float, warmup_steps: int, steps: int, schedule: Schedule) -> float:
-    """Returns the learning rate of a step, counted from 0: linear up to the peak, then the schedule.
+    """Returns the learning rate of a step, counted from 0: a linear warm-up to the peak, then the schedule.
 
-    As diffusers' get_scheduler: step 0 of a warm-up has rate 0.
+    As in get_scheduler of diffusers, step 0 of a warm-up has a learning rate of 0.
     """
     if step < warmup_steps:
         return peak * step / warmup_steps

@@ -1,4 +1,4 @@
-"""A training run on PyTorch, ready to be stepped: the loop sees this much of an engine, and no more."""
+"""A prepared training run on PyTorch: everything that the training loop knows of an engine."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,35 +20,35 @@ from t2i.train.optim import learning_rate, make_optimizer, optimizer_tensors, re
 from t2i.train.section import Train
 
 Tensors = dict[str, dict[str, Tensor]]
-"""Named tensors in named groups: what a checkpoint holds."""
+"""Named tensors in named groups, as a checkpoint stores them."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A UNet with its optimizer, its EMA and its batches. Made by `prepare`."""
+    """A UNet with its optimizer, EMA and batches; `prepare` builds it."""
 
     section: Train
     records: int
     steps: int
-    """Optimizer steps of the whole run."""
+    """Number of optimizer steps of the whole run."""
     accelerator: Any
     objective: Objective
     batches: Batches
     places: list[range]
-    """Places of the batch that this process takes, by micro-batch."""
+    """Places in the batch that this process computes, one range per micro-batch."""
     unet: nn.Module
-    """This process's own UNet, not wrapped."""
+    """The UNet of this process, not wrapped."""
     wrapped: nn.Module
-    """The same as Accelerate runs it."""
+    """The same UNet, wrapped by Accelerate."""
     adamw: torch.optim.Optimizer
     optimizer: Any
-    """The same as Accelerate steps it."""
+    """The same optimizer, wrapped by Accelerate."""
     trained: dict[str, nn.Parameter]
     ema: Ema
     overflows: Overflows
 
     def __str__(self) -> str:
-        """What is trained, on what, and where."""
+        """Returns the number of trained parameters, the number of records and the device, in words."""
         trained, whole = (sum(w.numel() for w in weights) / 1e6 for weights in (self.trained.values(), self.unet.parameters()))
         return f"{trained:.2f} of {whole:.2f} M parameters on {self.records} records, {device_in_words(self.device)}"
 
@@ -56,10 +56,10 @@ class Prepared:
         """Takes one optimizer step.
 
         Args:
-            step: its number, from 0.
+            step: number of the step, counted from 0.
 
         Returns:
-            The step's figures, still on the device; None if fp16's gradients overflowed: take the step again.
+            The figures of the step, still on the device; None if the fp16 gradients overflowed and the step must be repeated.
         """
         section = self.section
         rate = learning_rate(step, section.peak_learning_rate, section.warmup_steps, self.steps, section.schedule)
@@ -79,7 +79,7 @@ class Prepared:
         return Figures(loss, mse, grad_norm, rate)
 
     def _accumulate_gradients(self, step: int) -> tuple[Tensor, Tensor]:
-        """Adds up the gradients of this process's micro-batches, each weighted by its images; returns loss and MSE."""
+        """Accumulates the gradients of the micro-batches, weighted by their number of images; returns the loss and the MSE."""
         loss = mse = torch.zeros((), device=self.accelerator.device)
         own = sum(map(len, self.places))
         for places in self.places:
@@ -93,7 +93,7 @@ class Prepared:
         return loss, mse
 
     def state(self) -> Tensors:
-        """Returns everything that a step changes."""
+        """Returns all state that a step changes, for a checkpoint."""
         scaler = {} if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
         counts = {"ema_updates": self.ema.updates} | {f"scaler/{name}": value for name, value in scaler.items()}
         return {
@@ -104,7 +104,7 @@ class Prepared:
         }
 
     def restore(self, state: Tensors) -> None:
-        """Takes over what `state` returned in a run that was prepared alike."""
+        """Loads what `state` returned, in this run or another one with the same parameters."""
         with torch.no_grad():
             for name, weight in self.trained.items():
                 weight.copy_(state["unet"][name])
@@ -117,39 +117,39 @@ class Prepared:
 
     @contextmanager
     def evaluated(self, *, averaged: bool) -> Iterator[nn.Module]:
-        """Yields the UNet in evaluation mode, with its own weights or, if `averaged`, the EMA's."""
+        """Yields the UNet in evaluation mode, with its own weights or, if `averaged`, the EMA weights."""
         self.unet.eval()
         with self.ema.applied(self.trained) if averaged else contextlib.nullcontext():
             yield self.unet
         self.unet.train()
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """Returns all weights of the UNet for export: the EMA's, and the frozen ones as they are."""
+        """Returns all weights of the UNet for export: the EMA weights and the unchanged frozen ones."""
         return dict(self.unet.named_parameters()) | self.ema.shadow
 
     def agree(self, signal: int) -> int:
-        """Returns the signal that stops the run: this process's, or another's, so that all stop after the same step."""
+        """Returns the signal that this or any other process received (0: none), so that all stop after the same step."""
         if self.accelerator.num_processes == 1:
             return signal
         largest: Tensor = self.accelerator.gather(torch.tensor(signal, device=self.accelerator.device)).max()
         return int(largest.item())
 
     def wait_for_everyone(self) -> None:
-        """Returns once every process is here."""
+        """Blocks until every process has made this call."""
         self.accelerator.wait_for_everyone()
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is."""
+        """The device of the UNet."""
         device: torch.device = self.accelerator.device
         return device
 
 
 def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRecords) -> Prepared:
-    """Builds everything that a step of training needs, and takes none.
+    """Builds everything that a training step needs, without taking a step.
 
     Raises:
-        ValueError: if the records do not fit the UNet, or this machine cannot do what `runtime` asks for.
+        ValueError: if the records do not fit the UNet, or this machine does not support what `runtime` sets.
     """
     accelerator = make_accelerator(section.precision, runtime)
     objective = Objective(section.objective, family, accelerator.device)

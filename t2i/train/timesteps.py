@@ -1,4 +1,4 @@
-"""Timesteps: how often each of the schedule's is trained on."""
+"""Timesteps: how often training draws each timestep of the schedule."""
 
 from typing import Annotated, Literal
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from t2i.core.params import Section
 
 Weights = Float[Tensor, " timesteps"]
-"""One number per timestep of the schedule, fp64."""
+"""One number per timestep of the schedule, in fp64."""
 
 
 class UniformTimesteps(Section):
-    """Every timestep as often as another."""
+    """Draws all timesteps equally often."""
 
     name: Literal["uniform"]
 
@@ -24,13 +24,13 @@ class UniformTimesteps(Section):
 
 
 class EndTimesteps(Section):
-    """More, or fewer, of the timesteps at one end of the schedule: `later` is the noisy end, `earlier` the one of details."""
+    """Draws the timesteps at one end of the schedule more or less often: `later` is the noisy end, `earlier` the clean end."""
 
     name: Literal["later", "earlier"]
     portion: float = Field(gt=0, le=1)
-    """Fraction of the timesteps that is favoured."""
+    """Fraction of the timesteps that `multiplier` applies to."""
     multiplier: float = Field(gt=0)
-    """How much more often each of them is drawn than another; below 1: less often."""
+    """How much more often each of them is drawn than any other timestep; below 1: less often."""
 
     def __call__(self, timesteps: int) -> Weights:
         """Returns how often each timestep is drawn, relative to the others."""
@@ -40,18 +40,18 @@ class EndTimesteps(Section):
 
 
 class RangeTimesteps(Section):
-    """More, or fewer, of the timesteps from `begin` up to, and not including, `end`."""
+    """Draws the timesteps from `begin` (included) to `end` (excluded) more or less often."""
 
     name: Literal["range"]
     begin: int = Field(ge=0)
     end: int = Field(ge=1)
     multiplier: float = Field(gt=0)
-    """How much more often each of them is drawn than another; below 1: less often."""
+    """How much more often each of them is drawn than any other timestep; below 1: less often."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> "RangeTimesteps":
         if self.begin >= self.end:
-            raise ValueError(f"`begin` is {self.begin} and `end` {self.end}: the range would be empty")
+            raise ValueError(f"`begin` is {self.begin} and `end` is {self.end}, an empty range: set `end` above `begin`")
         return self
 
     def __call__(self, timesteps: int) -> Weights:
@@ -71,10 +71,10 @@ def _favouring(timesteps: int, favoured: slice, multiplier: float) -> Weights:
 
 
 def draw_timestep(cumulated: Weights, uniform: float) -> int:
-    """Returns the timestep at a number of [0, 1): the inverse of the cumulated probabilities."""
+    """Returns the timestep of a uniform number in [0, 1), by the inverse of the cumulated probabilities."""
     return min(int(torch.searchsorted(cumulated, uniform, right=True)), len(cumulated) - 1)
 
 
 def cumulated_probabilities(weights: Weights) -> Weights:
-    """Returns the probability that a timestep up to each is drawn."""
+    """Returns, for each timestep, the probability that it or an earlier one is drawn."""
     return weights.cumsum(0) / weights.sum()

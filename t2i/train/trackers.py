@@ -1,4 +1,4 @@
-"""Trackers: the figures and pictures of training, sent to where a team looks at them, by Accelerate's trackers."""
+"""Trackers: send the figures and pictures of training to experiment trackers, through Accelerate."""
 
 import importlib.util
 import os
@@ -15,16 +15,16 @@ from t2i.model.family import Family
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Refuses trackers whose package is not installed: Accelerate would leave them out in silence."""
+    """Raises a ValueError if the package of a tracker is not installed; Accelerate would silently ignore the tracker."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ValueError(
-                f"`runtime.trackers` has {name}, which is not installed: pip install 't2i[trackers]', or take it out"
+                f"`runtime.trackers` has {name}, which is not installed: pip install 't2i[trackers]', or remove it"
             )
 
 
 class Trackers:
-    """The trackers that `runtime.trackers` names, if any, in the first of several processes."""
+    """The trackers that `runtime.trackers` lists; only the first process has any."""
 
     def __init__(self, names: Sequence[str], family: Family, project: str, folder: Path, parameters: Mapping[str, Any]) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -46,18 +46,18 @@ class Trackers:
             tracker.store_init_configuration(_flat(parameters))
 
     def steps(self, step: int, rows: list[list[float]], columns: tuple[str, ...]) -> None:
-        """Logs the means of some steps' figures, of which `step` is the last."""
+        """Logs the mean figures of some steps, the last of which is `step`."""
         means = torch.tensor(rows, dtype=torch.float64).mean(dim=0).tolist()
         self._log(step, dict(zip(columns, means, strict=True)))
 
     def validation(self, step: int, found: Mapping[str, Tensor]) -> None:
-        """Logs what a validation found: mean errors, and pictures of `latents`, for which the VAE is loaded on the CPU."""
+        """Logs the mean errors of a validation, and its `latents` as pictures; loads the VAE on the CPU to decode them."""
         self._log(step, {f"validation/{name}": t.mean().item() for name, t in found.items() if name != "latents"})
         if "latents" in found and self._trackers:
             self._pictures(step, found["latents"])
 
     def finish(self) -> None:
-        """Lets the trackers write what they still hold."""
+        """Flushes and closes the trackers."""
         for tracker in self._trackers:
             tracker.finish()
 
@@ -70,7 +70,7 @@ class Trackers:
         pictures = np.stack([np.asarray(to_image(one)) for one in pixels])
         for tracker in self._trackers:
             match tracker.name:
-                case "dvclive":  # has no log_images, and counts its steps itself
+                case "dvclive":  # it has no log_images and counts steps itself
                     for number, picture in enumerate(pictures):
                         tracker.tracker.log_image(f"validation-{number}-step-{step:08d}.png", picture)
                 case "tensorboard":
@@ -80,7 +80,7 @@ class Trackers:
 
 
 def _flat(parameters: Mapping[str, Any], place: str = "") -> dict[str, str | int | float]:
-    """Parameters by dotted name, as every tracker takes them."""
+    """Returns the parameters by dotted name, a form that every tracker accepts."""
     flat: dict[str, str | int | float] = {}
     for name, value in parameters.items():
         if isinstance(value, Mapping):

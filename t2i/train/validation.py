@@ -1,9 +1,9 @@
-"""Validation: how training goes, measured and drawn at some of its steps, from the caches alone.
+"""Validation: denoising errors and sampled latents during training, computed from the caches only.
 
-<work>/validation-HASH/step-00000100.safetensors    latents [prompts, c, h, w]: sampled with the EMA's weights
+<work>/validation-HASH/step-00000100.safetensors    latents [prompts, c, h, w]: sampled with the EMA weights
                                                     {raw,ema}_{heldout,train} [timesteps]: denoising errors
 
-HASH is that of the parameters and of the prompts: what was validated otherwise stands in no row beside it.
+HASH is computed from the validation parameters and the prompts, so results of different settings never mix.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from t2i.train.prepared import Prepared
 
 @dataclass(frozen=True)
 class Validator:
-    """Measures and draws; what it writes of a step is the same whenever, and however often, the step is validated."""
+    """Measures errors and samples latents; its results for a step do not depend on when or how often the step is validated."""
 
     runtime: Runtime
     precision: Precision
@@ -38,20 +38,20 @@ class Validator:
     latents: Path
     embeds: Path
     prompts: Path
-    """Folder with embeds.safetensors, from `encode captions`."""
+    """Folder with embeds.safetensors, written by `encode captions`."""
     work: Path
 
     @cached_property
     def folder(self) -> Path:
-        """Where its files are."""
+        """Folder of the results."""
         decided_by = self.runtime.validation.model_dump(exclude={"every_steps"})
         return self.work / f"validation-{fingerprint(decided_by, digest_of(self.prompts))}"
 
     def run(self, step: int, prepared: Prepared) -> dict[str, Tensor] | None:
-        """Validates the UNet after a step that is due (0: before the first), with its own weights and with the EMA's.
+        """Validates the UNet after `step` steps if a validation is due, with its own weights and with the EMA weights.
 
         Returns:
-            The tensors that it writes; None if the step is not due, or was validated before a restart.
+            The tensors that it writes; None if no validation is due, or the step was validated before a restart.
         """
         path = self.folder / f"step-{step:08d}.safetensors"
         if (step % self.runtime.validation.every_steps and step != prepared.steps) or path.exists():
@@ -71,7 +71,7 @@ class Validator:
         return found
 
     def rows(self) -> list[dict[str, float | int]]:
-        """Returns a row a validated step: denoising errors by weights and split, and `overfit_gap`, held-out less training."""
+        """Returns one row per validated step: mean errors by weights and split, and `overfit_gap` (held-out minus training)."""
         rows: list[dict[str, float | int]] = []
         for path in sorted(self.folder.glob("step-*.safetensors")):
             errors = {name: t.mean().item() for name, t in sorted(read_tensors(path).items()) if name != "latents"}

@@ -1,7 +1,7 @@
-"""Loss weightings: the weight of each sample's squared error, by its signal-to-noise ratio.
+"""Loss weightings: the weight of the squared error of each sample, as a function of its signal-to-noise ratio.
 
-All but the uniform one are stated as a weight on the error of the clean latents. An error e in epsilon is an error of
-`e / sqrt(snr)` there, and one in v an error of `e / sqrt(snr + 1)`: `on_prediction` translates.
+All weightings except `uniform` are defined on the error of the clean latents. An error e in epsilon is an error of
+`e / sqrt(snr)` in the clean latents, and an error e in v is `e / sqrt(snr + 1)`: `on_prediction` converts the weights.
 """
 
 from typing import Annotated, Literal
@@ -15,16 +15,16 @@ from t2i.core.params import Section
 from t2i.model.prediction import PredictionType
 
 Snr = Float[Tensor, " b"]
-"""Signal-to-noise ratios of the samples of a batch."""
+"""Signal-to-noise ratio of each sample of a batch."""
 
 
 def on_prediction(weights: Float[Tensor, " b"], snr: Snr, prediction_type: PredictionType) -> Float[Tensor, " b"]:
-    """Returns weights on the squared error of the clean latents as weights on that of the prediction."""
+    """Converts weights on the squared error of the clean latents to weights on the squared error of the prediction."""
     return weights / (snr if prediction_type == "epsilon" else snr + 1)
 
 
 class Uniform(Section):
-    """Weight 1 on whatever the UNet predicts."""
+    """Weight 1 on the squared error of the prediction."""
 
     name: Literal["uniform"]
 
@@ -58,7 +58,7 @@ class SoftMinSnr(Section):
 class Debiased(Section):
     """Debiased estimation, `sqrt(snr)` on the clean latents (Yu et al. 2023, arXiv 2310.08442).
 
-    On epsilon that is `1 / sqrt(min(snr, 1000))`.
+    On the error of epsilon this is `1 / sqrt(min(snr, 1000))`.
     """
 
     name: Literal["debiased"]
@@ -74,9 +74,9 @@ Weighting = Annotated[Uniform | MinSnr | SoftMinSnr | Debiased, Field(discrimina
 
 
 def loss_weights(snr: Snr, prediction_type: PredictionType, weighting: Weighting, ztsnr_floor: float) -> Float[Tensor, " b"]:
-    """Returns the weight of each sample's squared error.
+    """Returns the weight of the squared error of each sample.
 
-    At an SNR of zero, where a weight on the clean latents would leave v untrained, it is ztsnr_floor times the uniform one.
+    A weight of 0 becomes `ztsnr_floor`: at an SNR of 0, a weight on the clean latents would leave v untrained.
     """
     weights = weighting(snr, prediction_type)
     return torch.where(weights > 0, weights, ztsnr_floor)

@@ -1,4 +1,4 @@
-"""DVC itself, on a whole run of the tiny model: which stages an edit makes stale. What it makes stale, it would run again."""
+"""Checks with DVC itself, after a full run of the tiny model, which stages an edit makes stale (DVC would rerun them)."""
 
 import os
 import shutil
@@ -15,12 +15,12 @@ from ruamel.yaml import YAML
 from tests import tiny
 from tests.projects import ROOT, Project
 
-pytestmark = pytest.mark.xdist_group("dvc")  # the fixture is made once
+pytestmark = pytest.mark.xdist_group("dvc")  # one worker, so that the fixture is built once
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout in which `dvc repro` has run on a tiny base and a folder of images."""
+    """A checkout where `dvc repro` has run on a tiny base and a folder of images."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("stages", "t2i"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -49,7 +49,7 @@ def stale(folder: Path) -> set[str]:
 
 
 def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> set[str]:
-    """Returns the stages that an edit of params.yaml makes stale; takes it back."""
+    """Returns the stages that an edit of params.yaml makes stale; reverts the edit."""
     path = folder / "params.yaml"
     before = path.read_bytes()
     params = YAML(typ="safe").load(before.decode())
@@ -62,7 +62,7 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> set[str]:
         path.write_bytes(before)
 
 
-def test_after_a_run_nothing_is_stale_and_readme_is_no_part_of_it(repository) -> None:
+def test_nothing_is_stale_after_a_run_or_a_readme_edit(repository) -> None:
     assert stale(repository) == set()
     (repository / "README.md").write_text("other words")
     (repository / "t2i/__pycache__").mkdir(exist_ok=True)
@@ -80,7 +80,7 @@ def test_after_a_run_nothing_is_stale_and_readme_is_no_part_of_it(repository) ->
         ("train.ema", "decay", 0.5),
     ],
 )
-def test_what_training_decides_never_encodes_again(repository, section, key, value) -> None:
+def test_train_parameters_never_reencode(repository, section, key, value) -> None:
     def edit(params: dict[str, Any]) -> None:
         for part in section.split("."):
             params = params[part]
@@ -90,20 +90,20 @@ def test_what_training_decides_never_encodes_again(repository, section, key, val
     assert change(repository, edit) == {"train"}
 
 
-def test_resolution_encodes_images_alone(repository) -> None:
+def test_resolution_reruns_only_encode_images(repository) -> None:
     assert change(repository, lambda params: params["encode"]["images"].update(resolution_px=48)) == {"encode-images"}
 
 
-def test_validation_prompts_encode_captions_alone(repository) -> None:
+def test_validation_prompts_rerun_only_encode_captions(repository) -> None:
     edited = change(repository, lambda params: params["encode"]["captions"].update(validation_prompts=["a circle"]))
     assert edited == {"encode-captions"}
 
 
-def test_another_vae_fetches_the_base_alone_at_first(repository) -> None:
+def test_a_new_vae_reruns_only_fetch_base_at_first(repository) -> None:
     assert change(repository, lambda params: params["base"].update(vae="base/tiny/vae")) == {"fetch-base"}
 
 
-def test_a_metric_never_trains(repository) -> None:
+def test_evaluation_parameters_never_retrain(repository) -> None:
     assert change(repository, lambda params: params["sweep"].update(guidance_scales=[2.0])) == {"evaluate-model"}
     edited = change(repository, lambda params: params["evaluate"].update(prompts=3))
     assert edited == {"evaluate-base", "evaluate-model", "evaluate-report"}
@@ -125,7 +125,7 @@ def test_runtime_reruns_nothing(repository) -> None:
         ("t2i/fetch/sources/hub.py", set()),
     ],
 )
-def test_an_edit_of_the_code_reruns_what_it_decides(repository, file, stages) -> None:
+def test_a_code_edit_reruns_only_the_stages_that_use_it(repository, file, stages) -> None:
     path = repository / file
     before = path.read_bytes()
     path.write_bytes(before + b"\n")
@@ -135,18 +135,18 @@ def test_an_edit_of_the_code_reruns_what_it_decides(repository, file, stages) ->
         path.write_bytes(before)
 
 
-def test_what_measures_reads_the_records_and_not_what_was_left_out(repository) -> None:
+def test_skipped_csv_does_not_rerun_the_evaluation(repository) -> None:
     skipped = repository / "data/raw/skipped.csv"
     before = skipped.read_bytes()
     skipped.chmod(0o644)
     skipped.write_bytes(before + b"another,empty image: no bytes\n")
     try:
-        assert stale(repository) == {"fetch-dataset"}  # whose output it is
+        assert stale(repository) == {"fetch-dataset"}  # skipped.csv is its output
     finally:
         skipped.write_bytes(before)
 
 
-def test_a_corrected_caption_is_fetched_and_encodes_no_image(repository) -> None:
+def test_a_corrected_caption_reencodes_no_images(repository) -> None:
     metadata = repository / "data/local/metadata.jsonl"
     before = metadata.read_bytes()
     metadata.write_bytes(before.replace(b"square 3", b"a third square"))

@@ -1,4 +1,4 @@
-"""Datasets that are hardly any: each is trained on as it is, or refused by name; none hangs, none trains for no step."""
+"""Very small datasets: training runs on them, or a stage refuses them with an error; none hangs or trains for 0 steps."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.projects import Project
 
 
 def keep(project: Project, train: int, heldout: int) -> None:
-    """Leaves so many records of each split, by the one fraction that does it."""
+    """Leaves the given number of records in each split, by choosing the matching held-out fraction."""
     images = project.folder / "images"
     metadata = images / "metadata.jsonl"
     metadata.write_text("".join(metadata.read_text().splitlines(keepends=True)[: train + heldout]))
@@ -29,7 +29,7 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("length", "steps"), [({"steps": 3}, 3), ({"steps": None, "epochs": 1}, 1), ({"steps": None, "epochs": 9}, 3)]
 )
-def test_one_record_to_train_on_fills_every_batch(project, length, steps) -> None:
+def test_one_training_record_fills_every_batch(project, length, steps) -> None:
     keep(project, train=1, heldout=1)
     project.params["train"] |= length
     project.write()
@@ -41,7 +41,7 @@ def test_one_record_to_train_on_fills_every_batch(project, length, steps) -> Non
         evaluate.base()
 
 
-def test_a_batch_larger_than_the_dataset_is_filled_and_two_records_are_measured(project) -> None:
+def test_two_records_fill_a_larger_batch_and_are_evaluated(project) -> None:
     keep(project, train=2, heldout=2)
     project.params["train"] |= {"batch_size": 16, "steps": 2}
     project.fetch_and_encode()
@@ -52,7 +52,7 @@ def test_a_batch_larger_than_the_dataset_is_filled_and_two_records_are_measured(
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_no_record_and_one_are_too_few(project, count) -> None:
+def test_zero_records_and_one_record_are_refused(project, count) -> None:
     metadata = project.folder / "images/metadata.jsonl"
     metadata.write_text("".join(metadata.read_text().splitlines(keepends=True)[:count]))
     with pytest.raises(ValueError, match=rf"^`fetch`: .* \(train {count}, held out 0\): .*`fetch.heldout_fraction`"):
@@ -60,14 +60,14 @@ def test_no_record_and_one_are_too_few(project, count) -> None:
     assert not list((project.folder / "data").iterdir())
 
 
-def test_the_same_image_throughout_is_one_record(project) -> None:
+def test_identical_images_count_as_one_record(project) -> None:
     for image in (project.folder / "images").glob("*.png"):
         image.write_bytes((project.folder / "images/0000.png").read_bytes())
     with pytest.raises(ValueError, match=r"'heldout' .*\(train 1, held out 0\): .*`fetch.heldout_fraction`"):
         fetch.dataset()
 
 
-def test_lines_that_are_there_thrice_change_nothing(project) -> None:
+def test_duplicated_metadata_lines_change_nothing(project) -> None:
     fetch.dataset()
     once = files(project.folder / "data/raw")
     metadata = project.folder / "images/metadata.jsonl"

@@ -1,4 +1,4 @@
-"""Disks that are full: a real tmpfs of a few kilobytes, and a real limit on the size of files."""
+"""Full disks: a real tmpfs of a few kilobytes, and a real limit on the size of files."""
 
 import shutil
 import signal
@@ -16,9 +16,9 @@ NO_MOUNTS = 77
 
 
 def on_small_disk(folder: Path, size: int, *words: str) -> Ended:
-    """Runs a command in a fork whose folder lies on a disk of its own; what it leaves there is copied to FOLDER-after.
+    """Runs a command in a fork with a small disk mounted at the folder; copies the folder to FOLDER-after at the end.
 
-    Where none may be had, the test is skipped; one with a limit on files' sizes stands beside it.
+    Skips the test if mounting is not permitted; another test covers the case with a limit on file sizes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     after = folder.with_name(folder.name + "-after")
@@ -33,7 +33,7 @@ def on_small_disk(folder: Path, size: int, *words: str) -> Ended:
 
     ended = victim(run)
     if ended.code == NO_MOUNTS:
-        pytest.skip("no tmpfs may be mounted here; the limit on files' sizes is tried in its place")
+        pytest.skip("cannot mount a tmpfs here; the tests with a limit on file sizes still run")
     return ended
 
 
@@ -54,7 +54,7 @@ def encoded(project: Project) -> Project:
 
 
 @pytest.mark.parametrize(("stage", "made"), [("images", "latents"), ("captions", "embeds")])
-def test_encode_says_what_it_needs_and_goes_on_when_there_is_room(encoded, stage, made) -> None:
+def test_encode_resumes_after_a_file_size_limit(encoded, stage, made) -> None:
     out = encoded.folder / "data" / made
     unbroken = files(out)
     shutil.rmtree(out)
@@ -69,7 +69,7 @@ def test_encode_says_what_it_needs_and_goes_on_when_there_is_room(encoded, stage
     assert files(out) == unbroken
 
 
-def test_encode_on_a_full_disk_keeps_the_shards_that_are_finished(encoded, monkeypatch) -> None:
+def test_encode_on_a_full_disk_keeps_finished_shards(encoded, monkeypatch) -> None:
     size = 3 * (encoded.folder / "data/latents/train-00000.tar").stat().st_size // 2
     unbroken = files(encoded.folder / "data/latents")
     shutil.rmtree(encoded.folder / "data/latents")
@@ -87,12 +87,12 @@ def test_encode_on_a_full_disk_keeps_the_shards_that_are_finished(encoded, monke
 
 
 def pages(folder: Path) -> int:
-    """The bytes that a folder's files take of a disk, in whole pages."""
+    """Returns the bytes that the files of a folder use on disk, in whole pages."""
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*"))
 
 
 def check_that_it_goes_on(ended: Ended, run: Path, model: Path, unbroken: dict[str, bytes]) -> None:
-    """A training that had no room for its third checkpoint leaves the second, and ends from there as an unbroken one."""
+    """Checks a run without room for its third checkpoint: the second is kept, and a rerun gives the uninterrupted result."""
     assert ended.code == 1
     assert "needed, " in ended.said
     assert "Traceback" not in ended.said
@@ -104,14 +104,14 @@ def check_that_it_goes_on(ended: Ended, run: Path, model: Path, unbroken: dict[s
     assert files(model) == unbroken
 
 
-def test_a_checkpoint_that_has_no_room_leaves_the_one_before_it_and_a_rerun_goes_on(encoded) -> None:
+def test_training_resumes_after_a_full_disk(encoded) -> None:
     assert victim(lambda: t2i("train")).code == 0
     model, work = encoded.folder / "data/model", encoded.folder / "data/work"
     unbroken, one = files(model), pages(next(work.glob("train-*/step-*")))
     others = sum(pages(folder) for folder in work.glob("train-*/validation-*"))
     shutil.rmtree(work)
     shutil.rmtree(model)
-    ended = on_small_disk(work, others + one * 5 // 2, "train")  # two are kept: the third does not fit beside them
+    ended = on_small_disk(work, others + one * 5 // 2, "train")  # two checkpoints fit, a third does not
     assert "step-00000003: No space left on device: " in ended.said
     work.rmdir()
     (encoded.folder / "data/work-after").rename(work)
@@ -120,7 +120,7 @@ def test_a_checkpoint_that_has_no_room_leaves_the_one_before_it_and_a_rerun_goes
     check_that_it_goes_on(ended, run, model, unbroken)
 
 
-def test_a_checkpoint_over_the_limit_of_a_files_size_leaves_the_one_before_it_and_a_rerun_goes_on(encoded) -> None:
+def test_training_resumes_after_a_file_size_limit(encoded) -> None:
     assert victim(lambda: t2i("train")).code == 0
     model = encoded.folder / "data/model"
     unbroken = files(model)
@@ -134,7 +134,7 @@ def test_a_checkpoint_over_the_limit_of_a_files_size_leaves_the_one_before_it_an
     check_that_it_goes_on(ended, run, model, unbroken)
 
 
-def test_an_export_that_has_no_room_leaves_no_model_and_a_rerun_writes_it(encoded) -> None:
+def test_an_export_on_a_full_disk_leaves_no_model(encoded) -> None:
     assert victim(lambda: t2i("train")).code == 0
     model = encoded.folder / "data/model"
     unbroken = files(model)
@@ -157,7 +157,7 @@ def test_an_export_that_has_no_room_leaves_no_model_and_a_rerun_writes_it(encode
     ("stage", "out", "file"),
     [("base", "base", "unet/diffusion_pytorch_model.safetensors"), ("dataset", "raw", "images/train-00000.tar")],
 )
-def test_fetch_over_the_limit_of_a_files_size_leaves_nothing_under_a_final_name(project, stage, out, file) -> None:
+def test_fetch_over_a_file_size_limit_leaves_no_output(project, stage, out, file) -> None:
     getattr(fetch, stage)()
     unbroken = files(project.folder / "data" / out)
     shutil.rmtree(project.folder / "data")
@@ -171,7 +171,7 @@ def test_fetch_over_the_limit_of_a_files_size_leaves_nothing_under_a_final_name(
 
 
 @pytest.mark.parametrize("stage", ["base", "dataset"])
-def test_fetch_on_a_full_disk_leaves_nothing_under_a_final_name(project, stage) -> None:
+def test_fetch_on_a_full_disk_leaves_no_output(project, stage) -> None:
     out = {"base": "base", "dataset": "raw"}[stage]
     ended = on_small_disk(project.folder / "data", 16384, "fetch", stage)
     assert ended.code == 1

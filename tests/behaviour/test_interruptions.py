@@ -1,4 +1,4 @@
-"""What else breaks a run off: Ctrl-C, SIGTERM, DVC's end, a lost process, a second run, a loss of NaN; and odd places."""
+"""Other interruptions: Ctrl-C, SIGTERM, the end of DVC, a killed process, a second run, a NaN loss; also unusual folders."""
 
 import contextlib
 import io
@@ -39,7 +39,7 @@ from tests.victims import (
     victim,
 )
 
-TOGETHER = pytest.mark.skipif(not may_share_locks(), reason="no lock may be shared between processes here: no /dev/shm?")
+TOGETHER = pytest.mark.skipif(not may_share_locks(), reason="processes cannot share a lock here: is /dev/shm missing?")
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
 
@@ -50,18 +50,19 @@ def newest(project: Project) -> int:
 
 
 @SIGNALS
-def test_a_signal_ends_training_within_a_step_and_it_goes_on_from_there(ready, number) -> None:
+def test_training_stops_within_a_step_and_resumes(ready, number) -> None:
     run("train")
     wanted = trained(ready)
     untrained(ready)
     for watch, event, step in [
         (VALIDATING, 1, 1),  # before the first step
         (TRAINING, 2 * 3 + 1, 5),  # between two micro-batches
-        (VALIDATING, 6, 9),  # after step 8, with the EMA's weights in the place of the UNet's
+        (VALIDATING, 6, 9),  # after step 8, while the UNet has the EMA weights
     ]:
         ended = victim(command("train"), watch, {event: number})
         assert ended.code == 128 + number
-        assert f"stopped after step {step} of 12; the same command goes on from there" in ended.said
+        assert f"stopped after step {step} of 12" in ended.said
+        assert "same command" in ended.said
         assert newest(ready) == step
         assert not (ready.folder / "data/model").exists()
     run("train")
@@ -70,7 +71,7 @@ def test_a_signal_ends_training_within_a_step_and_it_goes_on_from_there(ready, n
 
 
 @SIGNALS
-def test_the_second_signal_ends_training_at_once(ready, number) -> None:
+def test_a_second_signal_ends_training_at_once(ready, number) -> None:
     ended = victim(command("train"), TRAINING, {3: number, 4: signal.SIGINT})
     assert ended.code == 130
     assert ended.events == 4
@@ -80,7 +81,7 @@ def test_the_second_signal_ends_training_at_once(ready, number) -> None:
 
 
 @SIGNALS
-def test_a_signal_during_the_export_is_said_by_the_exit_code_and_the_next_run_exports(ready, number) -> None:
+def test_the_next_run_exports_after_a_signal_during_the_export(ready, number) -> None:
     run("train")
     wanted = trained(ready)
     for name in ("model", "validation", "reports/train"):
@@ -95,7 +96,7 @@ def test_a_signal_during_the_export_is_said_by_the_exit_code_and_the_next_run_ex
 
 @SIGNALS
 @pytest.mark.parametrize(("what", "model"), [("images", "Encoder"), ("captions", "CLIPTextModel")])
-def test_a_signal_to_encode_is_said_by_the_exit_code_and_the_next_run_encodes_the_rest(project, what, model, number) -> None:
+def test_encode_resumes_after_a_signal(project, what, model, number) -> None:
     project.fetch_and_encode()
     wanted = files(project.folder / "data")
     for out in ("latents",) if what == "images" else ("embeds", "validation-prompts"):
@@ -109,7 +110,7 @@ def test_a_signal_to_encode_is_said_by_the_exit_code_and_the_next_run_encodes_th
 
 @SIGNALS
 @pytest.mark.parametrize("imported", ["pydantic", "torch"])
-def test_a_signal_while_modules_are_imported_is_said_by_the_exit_code(project, imported, number) -> None:
+def test_a_signal_during_imports_sets_the_exit_code(project, imported, number) -> None:
     code = f"""
 import os, runpy, sys
 sys.addaudithook(lambda event, what: event == 'import' and what[0] == {imported!r} and os.kill(os.getpid(), {int(number)}))
@@ -122,7 +123,7 @@ runpy.run_module('stages.train', run_name='__main__', alter_sys=True)
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A repository in which DVC has all but the training."""
+    """A repository where DVC has run all stages before `train`."""
     for name in ("stages", "t2i"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
@@ -147,7 +148,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 class Repro:
-    """`dvc repro -s train`, in a group of its own, as a terminal starts it."""
+    """`dvc repro -s train` in its own process group, as a terminal starts it."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "dvc", "repro", "-s", "train"]
@@ -155,23 +156,23 @@ class Repro:
         self.said = ""
 
     def at_step(self, step: int) -> "Repro":
-        """Waits until a step is reported."""
+        """Waits until the output reports a step."""
         while not any(int(at) >= step for at in re.findall(r"(\d+)/200 \[", self.said)) and self._read():
             pass
         return self
 
     def interrupt(self) -> "Repro":
-        """Does what Ctrl-C does."""
+        """Sends SIGINT to the group, as Ctrl-C does."""
         os.killpg(self._process.pid, signal.SIGINT)
         return self
 
     def kill(self) -> "Repro":
-        """Kills DVC alone."""
+        """Kills only the DVC process."""
         self._process.kill()
         return self
 
     def end(self) -> int:
-        """Waits for the end of DVC and of training, whose stderr it shares."""
+        """Waits for the end of DVC and of training, which share stderr; returns the exit code of DVC."""
         while self._read():
             pass
         return self._process.wait()
@@ -189,7 +190,7 @@ def stopped_after(said: str) -> int:
     return int(found[1])
 
 
-def test_dvc_interrupted_or_killed_records_nothing_and_its_next_run_goes_on(checkout) -> None:
+def test_dvc_resumes_training_after_an_interrupt_or_a_kill(checkout) -> None:
     def stale() -> bool:
         with Repo(".") as repo:
             return "train" in repo.status(targets=["train"])
@@ -219,7 +220,7 @@ def test_dvc_interrupted_or_killed_records_nothing_and_its_next_run_goes_on(chec
 
 
 @TOGETHER
-def test_two_processes_of_which_one_is_killed_all_end_and_the_next_run_goes_on(ready) -> None:
+def test_killing_one_of_two_processes_ends_both_and_resumes(ready) -> None:
     def both() -> None:
         together(2, lambda: t2i("train"))
 
@@ -245,7 +246,7 @@ def test_two_processes_of_which_one_is_killed_all_end_and_the_next_run_goes_on(r
 
 
 @TOGETHER
-def test_what_two_processes_began_one_ends(ready) -> None:
+def test_one_process_resumes_a_run_of_two(ready) -> None:
     def losses() -> list[float]:
         rows = (ready.folder / "data/reports/train/history.csv").read_text().splitlines()[1:]
         return [float(row.split(",")[1]) for row in rows]
@@ -288,7 +289,7 @@ time.sleep(60)
         os.kill(int((folder / "waits").read_text()), 0)
 
 
-def test_a_second_encode_is_told_who_holds_the_lock(project) -> None:
+def test_a_second_encode_names_the_process_with_the_lock(project) -> None:
     project.fetch_and_encode()
     wanted = files(project.folder / "data")
     first = Victim(command("encode", "images"), calls_of("Encoder"), {3: signal.SIGSTOP})
@@ -305,7 +306,7 @@ def test_a_second_encode_is_told_who_holds_the_lock(project) -> None:
 
 
 @pytest.mark.parametrize("what", ["dataset", "base"])
-def test_two_fetches_at_once_leave_a_whole_set(project, what) -> None:
+def test_two_concurrent_fetches_leave_a_complete_result(project, what) -> None:
     data = project.folder / "data"
     alone = victim(command("fetch", what), file_changes(data))
     wanted = files(data)
@@ -316,10 +317,10 @@ def test_two_fetches_at_once_leave_a_whole_set(project, what) -> None:
         second = victim(command("fetch", what))
         os.kill(first.pid, signal.SIGCONT)
         assert 0 in (first.wait().code, second.code)
-        assert files(data) == wanted, f"the first stood still at event {event} of {alone.events}"
+        assert files(data) == wanted, f"the first was stopped at event {event} of {alone.events}"
 
 
-def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint_and_nothing_that_is_not_finite(project) -> None:
+def test_a_non_finite_loss_keeps_the_last_good_checkpoint(project) -> None:
     project.params["train"]["learning_rate"] = 1e30
     project.params["runtime"] |= {"checkpoint_every_seconds": 1e-9, "log_every_steps": 20}
     project.params["runtime"]["validation"]["every_steps"] = 1
@@ -339,7 +340,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint_and_nothing_t
 
 @pytest.fixture
 def odd(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    """A project in a folder with spaces, letters and a sign that are not ASCII, that every user may enter."""
+    """A project in a folder with spaces and non-ASCII characters in its name, which every user may enter."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "a b ü 猫"
         tiny.make_images(folder / "images", 24)
@@ -355,7 +356,7 @@ def odd(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
 BEFORE_TRAINING = ("fetch base", "fetch dataset", "encode images", "encode captions")
 
 
-def test_a_path_with_spaces_and_letters_of_any_kind_works_with_a_strict_umask(odd) -> None:
+def test_unusual_paths_and_a_strict_umask_work(odd) -> None:
     before = os.umask(0o077)
     try:
         evaluating = ("evaluate base", "evaluate model", "evaluate report", "sample ü --num 1 --out samples-猫")
@@ -368,8 +369,8 @@ def test_a_path_with_spaces_and_letters_of_any_kind_works_with_a_strict_umask(od
     assert (odd.folder / "data/reports/report.html").is_file()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user; as another, every test here is this one")
-def test_another_user_than_root_fetches_encodes_and_trains(odd) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user; otherwise all tests cover this")
+def test_a_user_other_than_root_can_run_all_stages(odd) -> None:
     nobody = 65534
 
     def become_nobody() -> None:
@@ -385,14 +386,14 @@ def test_another_user_than_root_fetches_encodes_and_trains(odd) -> None:
     def from_fetch_to_train_as_nobody() -> None:
         for words in (*BEFORE_TRAINING, "train"):
             with contextlib.suppress(SystemExit):
-                t2i(*words.split())  # imports what another user may not read: Python in root's home
+                t2i(*words.split())  # imports modules that another user cannot read: Python in the home of root
         shutil.rmtree("data")
         become_nobody()
         for words in BEFORE_TRAINING:
             run(*words.split())
         for path in (odd.folder / "data").rglob("*"):
             if path.is_file() and "work" not in path.parts:
-                path.chmod(0o444)  # as DVC leaves what it has linked to its cache
+                path.chmod(0o444)  # as DVC leaves files that it has linked to its cache
         run("train")
 
     if (tried := victim(become_nobody)).code:

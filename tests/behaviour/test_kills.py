@@ -1,4 +1,4 @@
-"""kill -9, at chosen events of every stage that writes much: a second run leaves what one that was left alone leaves."""
+"""kill -9 at chosen events of each stage that writes much: a second run writes the same files as an uninterrupted one."""
 
 import shutil
 import signal
@@ -29,11 +29,11 @@ KILLED = 128 + KILL
     ],
     ids=["base", "dataset-over-another", "images", "images-over-another", "captions"],
 )
-def test_a_stage_killed_at_any_file_ends_with_the_same_bytes_and_leaves_nothing_else(project, words, stands) -> None:
+def test_a_stage_killed_at_any_file_gives_the_same_bytes(project, words, stands) -> None:
     data, kept = project.folder / "data", project.folder / "kept"
     project.fetch_and_encode()
     after = files(data)
-    if words[0] == "encode" and not stands:  # as DVC removes what a stage is to write
+    if words[0] == "encode" and not stands:  # as DVC removes the outputs of a stage before it runs
         for name in ("latents",) if words[1] == "images" else ("embeds", "validation-prompts"):
             shutil.rmtree(data / name)
     elif not stands:
@@ -58,10 +58,10 @@ def test_a_stage_killed_at_any_file_ends_with_the_same_bytes_and_leaves_nothing_
     ("what", "raw", "model", "before", "outs"),
     [
         ("images", "raw/images", "Encoder", 0, ["latents"]),
-        ("captions", "embeds", "CLIPTextModel", 1, ["embeds", "validation-prompts"]),  # the empty prompt goes before
+        ("captions", "embeds", "CLIPTextModel", 1, ["embeds", "validation-prompts"]),  # the empty prompt is encoded first
     ],
 )
-def test_shards_that_were_finished_are_not_encoded_again(project, what, raw, model, before, outs) -> None:
+def test_finished_shards_are_not_encoded_again(project, what, raw, model, before, outs) -> None:
     project.fetch_and_encode()
     data = project.folder / "data"
     rows = read_manifest(data / raw).files
@@ -81,7 +81,7 @@ def test_shards_that_were_finished_are_not_encoded_again(project, what, raw, mod
 
 
 @pytest.mark.parametrize("watched", ["files", "lines"])
-def test_a_checkpoint_killed_while_it_is_saved_is_there_whole_or_not_at_all(tmp_path, watched) -> None:
+def test_a_killed_save_leaves_a_complete_checkpoint_or_none(tmp_path, watched) -> None:
     work, kept = tmp_path / "work", tmp_path / "kept"
     watch = file_changes(work) if watched == "files" else lines_of(checkpoint)
 
@@ -109,7 +109,7 @@ def test_a_checkpoint_killed_while_it_is_saved_is_there_whole_or_not_at_all(tmp_
     assert set(found) == {5, 10}
 
 
-def test_making_room_killed_anywhere_is_made_by_the_next_run(tmp_path) -> None:
+def test_a_killed_make_room_is_completed_by_the_next_run(tmp_path) -> None:
     work, other, kept = tmp_path / "all/this", tmp_path / "all/other", tmp_path / "kept"
     for folder in (work, other):
         (folder / "validation-0").mkdir(parents=True)
@@ -128,7 +128,7 @@ def test_making_room_killed_anywhere_is_made_by_the_next_run(tmp_path) -> None:
         assert checkpoint.load_newest(work) is not None
 
 
-def test_the_export_killed_at_any_file_is_made_again(ready) -> None:
+def test_a_killed_export_is_repeated(ready) -> None:
     data, kept = ready.folder / "data", ready.folder / "kept"
     run("train")
     wanted = trained(ready)
@@ -145,7 +145,7 @@ def test_the_export_killed_at_any_file_is_made_again(ready) -> None:
         assert not leftovers(data)
 
 
-def test_training_killed_at_any_file_ends_with_the_same_bits(ready) -> None:
+def test_training_killed_at_any_file_gives_the_same_bits(ready) -> None:
     data = ready.folder / "data"
     ready.params["runtime"]["checkpoint_every_seconds"] = 1e-9  # at every step
     ready.params["train"]["steps"] = 6
@@ -161,7 +161,7 @@ def test_training_killed_at_any_file_ends_with_the_same_bits(ready) -> None:
         assert not leftovers(data)
 
 
-def test_training_killed_again_and_again_ends_with_the_same_bits(ready) -> None:
+def test_training_killed_repeatedly_gives_the_same_bits(ready) -> None:
     run("train")
     wanted = trained(ready)
     steps = [row.split(b",")[0] for row in wanted["reports/train"]["history.csv"].splitlines()[1:]]
@@ -173,8 +173,8 @@ def test_training_killed_again_and_again_ends_with_the_same_bits(ready) -> None:
         (0, TRAINING, 5),  # epoch 1, between the two micro-batches of step 3
         (2, TRAINING, 2 * 5 + 1),  # epoch 2, between those of step 8
         (7, VALIDATING, 1),  # while step 8 is validated
-        (8, VALIDATING, 6),  # the same, with the EMA's weights in the place of the UNet's
-        (8, TRAINING, 2),  # epoch 3, before the optimizer makes step 9 of them
+        (8, VALIDATING, 6),  # the same, while the UNet has the EMA weights
+        (8, TRAINING, 2),  # epoch 3, before the optimizer takes step 9
     ]:
         ended = victim(command("train"), watch, {event: KILL})
         assert ended.code == KILLED
@@ -184,7 +184,7 @@ def test_training_killed_again_and_again_ends_with_the_same_bits(ready) -> None:
     assert trained(ready) == wanted
 
 
-def test_training_killed_far_from_a_checkpoint_ends_with_the_same_bits(ready) -> None:
+def test_training_killed_between_checkpoints_gives_the_same_bits(ready) -> None:
     run("train")
     wanted = trained(ready)
     untrained(ready)
@@ -192,7 +192,7 @@ def test_training_killed_far_from_a_checkpoint_ends_with_the_same_bits(ready) ->
     stopped = victim(command("train"), TRAINING, {11: signal.SIGTERM})  # in step 6
     assert "stopped after step 6 of 12" in stopped.said
     for _ in range(2):
-        ended = victim(command("train"), TRAINING, {9: KILL})  # in step 11, over and over
+        ended = victim(command("train"), TRAINING, {9: KILL})  # in step 11, twice
         assert ended.code == KILLED
         assert "resuming after step 6 " in ended.said
     run("train")

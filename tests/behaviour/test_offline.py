@@ -1,4 +1,4 @@
-"""What is on disk is enough: sockets are taken away by a network namespace, or by an audit hook where none is permitted."""
+"""Runs everything from files on disk, without a network: in a network namespace or, if not permitted, with an audit hook."""
 
 import multiprocessing
 import os
@@ -34,7 +34,7 @@ def everything(project: Project, hub: FakeHub) -> None:
     project.evaluate()
 
 
-def test_with_the_base_on_disk_the_whole_pipeline_and_its_model_need_no_network(project, tiny_base, monkeypatch) -> None:
+def test_the_pipeline_needs_no_network_with_a_cached_base(project, tiny_base, monkeypatch) -> None:
     project.params["base"] |= {"hub": "someone/tiny", "clip": "someone/clip@v1"}
     project.write()
     with serving() as hub:
@@ -56,7 +56,7 @@ def test_with_the_base_on_disk_the_whole_pipeline_and_its_model_need_no_network(
 
 
 def sampled(model: Path) -> str:
-    """What a process says that knows diffusers alone, and has neither the network nor this project."""
+    """Returns the output of a process that only has diffusers, without the network and without this project."""
     program = (ROOT / "tests" / "no_network.py").read_text() + SAMPLE
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
     command = [sys.executable, "-I", "-c", program, str(model)]
@@ -65,7 +65,7 @@ def sampled(model: Path) -> str:
     return ran.stdout.strip()
 
 
-def test_without_the_base_on_disk_it_says_so(project, tmp_path, monkeypatch) -> None:
+def test_an_uncached_base_offline_is_an_error(project, tmp_path, monkeypatch) -> None:
     project.params["base"] |= {"hub": "someone/tiny"}
     project.write()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))

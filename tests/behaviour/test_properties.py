@@ -1,6 +1,6 @@
-"""What holds for every parameter, order, draw, selection, history and crop, tried on inputs that hypothesis makes up.
+"""Properties of parameters, orders, draws, selections, histories and crops, checked on inputs that hypothesis generates.
 
-As a matter of course few and always the same ones; HYPOTHESIS_PROFILE=long tries many others.
+By default the inputs are few and always the same; HYPOTHESIS_PROFILE=long tries many others.
 """
 
 import csv
@@ -40,7 +40,7 @@ def section_of(params: dict[str, Any], section: str) -> Any:
 
 
 def places(node: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where each key of a section, and each entry of its lists, lies."""
+    """Yields the path of each key of a section and of each entry of its lists."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         yield (*above, key)
         yield from places(value, (*above, key))
@@ -56,7 +56,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 def edited(section: str, place: tuple[Any, ...], value: Any, rename: str | None = None) -> Any:
-    """A section with another value at a place, or with its last key renamed."""
+    """Returns a section with another value at a place, or with the last key of the place renamed."""
     copy = YAML(typ="safe").load(io.StringIO(dumped(section_of(TEXT, section))))
     node = copy
     for key in place[:-1]:
@@ -75,7 +75,7 @@ def dumped(node: Any) -> str:
 
 
 def complaint_about(section: str, content: Any) -> str:
-    """What is said of a section; nothing where it is taken."""
+    """Returns the error message for a section, or an empty string if it is valid."""
     try:
         check(MODELS[section], content, section)
     except ParamsError as error:
@@ -84,7 +84,7 @@ def complaint_about(section: str, content: Any) -> str:
 
 
 @given(st.sampled_from(PLACES), JUNK)
-def test_any_value_at_any_place_is_taken_or_refused_by_its_path(at, value) -> None:
+def test_any_value_is_accepted_or_refused_with_its_path(at, value) -> None:
     section, place = at
     said = complaint_about(section, edited(section, place, value))
     *above, key = [section, *(part for part in place if isinstance(part, str))]
@@ -95,7 +95,7 @@ def test_any_value_at_any_place_is_taken_or_refused_by_its_path(at, value) -> No
 
 
 @given(st.sampled_from([at for at in PLACES if isinstance(at[1][-1], str)]), st.text(min_size=1, max_size=20))
-def test_any_other_name_of_a_key_is_refused_by_its_path(at, name) -> None:
+def test_a_renamed_key_is_refused_with_its_path(at, name) -> None:
     section, place = at
     assume(name not in {key for _, other in PLACES for key in other})
     said = complaint_about(section, edited(section, place, None, rename=name))
@@ -104,7 +104,7 @@ def test_any_other_name_of_a_key_is_refused_by_its_path(at, name) -> None:
 
 
 @given(st.sampled_from(sorted(MODELS)), st.integers(1, 10**6), st.floats(1e-12, 1e3))
-def test_a_section_that_is_written_and_read_is_itself(section, number, rate) -> None:
+def test_a_section_survives_writing_and_reading(section, number, rate) -> None:
     whole = dict(TEXT, train=TEXT["train"] | {"steps": number, "learning_rate": rate, "seed": -number})
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "params.yaml").write_text(dumped(whole), encoding="utf-8")
@@ -114,7 +114,7 @@ def test_a_section_that_is_written_and_read_is_itself(section, number, rate) -> 
 
 
 @given(st.integers(1, 60), SEEDS, st.integers(0, 200), st.integers(1, 50))
-def test_any_stretch_of_the_order_is_cut_from_the_concatenated_permutations(records, seed, start, length) -> None:
+def test_the_order_of_records_concatenates_permutations(records, seed, start, length) -> None:
     epochs = [epoch_order(seed, epoch, records) for epoch in range((start + length) // records + 1)]
     assert all(sorted(epoch) == list(range(records)) for epoch in epochs)
     endless = [record for epoch in epochs for record in epoch]
@@ -146,7 +146,7 @@ def tensors(batches: list[Batch]) -> dict[str, torch.Tensor]:
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.none() | st.integers(1, 9), st.integers(0, 50), SEEDS)
-def test_a_batch_is_the_same_however_processes_and_micro_batches_share_it(processes, share, size, step, seed) -> None:
+def test_processes_and_micro_batches_do_not_change_a_batch(processes, share, size, step, seed) -> None:
     own = batches(processes * share, seed)
     shares = [places for rank in range(processes) for places in micro_batches(processes * share, rank, processes, size)]
     assert [place for places in shares for place in places] == list(range(processes * share))
@@ -156,9 +156,9 @@ def test_a_batch_is_the_same_however_processes_and_micro_batches_share_it(proces
 
 
 @given(st.integers(1, 6), st.integers(0, 20), SEEDS)
-def test_the_records_of_a_run_are_the_order_whatever_the_batch_size(batch_size, step, seed) -> None:
+def test_the_order_does_not_depend_on_the_batch_size(batch_size, step, seed) -> None:
     own = batches(batch_size, seed)
-    seen = own.of_step(step, range(batch_size)).moments[:, 1, 0, 0].tolist()  # the number of the record, as it is stored
+    seen = own.of_step(step, range(batch_size)).moments[:, 1, 0, 0].tolist()  # the moments hold the number of the record
     assert seen == [position_to_record(step * batch_size + place, 10, seed) for place in range(batch_size)]
 
 
@@ -166,7 +166,7 @@ IDENTITIES = st.lists(st.text(max_size=8), unique=True, max_size=40)
 
 
 @given(IDENTITIES, st.floats(0, 1), st.floats(0, 1))
-def test_a_split_is_a_matter_of_the_record_alone_and_grows_with_its_share(identities, one, other) -> None:
+def test_a_split_only_grows_with_its_fraction(identities, one, other) -> None:
     few, many = sorted((one, other))
     assert all(0 <= hash_fraction(identity) < 1 for identity in identities)
     heldout = [{name for name in identities if split_of(name, share) == "heldout"} for share in (0.0, few, many, 1.0)]
@@ -183,7 +183,7 @@ def selected(identities: list[str], most: int | None, seed: int) -> set[str]:
 
 
 @given(IDENTITIES, IDENTITIES, st.none() | st.integers(1, 12), SEEDS, st.randoms())
-def test_a_selection_has_the_least_ranks_in_any_order_and_new_records_bring_none_back(old, new, most, seed, chance) -> None:
+def test_a_selection_has_the_lowest_ranks_in_any_order(old, new, most, seed, chance) -> None:
     new = [identity for identity in new if identity not in old]
     few, many = selected(old, most, seed), selected(old + new, most, seed)
     shuffled = chance.sample(old + new, len(old + new))
@@ -196,7 +196,7 @@ NUMBERS = st.floats(-1e6, 1e6, width=32)
 
 
 @given(st.lists(st.builds(Figures, *[NUMBERS] * len(COLUMNS)), min_size=1, max_size=30), st.integers(1, 12), st.integers(0, 30))
-def test_a_history_is_the_same_after_any_interruption_and_its_windows_have_every_step_once(rows, steps, cut) -> None:
+def test_a_history_is_the_same_after_any_interruption(rows, steps, cut) -> None:
     whole, first = History(), History()
     for row in rows:
         whole.append(row)
@@ -222,7 +222,7 @@ SIDE = st.integers(1, 300)
 
 
 @given(SIDE, SIDE, st.integers(1, 64), st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]), st.data())
-def test_a_view_is_a_square_inside_the_image_whose_shorter_side_it_fills(width, height, px, interpolation, data) -> None:
+def test_a_view_is_a_square_that_spans_the_shorter_side(width, height, px, interpolation, data) -> None:
     place, flipped = data.draw(st.tuples(st.floats(0, 1), st.floats(0, 1))), data.draw(st.booleans())
     seen = view(Image.new("RGB", (width, height), "#336699"), px, interpolation, place, flipped)
     assert seen.pixels.shape == (3, px, px)

@@ -1,4 +1,4 @@
-"""The token of HF_TOKEN, which a server that refuses it repeats in its answers, is found nowhere."""
+"""The token in HF_TOKEN is never written or printed, even if a server repeats it in an error."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ GATED = {"X-Error-Code": "GatedRepo"}
 
 @pytest.fixture
 def hub(project: Project, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub that wants the token, for a project whose base, CLIP and images come from it."""
+    """A fake Hub that requires the token, and serves the base, CLIP and images of a project."""
     source: dict[str, Any] = {"name": "hub", "id": "someone/squares", "config": None, "split": "train", "revision": None}
     source |= {"image_column": "image", "caption_column": "text", "streaming": True, "max_rows": None}
     project.params["base"] |= {"hub": "someone/tiny", "clip": "someone/clip"}
@@ -37,27 +37,27 @@ def hub(project: Project, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def found_in(folder: Path, said: str) -> list[str]:
-    """Where the token is."""
+    """Returns the places where the token is found."""
     files = [path for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     return [str(path) for path in files] + (["what it said"] if TOKEN in said else [])
 
 
 def run_here(command: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """How a stage ends, and all that it says."""
+    """Returns the exit code and the output of a stage."""
     sys.argv = ["fetch", command]
     with pytest.raises(SystemExit) as ended:
         run(fetch.app)
     return int(ended.value.code or 0), "".join(capfd.readouterr())
 
 
-def test_what_the_token_opens_is_fetched_and_the_token_written_nowhere(hub, project, capfd) -> None:
+def test_fetch_uses_the_token_and_never_writes_it(hub, project, capfd) -> None:
     for command in ("base", "dataset"):
         code, said = run_here(command, capfd)
         assert (code, found_in(project.folder, said)) == (0, [])
         assert "0123456789abcdef" in said or "dataset: " in said
 
 
-def test_no_stage_and_no_tracker_writes_the_token(hub, project, capfd) -> None:
+def test_stages_and_trackers_never_write_the_token(hub, project, capfd) -> None:
     project.params["runtime"]["trackers"] = ["tensorboard", "dvclive"]
     project.write()
     project.fetch_and_encode()
@@ -68,7 +68,7 @@ def test_no_stage_and_no_tracker_writes_the_token(hub, project, capfd) -> None:
     assert found_in(project.folder, "".join(capfd.readouterr())) == []
 
 
-def test_a_traceback_that_is_asked_for_has_no_token(hub, project) -> None:
+def test_a_requested_traceback_has_no_token(hub, project) -> None:
     hub.refusals["files"] = (403, GATED)
     environment = os.environ | hub.environment(project.folder / "home")
     environment |= {"HF_TOKEN": TOKEN, "T2I_TRACEBACK": "1", "PYTHONPATH": str(ROOT), "HF_DEBUG": "1"}
@@ -92,7 +92,7 @@ def test_a_traceback_that_is_asked_for_has_no_token(hub, project) -> None:
         ({"api": (200, {})}, "HF_ENDPOINT"),
     ],
 )
-def test_a_refusal_repeats_no_token(hub, project, capfd, command, refusal, said) -> None:
+def test_an_error_of_the_hub_has_no_token(hub, project, capfd, command, refusal, said) -> None:
     hub.refusals = refusal
     code, printed = run_here(command, capfd)
     assert code == 1

@@ -6,12 +6,12 @@ from t2i.model.denoising import denoising_errors, fixed_records, timestep_grid
 from t2i.model.families.stable_diffusion import Family
 
 
-def test_the_grid_has_the_middles_of_equal_stretches() -> None:
+def test_the_grid_has_the_middles_of_equal_parts() -> None:
     assert timestep_grid(1000, 4) == [125, 375, 625, 875]
     assert timestep_grid(1000, 1) == [500]
 
 
-def test_errors_are_those_of_diffusers_and_of_no_batch(project) -> None:
+def test_errors_match_diffusers_for_any_batch_size(project) -> None:
     project.fetch_and_encode()
     base = project.folder / "data/base"
     family, records = Family(base), CachedRecords(project.folder / "data/latents", project.folder / "data/embeds", "heldout")
@@ -42,7 +42,7 @@ def test_errors_are_those_of_diffusers_and_of_no_batch(project) -> None:
     torch.testing.assert_close(spied[0].float(), theirs.detach(), rtol=1e-3, atol=0)
 
 
-def test_the_records_are_those_of_the_seed(project) -> None:
+def test_the_seed_chooses_the_records(project) -> None:
     project.fetch_and_encode()
     records = CachedRecords(project.folder / "data/latents", project.folder / "data/embeds", "train")
     assert fixed_records(records, 5, 0) == fixed_records(records, 9, 0)[:5]

@@ -16,7 +16,7 @@ def drawn() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_noising_and_targets_are_those_of_diffusers(drawn, prediction_type) -> None:
+def test_noising_and_targets_match_diffusers(drawn, prediction_type) -> None:
     latents, noise, timesteps = drawn
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     a = scheduler.alphas_cumprod[timesteps]
@@ -25,7 +25,7 @@ def test_noising_and_targets_are_those_of_diffusers(drawn, prediction_type) -> N
     torch.testing.assert_close(prediction_target(latents, noise, a, prediction_type), wanted)
 
 
-def test_velocity_and_noisy_latents_give_back_latents_and_noise(drawn) -> None:
+def test_v_and_noisy_latents_give_latents_and_noise(drawn) -> None:
     latents, noise, _ = drawn
     a = torch.linspace(0.01, 0.99, 8)
     noisy, v = add_noise(latents, noise, a), prediction_target(latents, noise, a, "v_prediction")
@@ -39,7 +39,7 @@ def test_snr_is_the_ratio_of_the_variances() -> None:
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 10.0])
-def test_dream_is_that_of_diffusers(drawn, power) -> None:
+def test_dream_matches_diffusers(drawn, power) -> None:
     latents, noise, timesteps = drawn
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     noisy, guess = scheduler.add_noise(latents, noise, timesteps), torch.randn_like(noise)

@@ -22,7 +22,7 @@ def test_stable_diffusion_is_a_family(tiny_base) -> None:
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_what_differs_is_read_from_the_checkpoint(tmp_path, prediction_type) -> None:
+def test_settings_are_read_from_the_checkpoint(tmp_path, prediction_type) -> None:
     family = StableDiffusion(tiny.make_base(tmp_path, prediction_type=prediction_type))
     assert family.prediction_type == prediction_type
     assert (family.scaling_factor, family.shift_factor, family.vae_factor) == (0.18215, 0.0, 2)
@@ -30,7 +30,7 @@ def test_what_differs_is_read_from_the_checkpoint(tmp_path, prediction_type) -> 
     assert family.alphas_cumprod[-1] == pytest.approx(0.00466, rel=1e-2)  # SD's schedule
 
 
-def test_moments_decoded_are_what_the_vae_rebuilds(tiny_base) -> None:
+def test_decoded_moments_match_the_vae(tiny_base) -> None:
     family = StableDiffusion(tiny_base)
     vae, pixels = family.load_vae("cpu"), torch.rand(2, 3, 32, 32) * 2 - 1
     moments = family.encode_pixels(vae, pixels)
@@ -39,7 +39,7 @@ def test_moments_decoded_are_what_the_vae_rebuilds(tiny_base) -> None:
         torch.testing.assert_close(family.decode_latents(vae, latents), vae(pixels).sample)
 
 
-def test_conditioning_is_what_the_pipeline_computes(tiny_base) -> None:
+def test_conditioning_matches_the_pipeline(tiny_base) -> None:
     family = StableDiffusion(tiny_base)
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_base, use_safetensors=True)
     captions = ["a red square", "b " * 40]
@@ -50,7 +50,7 @@ def test_conditioning_is_what_the_pipeline_computes(tiny_base) -> None:
     assert family.count_truncated(text, captions) == 1
 
 
-def test_export_replaces_the_unet_and_nothing_else(tiny_base, tmp_path) -> None:
+def test_export_replaces_only_the_unet(tiny_base, tmp_path) -> None:
     family = StableDiffusion(tiny_base)
     weights = {name: weight + 1 for name, weight in family.load_unet(random=False).state_dict().items()}
     family.export(weights, tmp_path / "out")
@@ -63,7 +63,7 @@ def test_export_replaces_the_unet_and_nothing_else(tiny_base, tmp_path) -> None:
         assert all(torch.equal(old[name], new[name]) for name in old)
 
 
-def test_what_a_float16_checkpoint_becomes_is_loaded_and_sampled_without_saying_a_dtype(tiny_base, tmp_path) -> None:
+def test_a_float16_checkpoint_is_exported_as_float32(tiny_base, tmp_path) -> None:
     StableDiffusionPipeline.from_pretrained(tiny_base, dtype=torch.float16).save_pretrained(tmp_path / "half")
     assert json.loads((tmp_path / "half" / "text_encoder" / "config.json").read_text())["dtype"] == "float16"
     family = StableDiffusion(tmp_path / "half")
@@ -75,7 +75,7 @@ def test_what_a_float16_checkpoint_becomes_is_loaded_and_sampled_without_saying_
 
 
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "PNDMScheduler"])
-def test_an_export_samples_by_the_schedule_it_was_trained_on(tmp_path, scheduler) -> None:
+def test_an_export_samples_with_its_training_schedule(tmp_path, scheduler) -> None:
     base = tiny.make_base(tmp_path / "base")
     pipeline = StableDiffusionPipeline.from_pretrained(base, use_safetensors=True)
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -87,7 +87,7 @@ def test_an_export_samples_by_the_schedule_it_was_trained_on(tmp_path, scheduler
     assert (family.prediction_type, family.alphas_cumprod[-1].item()) == ("v_prediction", 0)
     family.export(family.load_unet(random=False).state_dict(), tmp_path / "out")
     exported = StableDiffusionPipeline.from_pretrained(tmp_path / "out", use_safetensors=True)
-    assert isinstance(exported.scheduler, diffusers.DDIMScheduler)  # PNDM knows no zero terminal SNR
+    assert isinstance(exported.scheduler, diffusers.DDIMScheduler)  # PNDMScheduler does not support zero terminal SNR
     assert changes.items() <= dict(exported.scheduler.config).items()
     assert exported.scheduler.alphas_cumprod[-1] == 0
     assert exported.scheduler.config.clip_sample is False
@@ -98,11 +98,11 @@ def test_an_export_samples_by_the_schedule_it_was_trained_on(tmp_path, scheduler
 def test_caches_of_another_base_are_refused(tiny_base) -> None:
     family = StableDiffusion(tiny_base)
     unet, text = family.load_unet(random=False), {"encoder_hidden_states": torch.zeros(1, 16, 24)}
-    with pytest.raises(ValueError, match=r"latents of 8 channels and text 24 wide, but the UNet of .* takes 4 and 16"):
+    with pytest.raises(ValueError, match=r"\b8 channels .* 24, .* 4 and 16: .*`dvc repro`"):
         family.check_fit(unet, torch.zeros(1, 16, 4, 4), text)
 
 
-def test_an_image_depends_on_its_own_noise_and_prompt_alone(tiny_base) -> None:
+def test_an_image_depends_only_on_its_noise_and_prompt(tiny_base) -> None:
     family = StableDiffusion(tiny_base)
 
     def drawn(*seeds: int) -> list[bytes]:

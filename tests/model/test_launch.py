@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def started(parent: subprocess.Popen, folder: Path) -> list[Path]:
-    """Waits until both processes have left a file that says so."""
+    """Waits until both processes have written a file; returns the files."""
     deadline = time.monotonic() + 60
     while len(found := list(folder.glob("started-*"))) < 2:
         if parent.poll() is not None or time.monotonic() > deadline:
@@ -23,7 +23,7 @@ def started(parent: subprocess.Popen, folder: Path) -> list[Path]:
 
 
 def lives(number: int) -> bool:
-    """Whether a process is there and no zombie, which it stays where a container's PID 1 waits for none."""
+    """Returns whether a process runs. A zombie does not count: PID 1 of some containers never removes them."""
     try:
         return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -37,7 +37,7 @@ def test_every_process_runs(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_every_process_and_decides_the_exit_code(tmp_path, number) -> None:
+def test_a_signal_reaches_all_and_sets_the_exit_code(tmp_path, number) -> None:
     code = """
 import os, pathlib, signal, sys, time
 def stop(*_):

@@ -7,7 +7,7 @@ from tests.projects import ROOT
 
 
 @pytest.mark.parametrize(("device", "there", "wanted"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")])
-def test_auto_takes_a_gpu_where_there_is_one(monkeypatch, device, there, wanted) -> None:
+def test_auto_uses_a_gpu_if_there_is_one(monkeypatch, device, there, wanted) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert load_section(ROOT / "params.yaml", "runtime", Runtime).model_copy(update={"device": device}).torch_device() == wanted
 

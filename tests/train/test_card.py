@@ -3,7 +3,7 @@ import json
 from t2i.train.card import write_card
 
 
-def test_the_card_states_licence_attribution_and_what_made_the_model(tmp_path) -> None:
+def test_the_card_states_licence_attribution_and_inputs(tmp_path) -> None:
     dataset = {"source": "OpenMoji", "licence": "CC BY-SA 4.0", "attribution": "All emojis designed by OpenMoji"}
     (tmp_path / "dataset.json").write_text(json.dumps(dataset))
     (tmp_path / "source.json").write_text(json.dumps({"source": "someone/base", "commit": "abc"}))

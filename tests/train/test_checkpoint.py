@@ -13,7 +13,7 @@ def saved(work: Path, *steps: int, keep: int = 9) -> None:
         save(work, Checkpoint(step, 2, {"unet": {"w": torch.full((3,), float(step))}}), keep)
 
 
-def test_the_newest_comes_back_exactly(tmp_path) -> None:
+def test_the_newest_is_loaded_exactly(tmp_path) -> None:
     saved(tmp_path, 5, 10)
     found = load_newest(tmp_path)
     assert found is not None
@@ -27,7 +27,7 @@ def test_only_the_newest_are_kept(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
-def test_a_damaged_one_is_passed_over_and_said(tmp_path, capsys, damage) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_reported(tmp_path, capsys, damage) -> None:
     saved(tmp_path, 5, 10)
     weights = tmp_path / "step-00000010" / "unet.safetensors"
     content = bytearray(weights.read_bytes())
@@ -45,11 +45,11 @@ def test_a_damaged_one_is_passed_over_and_said(tmp_path, capsys, damage) -> None
     assert found.step == 5
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
     said = capsys.readouterr().err
-    assert "trying the one before" in said
+    assert "step-00000010: " in said
     assert "resuming after step 5" in said
 
 
-def test_what_was_never_finished_is_not_adopted(tmp_path) -> None:
+def test_an_incomplete_checkpoint_is_not_loaded(tmp_path) -> None:
     saved(tmp_path, 5)
     (tmp_path / "step-00000005").rename(tmp_path / "step-00000007.tmp")
     assert load_newest(tmp_path) is None
@@ -57,7 +57,7 @@ def test_what_was_never_finished_is_not_adopted(tmp_path) -> None:
     assert load_newest(tmp_path) is not None
 
 
-def test_only_finished_runs_make_room_for_another(tmp_path) -> None:
+def test_make_room_removes_only_finished_runs(tmp_path) -> None:
     for name in ("done", "broken off", "this"):
         (tmp_path / name).mkdir()
         saved(tmp_path / name, 5)
@@ -70,7 +70,7 @@ def test_only_finished_runs_make_room_for_another(tmp_path) -> None:
     assert load_newest(tmp_path / "this") is None
 
 
-def test_what_is_done_and_still_held_is_left_and_several_may_make_room_at_once(tmp_path) -> None:
+def test_make_room_is_concurrent_and_keeps_locked_runs(tmp_path) -> None:
     for name in ("held", *map(str, range(40))):
         (tmp_path / name).mkdir()
         saved(tmp_path / name, 5)

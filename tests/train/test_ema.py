@@ -29,13 +29,13 @@ def test_shadow_follows_diffusers_ema_model(warmup, ramp, decay, start_step) -> 
             torch.testing.assert_close(shadow, reference)
 
 
-def test_first_update_copies() -> None:
+def test_the_first_update_copies() -> None:
     ema = Ema({"w": torch.zeros(2)}, params(), "cpu")
     ema.update({"w": torch.ones(2)}, 1, last=False)
     assert (ema.shadow["w"] == 1).all()
 
 
-def test_every_n_steps_uses_the_power_of_the_decay() -> None:
+def test_updates_every_n_steps_use_the_nth_power_of_the_decay() -> None:
     ema = Ema({"w": torch.zeros(1)}, params(decay=0.5, every_steps=4), "cpu")
     for step in range(1, 401):
         ema.update({"w": torch.zeros(1)}, step, last=False)
@@ -45,13 +45,13 @@ def test_every_n_steps_uses_the_power_of_the_decay() -> None:
 
 def test_weights_are_matched_by_name_not_by_order() -> None:
     ema = Ema({"a": torch.zeros(2), "b": torch.zeros(3)}, params(), "cpu")
-    ema.shadow = dict(reversed(ema.shadow.items()))  # as a file sorted otherwise gives them
+    ema.shadow = dict(reversed(ema.shadow.items()))  # as a file with another order loads them
     ema.update({"a": torch.full((2,), 1.0), "b": torch.full((3,), 2.0)}, 1, last=False)
     assert (ema.shadow["a"] == 1).all()
     assert (ema.shadow["b"] == 2).all()
 
 
-def test_the_shadow_is_lent_and_given_back() -> None:
+def test_the_shadow_is_swapped_in_and_out() -> None:
     weights = {"w": torch.nn.Parameter(torch.ones(3))}
     ema = Ema(weights, params(), "cpu")
     ema.shadow["w"].fill_(7.0)
@@ -63,7 +63,7 @@ def test_the_shadow_is_lent_and_given_back() -> None:
 
 
 @pytest.mark.parametrize("steps", [3, 5, 7])
-def test_the_last_step_is_never_missed(steps) -> None:
+def test_the_last_step_always_updates(steps) -> None:
     sparse, dense = (Ema({"w": torch.zeros(1)}, params(decay=0.0, every_steps=every), "cpu") for every in (5, 1))
     for step in range(1, steps + 1):
         for ema in (sparse, dense):
@@ -71,6 +71,6 @@ def test_the_last_step_is_never_missed(steps) -> None:
     assert sparse.shadow["w"] == dense.shadow["w"] == steps
 
 
-def test_without_a_ramp_the_decay_is_whole_after_the_copy() -> None:
+def test_without_a_ramp_the_decay_is_full_after_the_copy() -> None:
     ema = Ema({"w": torch.zeros(1)}, params(ramp={"name": "none"}), "cpu")
     assert [ema.decay(updates, 1) for updates in (0, 1, 100)] == [0.0, 0.9, 0.9]

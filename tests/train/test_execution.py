@@ -16,7 +16,7 @@ from tests.projects import ROOT, Project, files
 def overflowing(
     weight: torch.nn.Parameter, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, by: float
 ) -> torch.Tensor:
-    """A step as Accelerate takes it; returns the norm of the gradients."""
+    """Takes a step as Accelerate does; returns the norm of the gradients."""
     scaler.scale((weight * by).sum()).backward()
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_([weight], 1.0)
@@ -26,7 +26,7 @@ def overflowing(
     return norm
 
 
-def test_a_step_that_overflows_changes_no_weight_and_is_taken_again() -> None:
+def test_a_step_that_overflows_is_repeated() -> None:
     weight, scaler = torch.nn.Parameter(torch.ones(3)), torch.amp.GradScaler("cpu")
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
     overflows = Overflows(scaler)
@@ -37,7 +37,7 @@ def test_a_step_that_overflows_changes_no_weight_and_is_taken_again() -> None:
     assert (weight < 1).all()
 
 
-def test_overflow_without_end_is_an_error_that_says_what_to_do() -> None:
+def test_endless_overflows_are_an_error() -> None:
     weight, scaler = torch.nn.Parameter(torch.ones(3)), torch.amp.GradScaler("cpu")
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
     overflows = Overflows(scaler)
@@ -47,12 +47,12 @@ def test_overflow_without_end_is_an_error_that_says_what_to_do() -> None:
         overflows.met(overflowing(weight, optimizer, scaler, by=float("nan")))
 
 
-def test_without_a_scaler_nothing_is_taken_again() -> None:
-    assert not Overflows(None).met(torch.tensor(float("nan")))  # the history says what is wrong
+def test_without_a_scaler_no_step_is_repeated() -> None:
+    assert not Overflows(None).met(torch.tensor(float("nan")))  # the history reports the error
 
 
 class Overflowing(torch.amp.GradScaler):
-    """A loss scaler that makes some of the losses, counted from 1, too large."""
+    """A loss scaler that makes the losses with the given numbers, counted from 1, overflow."""
 
     def __init__(self, *at: int) -> None:
         super().__init__("cpu")
@@ -64,7 +64,7 @@ class Overflowing(torch.amp.GradScaler):
 
 
 def trained_with(scaler: torch.amp.GradScaler, project: Project, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """What training leaves that scales its losses as in fp16, and computes in fp32, so that any CPU can."""
+    """Trains with loss scaling as in fp16, but in fp32, so that it runs on any CPU; returns the files that it writes."""
 
     def scaling(*arguments: Any) -> Any:
         accelerator = make_accelerator(*arguments)
@@ -81,7 +81,7 @@ def trained_with(scaler: torch.amp.GradScaler, project: Project, monkeypatch: py
     return left
 
 
-def test_overflows_in_training_change_the_loss_scale_and_nothing_else(project, monkeypatch) -> None:
+def test_overflows_change_only_the_loss_scale(project, monkeypatch) -> None:
     project.fetch_and_encode()
     wanted = trained_with(Overflowing(), project, monkeypatch)
     found = trained_with(Overflowing(1, 4, 5), project, monkeypatch)
@@ -93,7 +93,7 @@ def test_overflows_in_training_change_the_loss_scale_and_nothing_else(project, m
     assert found.keys() == wanted.keys()
 
 
-def test_attention_and_checkpointing_are_what_runtime_says(tiny_base) -> None:
+def test_attention_and_checkpointing_follow_runtime(tiny_base) -> None:
     runtime = load_section(ROOT / "params.yaml", "runtime", Runtime).model_copy(
         update={"device": "cpu", "gradient_checkpointing": True}
     )
@@ -109,7 +109,7 @@ def test_attention_on_a_cpu_follows_the_precision(precision, attention) -> None:
     assert runtime.attention_here(precision) == attention
 
 
-def test_xformers_where_it_cannot_work_is_refused_with_what_to_do(tiny_base, monkeypatch) -> None:
+def test_xformers_without_a_gpu_is_refused(tiny_base, monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     runtime = load_section(ROOT / "params.yaml", "runtime", Runtime).model_copy(update={"attention": "xformers"})
     with pytest.raises(ValueError, match=r"`runtime.attention` is xformers, which does not work here .*set .* to auto"):

@@ -25,11 +25,11 @@ from t2i.train.optim import (
         ("linear", Linear(name="linear"), {}),
         ("cosine", Cosine(name="cosine"), {}),
         ("cosine_with_restarts", CosineWithRestarts(name="cosine_with_restarts", cycles=3), {"num_cycles": 3}),
-        ("polynomial", Polynomial(name="polynomial", power=2.0, end_factor=2e-7), {"power": 2.0}),  # to 1e-7, of .5
+        ("polynomial", Polynomial(name="polynomial", power=2.0, end_factor=2e-7), {"power": 2.0}),  # diffusers ends at 1e-7
     ],
 )
 @pytest.mark.parametrize("warmup_steps", [0, 7])
-def test_learning_rates_are_those_of_diffusers(theirs, ours, options, warmup_steps) -> None:
+def test_learning_rates_match_diffusers(theirs, ours, options, warmup_steps) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
     scheduler = get_scheduler(theirs, optimizer, num_warmup_steps=warmup_steps, num_training_steps=50, **options)
     for step in range(50):
@@ -42,7 +42,7 @@ def test_no_warmup_starts_at_the_peak() -> None:
     assert learning_rate(0, 0.5, 0, 10, Constant(name="constant")) == 0.5
 
 
-def test_adamw_has_every_parameter() -> None:
+def test_adamw_receives_all_parameters() -> None:
     params = AdamW(name="adamw", beta1=0.8, beta2=0.9, epsilon=1e-6, weight_decay=0.3)
     group = make_optimizer([torch.zeros(1, requires_grad=True)], params).param_groups[0]
     assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.9), 1e-6, 0.3)
@@ -56,7 +56,7 @@ def stepped(optimizer: torch.optim.Optimizer, weights: dict[str, torch.nn.Parame
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
-def test_an_optimizer_goes_on_as_if_never_stopped_also_where_some_weights_are_frozen(name) -> None:
+def test_a_restored_optimizer_continues_exactly(name) -> None:
     if name == "adamw_8bit":
         pytest.importorskip("bitsandbytes")
     params = AdamW(name=name, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.01)
@@ -82,7 +82,7 @@ def test_an_optimizer_goes_on_as_if_never_stopped_also_where_some_weights_are_fr
     assert all(torch.equal(half[part], weights[part]) for part in weights)
 
 
-def test_eight_bits_without_their_package_are_refused(monkeypatch) -> None:
+def test_adamw_8bit_without_bitsandbytes_is_refused(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     params = AdamW(name="adamw_8bit", beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.01)
     with pytest.raises(ValueError, match=r"pip install 't2i\[bitsandbytes\]'"):

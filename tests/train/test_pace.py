@@ -1,7 +1,7 @@
 from t2i.train.pace import Pace
 
 
-def test_pauses_do_not_count(monkeypatch) -> None:
+def test_pauses_are_not_counted(monkeypatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     pace = Pace(step=10)

@@ -12,12 +12,12 @@ from t2i.train.timesteps import (
 )
 
 
-def shares(favouring: Timesteps, timesteps: int = 1000) -> torch.Tensor:
+def probabilities_of(favouring: Timesteps, timesteps: int = 1000) -> torch.Tensor:
     cumulated = cumulated_probabilities(favouring(timesteps))
     return torch.diff(cumulated, prepend=torch.zeros(1, dtype=torch.float64))
 
 
-def test_uniform_draws_what_a_multiplication_would() -> None:
+def test_uniform_timesteps_match_a_multiplication() -> None:
     cumulated = cumulated_probabilities(UniformTimesteps(name="uniform")(1000))
     uniform = torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tolist()
     assert [draw_timestep(cumulated, u) for u in uniform] == [int(u * 1000) for u in uniform]
@@ -32,8 +32,8 @@ def test_uniform_draws_what_a_multiplication_would() -> None:
         (RangeTimesteps(name="range", begin=100, end=350, multiplier=3.0), range(100, 350)),
     ],
 )
-def test_favoured_timesteps_are_drawn_as_much_more_often(favouring, favoured) -> None:
-    probabilities = shares(favouring)
+def test_the_multiplier_sets_how_often_timesteps_are_drawn(favouring, favoured) -> None:
+    probabilities = probabilities_of(favouring)
     inside = torch.zeros(1000, dtype=torch.bool)
     inside[favoured.start : favoured.stop] = True
     torch.testing.assert_close(probabilities[inside] / probabilities[~inside][0], torch.full((250,), 3.0, dtype=torch.float64))
@@ -43,8 +43,8 @@ def test_favoured_timesteps_are_drawn_as_much_more_often(favouring, favoured) ->
     assert sum(timestep in favoured for timestep in drawn) / 4000 == pytest.approx(0.5, abs=0.05)  # 3 x 250 of 3 x 250 + 750
 
 
-def test_a_range_that_is_none_is_refused() -> None:
-    with pytest.raises(ValidationError, match="the range would be empty"):
+def test_an_empty_or_too_long_range_is_refused() -> None:
+    with pytest.raises(ValidationError, match="`begin` is 5 and `end` is 5"):
         RangeTimesteps(name="range", begin=5, end=5, multiplier=2.0)
     with pytest.raises(ValueError, match=r"`train.objective.timesteps.end` is 2000, but the schedule has 1000"):
-        shares(RangeTimesteps(name="range", begin=0, end=2000, multiplier=2.0))
+        probabilities_of(RangeTimesteps(name="range", begin=0, end=2000, multiplier=2.0))

@@ -10,11 +10,11 @@ def test_figures_and_pictures_go_to_every_tracker(project) -> None:
     project.fetch_and_encode()
     project.params["runtime"] |= {"trackers": ["tensorboard", "dvclive"], "tracker_project": "squares"}
     project.train()
-    (folder,) = (project.folder / "data/trackers").iterdir()  # a folder a run
+    (folder,) = (project.folder / "data/trackers").iterdir()  # one folder per run
 
     events = EventAccumulator(str(folder / "squares"), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Scalars("loss")] == [2, 4, 6]
-    assert events.Scalars("learning_rate")[0].value == pytest.approx(0.25e-3)  # the mean of a warm-up from 0
+    assert events.Scalars("learning_rate")[0].value == pytest.approx(0.25e-3)  # the mean of two warm-up steps
     assert [event.step for event in events.Scalars("validation/ema_heldout")] == [0, 4, 6]
     pictures = events.Images("validation")
     assert {picture.step for picture in pictures} == {0, 4, 6}
@@ -25,7 +25,7 @@ def test_figures_and_pictures_go_to_every_tracker(project) -> None:
     assert len(list((folder / "dvclive/plots/images").glob("validation-*-step-00000006.png"))) == 2
 
 
-def test_trackers_change_nothing_else(project) -> None:
+def test_trackers_do_not_change_training(project) -> None:
     project.fetch_and_encode()
     project.train()
     plain = (project.folder / "data/reports/train/history.csv").read_bytes()
@@ -36,6 +36,6 @@ def test_trackers_change_nothing_else(project) -> None:
     assert (project.folder / "data/reports/train/history.csv").read_bytes() == plain
 
 
-def test_a_tracker_that_is_not_installed_is_refused_before_training() -> None:
+def test_a_tracker_that_is_not_installed_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`runtime.trackers` has nonesuch, .*pip install 't2i\[trackers\]'"):
         check_installed(["nonesuch"])

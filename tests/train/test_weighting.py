@@ -11,7 +11,7 @@ MIN, SOFT, DEBIASED = MinSnr(name="min_snr", gamma=5.0), SoftMinSnr(name="soft_m
 
 
 @pytest.mark.parametrize("weighting", [MIN, SOFT, DEBIASED], ids=lambda weighting: weighting.name)
-def test_weights_of_all_prediction_types_are_one_weight_on_the_latents(weighting) -> None:
+def test_prediction_types_share_one_weight_on_the_latents(weighting) -> None:
     epsilon, v = (loss_weights(SNR, kind, weighting, 0.01) for kind in ("epsilon", "v_prediction"))
     torch.testing.assert_close(epsilon * SNR, v * (SNR + 1))
 
@@ -23,7 +23,7 @@ def test_min_snr_clips_at_gamma(gamma) -> None:
     torch.testing.assert_close(weights[gamma < SNR], gamma / SNR[gamma < SNR])
 
 
-def test_min_snr_is_the_formula_of_the_diffusers_script() -> None:
+def test_min_snr_matches_the_diffusers_script() -> None:
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     timesteps = torch.arange(1000)
     theirs = compute_snr(scheduler, timesteps)
@@ -34,13 +34,13 @@ def test_min_snr_is_the_formula_of_the_diffusers_script() -> None:
     torch.testing.assert_close(loss_weights(ours, "v_prediction", MIN, 0.01), clipped / (theirs + 1))
 
 
-def test_soft_min_snr_meets_min_snr_far_from_gamma() -> None:
+def test_soft_min_snr_approaches_min_snr_far_from_gamma() -> None:
     far = torch.tensor([1e-4, 1e4])
     torch.testing.assert_close(SOFT(far, "epsilon"), MIN(far, "epsilon"), rtol=1e-3, atol=0)
     assert SOFT(torch.tensor([5.0]), "epsilon") == 0.5
 
 
-def test_debiased_is_one_over_the_root_of_the_snr_on_epsilon() -> None:
+def test_debiased_on_epsilon_is_one_over_the_root_of_the_snr() -> None:
     wanted = 1 / SNR.clamp(max=1000).sqrt()
     torch.testing.assert_close(loss_weights(SNR, "epsilon", DEBIASED, 0.01), wanted)
     low = SNR[SNR < 1000]
@@ -53,7 +53,7 @@ def test_uniform_is_one_for_any_prediction_type() -> None:
 
 
 @pytest.mark.parametrize("weighting", [MIN, SOFT, DEBIASED], ids=lambda weighting: weighting.name)
-def test_at_zero_snr_v_takes_the_floor_and_not_nothing(weighting) -> None:
+def test_at_zero_snr_the_weight_of_v_is_the_floor(weighting) -> None:
     weights = loss_weights(torch.tensor([0.0, 1.0]), "v_prediction", weighting, 0.01)
     assert weights[0] == pytest.approx(0.01)
     assert weights[1] > 0.3

@@ -1,6 +1,6 @@
-"""Family `stable_diffusion`: Stable Diffusion 1.x and 2.x, and every checkpoint that StableDiffusionPipeline loads.
+"""Family `stable_diffusion`: Stable Diffusion 1.x and 2.x, and every other checkpoint that StableDiffusionPipeline loads.
 
-What differs between them (widths, lengths, prediction type, scaling) is read from the checkpoint's own configurations.
+Widths, lengths, prediction type and scaling are read from the configuration files of the checkpoint.
 """
 
 import inspect
@@ -30,14 +30,14 @@ class Text(NamedTuple):
 
 
 class Family:
-    """A checkpoint in a folder; each part is loaded when it is asked for.
+    """A checkpoint in a folder; each part is loaded on first use.
 
     Args:
-        folder: the checkpoint, in diffusers' layout.
-        scheduler_changes: what its scheduler's configuration is overruled by, in diffusers' names.
+        folder: the checkpoint, in diffusers layout.
+        scheduler_changes: changes to its scheduler configuration, with the names of diffusers.
 
     Raises:
-        ValueError: on a prediction type that is not trained here, or epsilon at zero terminal SNR, where it is 0 / 0.
+        ValueError: if the prediction type is not supported, or is epsilon at zero terminal SNR, where it is undefined (0 / 0).
     """
 
     def __init__(self, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -48,18 +48,20 @@ class Family:
         self.scaling_factor: float = vae.get("scaling_factor", 0.18215)
         self.shift_factor: float = vae.get("shift_factor") or 0.0
         if "block_out_channels" not in vae:
-            raise ValueError(f"{folder / 'vae' / 'config.json'}: no `block_out_channels`: wanted an AutoencoderKL's")
+            raise ValueError(
+                f"{folder / 'vae' / 'config.json'}: no `block_out_channels`, wanted the configuration of an AutoencoderKL"
+            )
         self.vae_factor: int = 2 ** (len(vae["block_out_channels"]) - 1)
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **self._scheduler_changes)
         self.alphas_cumprod: Float[Tensor, " timesteps"] = scheduler.alphas_cumprod.float()
         if scheduler.config.prediction_type not in get_args(PredictionType):
             raise ValueError(
-                f"{folder}: prediction type {scheduler.config.prediction_type!r}: "
-                f"{' and '.join(get_args(PredictionType))} are trained here"
+                f"{folder}: the prediction type is {scheduler.config.prediction_type!r}, "
+                f"wanted {' or '.join(get_args(PredictionType))}"
             )
         if scheduler.config.prediction_type == "epsilon" and self.alphas_cumprod[-1] == 0:
             raise ValueError(
-                f"{folder}: epsilon cannot be told from the noise itself at zero terminal SNR: "
+                f"{folder}: the prediction type epsilon does not work at zero terminal SNR: "
                 "set `train.objective.prediction_type` to v_prediction, or `zero_terminal_snr` to false"
             )
         self.prediction_type: PredictionType = scheduler.config.prediction_type
@@ -71,37 +73,37 @@ class Family:
         return self._frozen(load_pretrained(AutoencoderKL, self.folder / "vae"), device)
 
     def encode_pixels(self, vae: Any, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m _ _"]:
-        """Returns mean and log-variance, unscaled."""
+        """Returns the unscaled mean and log-variance."""
         with torch.no_grad():
             moments: Tensor = vae.encode(pixels).latent_dist.parameters
         return moments
 
     def decode_latents(self, vae: Any, latents: Float[Tensor, "b c _ _"]) -> Float[Tensor, "b 3 h w"]:
-        """Returns pixels of scaled latents."""
+        """Returns the pixels of scaled latents."""
         with torch.no_grad():
             pixels: Tensor = vae.decode(latents / self.scaling_factor + self.shift_factor).sample
         return pixels
 
     def load_text(self, device: str) -> Text:
-        """Returns the tokenizer, and the text encoder in fp32, frozen."""
+        """Returns the tokenizer and the text encoder in fp32, frozen."""
         from transformers import CLIPTextModel, CLIPTokenizer
 
         encoder = self._frozen(load_pretrained(CLIPTextModel, self.folder / "text_encoder"), device)
         return Text(CLIPTokenizer.from_pretrained(self.folder / "tokenizer"), encoder)
 
     def encode_prompts(self, text: Text, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Returns `encoder_hidden_states` [b, tokens, width]: the last state after the final layer norm, unmasked."""
+        """Returns `encoder_hidden_states` [b, tokens, width]: the last hidden state after the final layer norm, unmasked."""
         tokens = text.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
             return {"encoder_hidden_states": text.encoder(tokens.to(text.encoder.device)).last_hidden_state}
 
     def count_truncated(self, text: Text, captions: Sequence[str]) -> int:
-        """Returns how many captions are longer than the tokenizer lets through."""
+        """Returns the number of captions that the tokenizer truncates."""
         lengths = [len(tokens) for tokens in text.tokenizer(list(captions), verbose=False).input_ids]
         return sum(length > text.tokenizer.model_max_length for length in lengths)
 
     def load_unet(self, *, random: bool) -> nn.Module:
-        """Returns the UNet2DConditionModel in fp32: the base's weights, or random ones for the same configuration."""
+        """Returns the UNet2DConditionModel in fp32, with the weights of the base or, if `random`, with random weights."""
         from diffusers import UNet2DConditionModel
 
         if random:
@@ -111,13 +113,13 @@ class Family:
         return pretrained
 
     def check_fit(self, unet: Any, moments: Float[Tensor, "_ m h w"], conditioning: dict[str, Tensor]) -> None:
-        """Raises a ValueError where a record of the caches is none that the UNet takes."""
+        """Raises a ValueError if the cached records do not fit the UNet."""
         cached = (moments.shape[1] // 2, conditioning["encoder_hidden_states"].shape[-1])
         wanted = (unet.config.in_channels, unet.config.cross_attention_dim)
         if cached != wanted:
             raise ValueError(
-                f"the caches hold latents of {cached[0]} channels and text {cached[1]} wide, but the UNet of {self.folder} "
-                f"takes {wanted[0]} and {wanted[1]}: they were made from another base; run `dvc repro`"
+                f"the caches have latents with {cached[0]} channels and embeddings of width {cached[1]}, but the UNet of "
+                f"{self.folder} takes {wanted[0]} and {wanted[1]}: the caches are from another base; run `dvc repro`"
             )
 
     def predict(
@@ -127,21 +129,21 @@ class Family:
         timesteps: Int[Tensor, " b"],
         conditioning: dict[str, Tensor],
     ) -> Float[Tensor, "b c h w"]:
-        """Returns the UNet's prediction."""
+        """Returns the prediction of the UNet."""
         prediction: Tensor = unet(noisy_latents, timesteps, **conditioning, return_dict=False)[0]
         return prediction
 
     def export(self, weights: Mapping[str, Tensor], out: Path) -> None:
-        """Writes a complete pipeline in fp32: this checkpoint with other UNet weights. Neither VAE nor text encoder is built.
+        """Writes a complete pipeline in fp32: this checkpoint with the given UNet weights. Builds no VAE and no text encoder.
 
-        All of it is fp32, as the weights are, so that a pipeline loaded without saying a dtype can sample.
+        All parts are fp32, so that the pipeline samples when it is loaded without a dtype.
         """
         from safetensors.torch import load_file, save_file
 
         def save(tensors: Mapping[str, Tensor], file: Path) -> None:
             save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file, metadata={"format": "pt"})
 
-        # copyfile leaves the modes behind: what DVC has linked may not be written.
+        # copyfile does not copy file modes: files that DVC has linked are read-only.
         shutil.copytree(
             self.folder,
             out,
@@ -166,13 +168,13 @@ class Family:
             (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _sampling_scheduler(self) -> Any:
-        """The checkpoint's own, changed as asked; DDIM where it can do no zero terminal SNR."""
+        """Returns the scheduler of the checkpoint with the changes; a DDIMScheduler if it does not support all of them."""
         import diffusers
 
         index = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
         kind, changes = getattr(diffusers, index["scheduler"][1]), self._scheduler_changes
         if changes.keys() - inspect.signature(kind.__init__).parameters.keys():
-            kind, changes = diffusers.DDIMScheduler, changes | {"clip_sample": False}  # latents are not within [-1, 1]
+            kind, changes = diffusers.DDIMScheduler, changes | {"clip_sample": False}  # latents are not in [-1, 1]
         return kind.from_pretrained(self.folder, subfolder="scheduler", **changes)
 
     @cached_property
@@ -183,7 +185,7 @@ class Family:
         )
 
     def _assembled(self, **parts: Any) -> Any:
-        """Returns a StableDiffusionPipeline of some parts, without progress bars of its own."""
+        """Returns a StableDiffusionPipeline with the given parts, without progress bars."""
         from diffusers import StableDiffusionPipeline
         from diffusers.utils import logging
 
@@ -205,7 +207,7 @@ class Family:
         size_px: int,
         device: str,
     ) -> list[Image.Image]:
-        """Returns an image a prompt, drawn by StableDiffusionPipeline with the checkpoint's own scheduler."""
+        """Returns one image per prompt, drawn by StableDiffusionPipeline with the scheduler of the checkpoint."""
         drawn: list[Image.Image] = self._pipeline.to(device)(
             prompt=list(prompts),
             negative_prompt=[negative_prompt] * len(prompts),
@@ -228,14 +230,14 @@ class Family:
         num_inference_steps: int,
         guidance_scale: float,
     ) -> Float[Tensor, "b c h w"]:
-        """Returns scaled latents, by StableDiffusionPipeline without its VAE and text encoder."""
+        """Returns scaled latents, sampled by StableDiffusionPipeline without a VAE or a text encoder."""
         pipeline = self._assembled(unet=unet, scheduler=self._sampling_scheduler(), vae=None, text_encoder=None, tokenizer=None)
         sampled: Tensor = pipeline(
             prompt_embeds=conditioning["encoder_hidden_states"],
             negative_prompt_embeds=unconditional["encoder_hidden_states"].expand_as(conditioning["encoder_hidden_states"]),
             latents=noise,
             generator=list(generators),
-            height=8 * noise.shape[2],  # what a pipeline without a VAE takes a latent for
+            height=8 * noise.shape[2],  # without a VAE, the pipeline assumes a factor of 8
             width=8 * noise.shape[3],
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
