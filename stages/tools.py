@@ -45,24 +45,10 @@ def sample(
     """Draws images from prompts. The metadata of each PNG holds its prompt, seed, settings and model."""
     if not (wanted := [*(prompts or []), *(_lines(prompts_file) if prompts_file else [])]):
         raise typer.BadParameter('give a prompt (t2i sample "red heart") or --prompts-file')
-    from t2i.core.params import load_section
-    from t2i.encode.views import EncodeImages
-    from t2i.evaluate.section import Evaluate
     from t2i.model.family import open_family
-    from t2i.model.runtime import Runtime
-    from t2i.model.sampling import Drawing
-    from t2i.tools.sample import sample
+    from t2i.tools.sample import drawing, sample
 
-    section, runtime = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "runtime", Runtime)
-    how = Drawing(
-        num_inference_steps=steps or section.num_inference_steps,
-        guidance_scale=guidance_scale or section.guidance_scale,
-        size_px=load_section(params_file, "encode.images", EncodeImages).resolution_px,
-        precision=section.precision,
-        batch_size=runtime.encode_batch_size,
-        device=runtime.torch_device(),
-        negative_prompt=negative_prompt,
-    )
+    how = drawing(params_file, num_inference_steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
     folders = ({"base": base} if compare else {}) | {"fine-tuned": model}
     families = {name: open_family(params_file, folder) for name, folder in folders.items()}
     files = sample(how, families, wanted, out, seed=seed, num=num)

@@ -8,10 +8,30 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from t2i.core.files import whole
+from t2i.core.params import load_section
 from t2i.data.digests import fingerprint, sha256_of
+from t2i.encode.views import EncodeImages
 from t2i.evaluate.grid import draw_grid
+from t2i.evaluate.section import Evaluate
 from t2i.model.family import Family
+from t2i.model.runtime import Runtime
 from t2i.model.sampling import Drawing, draw
+
+
+def drawing(
+    params_file: Path, *, num_inference_steps: int | None, guidance_scale: float | None, negative_prompt: str
+) -> Drawing:
+    """Returns how images are drawn: as the parameter file says, except for what is given here."""
+    section, runtime = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "runtime", Runtime)
+    return Drawing(
+        num_inference_steps=num_inference_steps or section.num_inference_steps,
+        guidance_scale=guidance_scale or section.guidance_scale,
+        size_px=load_section(params_file, "encode.images", EncodeImages).resolution_px,
+        precision=section.precision,
+        batch_size=runtime.encode_batch_size,
+        device=runtime.torch_device(),
+        negative_prompt=negative_prompt,
+    )
 
 
 def sample(

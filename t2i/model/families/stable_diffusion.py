@@ -48,9 +48,7 @@ class Family:
         self.scaling_factor: float = vae.get("scaling_factor", 0.18215)
         self.shift_factor: float = vae.get("shift_factor") or 0.0
         if "block_out_channels" not in vae:
-            raise ValueError(
-                f"{folder / 'vae' / 'config.json'}: no `block_out_channels`, wanted the configuration of an AutoencoderKL"
-            )
+            raise ValueError(f"{folder / 'vae/config.json'}: no `block_out_channels`, wanted an AutoencoderKL's configuration")
         self.vae_factor: int = 2 ** (len(vae["block_out_channels"]) - 1)
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **self._scheduler_changes)
         self.alphas_cumprod: Float[Tensor, " timesteps"] = scheduler.alphas_cumprod.float()
@@ -70,7 +68,7 @@ class Family:
         """Returns the AutoencoderKL in fp32, frozen."""
         from diffusers import AutoencoderKL
 
-        return self._frozen(load_pretrained(AutoencoderKL, self.folder / "vae"), device)
+        return _frozen(load_pretrained(AutoencoderKL, self.folder / "vae"), device)
 
     def encode_pixels(self, vae: Any, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m _ _"]:
         """Returns the unscaled mean and log-variance."""
@@ -88,7 +86,7 @@ class Family:
         """Returns the tokenizer and the text encoder in fp32, frozen."""
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        encoder = self._frozen(load_pretrained(CLIPTextModel, self.folder / "text_encoder"), device)
+        encoder = _frozen(load_pretrained(CLIPTextModel, self.folder / "text_encoder"), device)
         return Text(CLIPTokenizer.from_pretrained(self.folder / "tokenizer"), encoder)
 
     def encode_prompts(self, text: Text, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -245,7 +243,7 @@ class Family:
         ).images
         return sampled
 
-    @staticmethod
-    def _frozen(model: Any, device: str) -> nn.Module:
-        frozen: nn.Module = model.requires_grad_(False).eval().to(device)
-        return frozen
+
+def _frozen(model: Any, device: str) -> nn.Module:
+    frozen: nn.Module = model.requires_grad_(False).eval().to(device)
+    return frozen
