@@ -11,11 +11,19 @@ from t2i.data.pixels import Interpolation, View, decode, view
 from t2i.data.records import Split
 from t2i.data.shards import Member
 
+Place = tuple[float, float]
+"""Where a crop lies, down and across, as a fraction of the room that there is: (0.5, 0.5) is the centre."""
+
 
 class CenterCrop(Section):
     """One view, cropped from the middle."""
 
     name: Literal["center"]
+
+    def __call__(self, seed: int, key: str) -> list[Place]:
+        """Returns the places of a record's crops."""
+        del seed, key
+        return [(0.5, 0.5)]
 
 
 class RandomCrop(Section):
@@ -24,6 +32,11 @@ class RandomCrop(Section):
     name: Literal["random"]
     views: int = Field(ge=1)
     """Number of crops per image. Training uses one of them each time it reads the image."""
+
+    def __call__(self, seed: int, key: str) -> list[Place]:
+        """Returns the places of a record's crops."""
+        names = [f"{seed}:{key}:{n}" for n in range(self.views)]
+        return [(hash_fraction(f"{name}:down"), hash_fraction(f"{name}:across")) for name in names]
 
 
 class EncodeImages(Section):
@@ -53,11 +66,16 @@ class EncodeImages(Section):
                 f"`encode.images.resolution_px` is {self.resolution_px}, wanted a multiple of {vae_factor}, the VAE's factor"
             )
 
-    def count(self, split: Split) -> int:
-        """Returns the number of views per image of a split. A held-out image has one: centred, not flipped."""
+    def views(self, split: Split | None, key: str) -> list[tuple[Place, bool]]:
+        """Returns place and flip of each view of a record. A held-out record has one: centred, not flipped."""
         if split == "heldout":
-            return 1
-        return (self.crop.views if isinstance(self.crop, RandomCrop) else 1) * (2 if self.flip else 1)
+            return [((0.5, 0.5), False)]
+        flips = [False, True] if self.flip else [False]
+        return [(place, flipped) for place in self.crop(self.seed, key) for flipped in flips]
+
+    def count(self, split: Split) -> int:
+        """Returns the number of views per image of a split."""
+        return len(self.views(split, ""))
 
 
 def views(section: EncodeImages, member: Member, content: bytes) -> Iterator[View]:
@@ -66,14 +84,5 @@ def views(section: EncodeImages, member: Member, content: bytes) -> Iterator[Vie
         image = decode(content, section.background)
     except ValueError as error:
         raise ValueError(f"{member.shard}: record {member.key}: {error}") from None
-    places, flips = [(0.5, 0.5)], [False]
-    if member.split == "train":
-        flips = [False, True] if section.flip else flips
-        if isinstance(section.crop, RandomCrop):
-            chance = f"{section.seed}:{member.key}"
-            places = [
-                (hash_fraction(f"{chance}:{n}:down"), hash_fraction(f"{chance}:{n}:across")) for n in range(section.crop.views)
-            ]
-    for place in places:
-        for flipped in flips:
-            yield view(image, section.resolution_px, section.interpolation, place, flipped)
+    for place, flipped in section.views(member.split, member.key):
+        yield view(image, section.resolution_px, section.interpolation, place, flipped)
