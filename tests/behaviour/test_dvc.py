@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from dvc.repo import Repo
+from networkx import ancestors
 from ruamel.yaml import YAML
 
 from tests import tiny
@@ -24,7 +25,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("stages", "t2i"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", "README.md", "params.yaml"):
+    for name in (".dvcignore", "dvc.yaml", "README.md", "params.yaml"):
         shutil.copyfile(ROOT / name, folder / name)
     tiny.make_base(folder / "base/tiny")
     tiny.make_images(folder / "data/local", 16)
@@ -133,6 +134,30 @@ def test_a_code_edit_reruns_only_the_stages_that_use_it(repository, file, stages
         assert stale(repository) == stages
     finally:
         path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("t2i/train/weighting.py", {"train", "evaluate-model", "evaluate-report"}),
+        ("t2i/evaluate/metrics.py", {"evaluate-base", "evaluate-model", "evaluate-report"}),
+        ("README.md", set()),
+        ("t2i/core/.files.py.swp", set()),
+        ("t2i/train/loop.py~", set()),
+    ],
+)
+def test_an_edit_marks_its_stages_and_what_follows(repository, file, stages) -> None:
+    path = repository / file
+    before = path.read_bytes() if path.exists() else None
+    path.write_bytes((before or b"") + b"\n")
+    try:
+        with Repo(str(repository)) as repo:
+            graph = repo.index.graph  # an edge leads from a stage to one that it depends on
+            edited = [stage for stage in graph if stage.addressing in stale(repository)]
+            marked = {*edited, *(after for stage in edited for after in ancestors(graph, stage))}
+        assert {stage.addressing for stage in marked} == stages
+    finally:
+        path.unlink() if before is None else path.write_bytes(before)
 
 
 def test_skipped_csv_does_not_rerun_the_evaluation(repository) -> None:

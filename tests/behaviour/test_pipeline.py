@@ -57,3 +57,20 @@ def test_files_and_functions_stay_below_their_size_limits() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < (60 if node.name == "optimize" else 40), f"{path}: {node.name}"
+
+
+def test_no_test_imports_another_test() -> None:
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").rpartition(".")[2].startswith("test_"), path
+
+
+def test_every_room_of_the_library_has_its_tests() -> None:
+    rooms = {path.name for path in (ROOT / "t2i").iterdir() if (path / "__init__.py").is_file()}
+    assert rooms == {"core", "data", "model", "fetch", "encode", "train", "evaluate", "tools"}
+    for path in (ROOT / "tests").glob("*/test_*.py"):
+        if path.parent.name in rooms:
+            module = path.stem.removeprefix("test_")
+            folder = ROOT / "t2i" / path.parent.name
+            assert (folder / f"{module}.py").is_file() or (folder / module).is_dir(), f"{path} tests no module of {folder}"

@@ -9,7 +9,7 @@ from safetensors.torch import load
 from t2i.core.params import load_section
 from t2i.model.families.stable_diffusion import Family
 from t2i.model.runtime import Runtime
-from t2i.train.execution import MOST_OVERFLOWS, Overflows, make_accelerator, prepared_unet
+from t2i.train.execution import MOST_OVERFLOWS, Overflows, make_accelerator, prepared_unet, take_over_threads
 from tests.projects import ROOT, Project, files
 
 
@@ -114,3 +114,34 @@ def test_xformers_without_a_gpu_is_refused(tiny_base, monkeypatch) -> None:
     runtime = load_section(ROOT / "params.yaml", "runtime", Runtime).model_copy(update={"attention": "xformers"})
     with pytest.raises(ValueError, match=r"`runtime.attention` is xformers, which does not work here .*set .* to auto"):
         prepared_unet(Family(tiny_base), runtime, "fp32", random=False)
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_resume_takes_over_the_number_of_threads(two_threads, capsys) -> None:
+    take_over_threads(1, torch.device("cpu"))
+    assert torch.get_num_threads() == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_threads_that_cannot_be_taken_over_are_said(two_threads, capsys, monkeypatch) -> None:
+    take_over_threads(4096, torch.device("cpu"))
+    assert torch.get_num_threads() == 2
+    assert "OMP_NUM_THREADS=4096" in capsys.readouterr().err
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the user's own setting
+    take_over_threads(1, torch.device("cpu"))
+    assert torch.get_num_threads() == 2
+    assert "OMP_NUM_THREADS=1" in capsys.readouterr().err
+
+
+def test_threads_do_not_matter_on_a_gpu(two_threads, capsys) -> None:
+    take_over_threads(1, torch.device("cuda"))
+    assert torch.get_num_threads() == 2
+    assert capsys.readouterr().err == ""
