@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from tests import tiny
 from tests.projects import ROOT, Project
 
-pytestmark = pytest.mark.xdist_group("dvc")  # one worker, so that the fixture is built once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dvc")]  # one worker, so that the fixture is built once
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +153,9 @@ def test_an_edit_marks_its_stages_and_what_follows(repository, file, stages) -> 
     try:
         with Repo(str(repository)) as repo:
             graph = repo.index.graph  # an edge leads from a stage to one that it depends on
-            edited = [stage for stage in graph if stage.addressing in stale(repository)]
+            edited = [stage for stage in graph if stage.name in stale(repository)]
             marked = {*edited, *(after for stage in edited for after in ancestors(graph, stage))}
-        assert {stage.addressing for stage in marked} == stages
+            assert {stage.name for stage in marked} == stages
     finally:
         path.unlink() if before is None else path.write_bytes(before)
 

@@ -10,6 +10,8 @@ from t2i.data.records import SPLITS
 from t2i.fetch.source import content_key
 from tests.projects import Project
 
+pytestmark = pytest.mark.slow
+
 
 def keep(project: Project, train: int, heldout: int) -> None:
     """Leaves the given number of records in each split, by choosing the matching held-out fraction."""

@@ -12,6 +12,8 @@ from tests.disks import limit_files, mount
 from tests.projects import Project, files
 from tests.victims import Ended, calls_of, t2i, victim
 
+pytestmark = pytest.mark.slow
+
 NO_MOUNTS = 77
 
 

@@ -39,6 +39,8 @@ from tests.victims import (
     victim,
 )
 
+pytestmark = pytest.mark.slow
+
 TOGETHER = pytest.mark.skipif(not may_share_locks(), reason="processes cannot share a lock here: is /dev/shm missing?")
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 

@@ -14,6 +14,8 @@ from t2i.train.checkpoint import Checkpoint
 from tests.projects import files, put_back, trained, untrained
 from tests.victims import TRAINING, VALIDATING, calls_of, command, file_changes, leftovers, lines_of, run, spread, victim
 
+pytestmark = pytest.mark.slow
+
 KILL = signal.SIGKILL
 KILLED = 128 + KILL
 

@@ -15,6 +15,8 @@ from tests.fake_hub import COMMIT, FakeHub, serving
 from tests.no_network import cut_off
 from tests.projects import ROOT, Project
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = """
 import sys
 cut_off()

@@ -24,6 +24,8 @@ from t2i.data.shards import Reader, index
 from t2i.model.families.stable_diffusion import Family
 from tests.projects import ROOT, Project, files
 
+pytestmark = pytest.mark.slow
+
 
 def weights(project: Project, model: str = "data/model") -> dict[str, torch.Tensor]:
     return load_file(project.folder / model / "unet" / "diffusion_pytorch_model.safetensors")

@@ -93,6 +93,7 @@ def test_bytes_have_a_unit(size, said) -> None:
     assert in_bytes(size) == said
 
 
+@pytest.mark.slow
 def test_a_lock_names_its_holder_and_ends_with_it(tmp_path) -> None:
     code = f"from t2i.core.locks import Path, locked\nwith locked(Path({str(tmp_path)!r})): print('held', flush=True); input()"
     root = Path(__file__).parents[2]

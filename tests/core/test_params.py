@@ -222,6 +222,7 @@ def spoil(tmp_path: Path, params: dict, *sections: str) -> None:
         YAML(typ="safe").dump(params, file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", COMMANDS)
 def test_a_bad_parameter_ends_a_stage_in_3_s_with_code_2(tmp_path, params, stage) -> None:
     def seconds() -> float:
@@ -256,6 +257,7 @@ def test_a_stage_checks_its_sections_before_anything_else(tmp_path, params, monk
     assert list(tmp_path.iterdir()) == [tmp_path / "params.yaml"]
 
 
+@pytest.mark.slow
 def test_help_imports_no_torch() -> None:
     code = "import sys; from stages.tools import app; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -180,6 +180,7 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
     return bytes(made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hashes", [True, False])
 def test_random_damage_to_a_set_is_an_error_or_harmless(folder, hashes) -> None:
     """Runs for 30 s, or T2I_FUZZ_SECONDS. Without hashes, the payload may differ; only ValueErrors may be raised."""

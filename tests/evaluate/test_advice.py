@@ -56,6 +56,7 @@ def test_no_retention_prompts_give_no_forgetting_warning() -> None:
     assert warnings(replace(GOOD, evaluation=without)) == []
 
 
+@pytest.mark.slow
 def test_memorizing_twenty_images_gives_both_warnings(tmp_path, monkeypatch, capsys) -> None:
     """For a memorized prompt the model draws the training image, not the different held-out image of that prompt."""
     monkeypatch.chdir(tmp_path)

@@ -66,6 +66,7 @@ def test_images_for_dvc_plots_are_written(page, project) -> None:
     assert {path.name for path in (project.folder / "data/pictures").iterdir()} == {"grid.png", "moments.png", "training.png"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")
 @pytest.mark.parametrize("width_px", [1280, 390])
 def test_a_browser_shows_every_image_without_an_error(page, tmp_path, width_px) -> None:

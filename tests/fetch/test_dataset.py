@@ -184,6 +184,7 @@ def test_any_caption_is_left_out_or_encoded(project) -> None:
     assert encoded == {"records": 12, "captions": 13, "truncated": 1}
 
 
+@pytest.mark.slow
 def test_file_names_are_printed_as_one_line_of_ascii(project) -> None:
     images = project.folder / "images"
     name = b"caf\xe9 [red]\x1b[31m\xc3\xa9.png"

@@ -102,6 +102,7 @@ def test_a_damaged_cached_file_is_named_by_its_real_path(tmp_path) -> None:
         check_weights(tmp_path / "x.safetensors")
 
 
+@pytest.mark.slow
 def test_at_most_one_tensor_is_in_memory(tmp_path) -> None:
     """Checks 40 tensors of 4 MiB in float64, with memory for the mapped file and 48 MiB more."""
     save_file({"a": torch.ones(1)}, tmp_path / "small.safetensors")

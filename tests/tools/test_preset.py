@@ -75,6 +75,7 @@ def small(params: dict[str, Any]) -> None:
     params["runtime"]["validation"] |= {"every_steps": 2, "records": 2, "timesteps_per_record": 2, "num_inference_steps": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_runs_on_a_tiny_model_of_its_family(project, tmp_path, name) -> None:
     predicts = "v_prediction" if name == "sd21-v" else "epsilon"
