@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True)
-class Figures:
+class StageMetrics:
     """Metrics written by the stages."""
 
     evaluation: Mapping[str, float | int]
@@ -25,13 +25,13 @@ class Warning(NamedTuple):
     """The remedy."""
 
 
-def warnings(figures: Figures) -> list[Warning]:
+def warnings(figures: StageMetrics) -> list[Warning]:
     """Returns all warnings, the most serious first."""
     checks = (overfitting, copying, forgetting, no_gain, truncation, loss_of_detail)
     return [warning for check in checks if (warning := check(figures)) is not None]
 
 
-def overfitting(f: Figures) -> Warning | None:
+def overfitting(f: StageMetrics) -> Warning | None:
     """Warns if the overfit gap, as a fraction of the training loss, is more than 0.25 above the base's.
 
     Uses the lower end of the gap's interval, so that chance does not cause the warning.
@@ -46,7 +46,7 @@ def overfitting(f: Figures) -> Warning | None:
     )
 
 
-def copying(f: Figures) -> Warning | None:
+def copying(f: StageMetrics) -> Warning | None:
     """Warns if more than 5 % of the samples nearly equal a training image; real held-out images score at most 5 %.
 
     Uses the lower end of the interval.
@@ -59,7 +59,7 @@ def copying(f: Figures) -> Warning | None:
     )
 
 
-def forgetting(f: Figures) -> Warning | None:
+def forgetting(f: StageMetrics) -> Warning | None:
     """Warns if prompt retrieval on the retention prompts is below 75 % of the base's.
 
     Uses the upper end of the interval.
@@ -75,7 +75,7 @@ def forgetting(f: Figures) -> Warning | None:
     )
 
 
-def no_gain(f: Figures) -> Warning | None:
+def no_gain(f: StageMetrics) -> Warning | None:
     """Warns if the held-out loss is not below the base's."""
     now, before = f.evaluation["heldout_loss"], f.evaluation.get("heldout_loss_base")
     if before is None or now < before:  # None: the two losses are not comparable
@@ -86,7 +86,7 @@ def no_gain(f: Figures) -> Warning | None:
     )
 
 
-def truncation(f: Figures) -> Warning | None:
+def truncation(f: StageMetrics) -> Warning | None:
     """Warns if captions are longer than the tokenizer's limit."""
     if not f.captions["truncated"]:
         return None
@@ -96,7 +96,7 @@ def truncation(f: Figures) -> Warning | None:
     )
 
 
-def loss_of_detail(f: Figures) -> Warning | None:
+def loss_of_detail(f: StageMetrics) -> Warning | None:
     """Warns if the VAE loses visible detail: a mean PSNR below 24 dB."""
     if f.images["psnr_mean"] >= 24:
         return None

@@ -85,7 +85,7 @@ def evaluate_report(
     if not _asked_alike(family, tuned):
         del report["evaluate/metrics.json"]["heldout_loss_base"]
     stages = ("evaluate/metrics.json", "evaluate/intervals.json", "encode-images/metrics.json", "encode-captions/metrics.json")
-    warnings = advice.warnings(advice.Figures(*(report[stage] for stage in stages)))
+    warnings = advice.warnings(advice.StageMetrics(*(report[stage] for stage in stages)))
     nearest = _nearest(report["evaluate/nearest.json"], outputs, captions_of)
     galleries = _galleries(side_by_side, _retention(section, outputs.samples), nearest, moments, training)
     render(page, outputs.reports, report, warnings, galleries, provenance(outputs.model, outputs.data.raw, report), parameters)

@@ -65,6 +65,14 @@ def _model(section: Base, key: str, named: str) -> tuple[Path, dict[str, str | N
     return snapshot, {"source": name, "commit": snapshot.name}
 
 
+def check_origin(section: Base, base: Path) -> None:
+    """Raises a ValueError if the base that was fetched is not the one that the section `base` names."""
+    found = _read(base / "source.json").get("source") if (base / "source.json").is_file() else None
+    wanted = section.hub or _named(section.local)
+    if found not in (None, wanted):
+        raise ValueError(f"{base}: holds {found}, but the section `base` names {wanted}; run `t2i fetch base`")
+
+
 def _named(folder: str) -> str:
     """Returns a folder's name for the model card, without the absolute path, which is private."""
     return Path(folder).name if Path(folder).is_absolute() else folder

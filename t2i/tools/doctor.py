@@ -14,6 +14,7 @@ from t2i.data.pixels import EXTENSIONS
 from t2i.data.records import SPLITS
 from t2i.data.shards import index
 from t2i.encode.roundtrip import psnr_of_records
+from t2i.fetch.base import check_origin
 from t2i.fetch.weights import check_weights
 from t2i.model.family import Family, load_family
 from t2i.tools.memory import available_memory, checkpoints_bytes, count_weights, state_bytes
@@ -45,9 +46,18 @@ def doctor(params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
             f"{params_file}: no stage reads the section `{name}`; correct its name, or remove it if it is not yours",
         )
     yield from device(sections)
+    yield from _base_and_what_is_made_from_it(sections, params_file, data, deep=deep)
+
+
+def _base_and_what_is_made_from_it(sections: Sections, params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
     base = data / "base" if (data / "base").is_dir() else Path(sections.base.local)
     if sections.base.hub is not None and base != data / "base":
         yield Finding("note", "base", f"{sections.base.hub} is not fetched yet: run `t2i fetch base` or `dvc repro`")
+        return
+    try:
+        check_origin(sections.base, base)
+    except ValueError as error:  # a run would fetch it first
+        yield Finding("note", "base", str(error))
         return
     try:
         family = _family(sections, base)

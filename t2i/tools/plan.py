@@ -12,6 +12,7 @@ from t2i.core.files import free_bytes, in_bytes, work_root
 from t2i.data.manifest import read_manifest
 from t2i.data.records import SPLITS, Split, read_captions, split_of_shard
 from t2i.data.shards import pack, shard_bytes
+from t2i.fetch.base import check_origin
 from t2i.fetch.dataset import Fetch
 from t2i.model.family import load_family
 from t2i.model.runtime import Runtime
@@ -48,6 +49,7 @@ def plan(params_file: Path, base: Path, raw: Path, records: int | None) -> list[
     train, runtime = sections.train, sections.runtime
     if not (base / "model_index.json").is_file():
         raise ValueError(f"{base}: no pipeline found; run `t2i fetch base`")
+    check_origin(sections.base, base)
     family = load_family(sections.base.family, base, train.objective.scheduler_changes())
     dataset = _imagined(sections.fetch, records) if records else _fetched(raw)
     with enough_memory(runtime):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,15 @@ def probe_step(section: Train, runtime: Runtime, family: Family, encoders: Encod
     own = sum(map(len, micro_batches(section.batch_size, 0, runtime.processes, runtime.micro_batch_size)))
     section = section.model_copy(update={"batch_size": own, "steps": section.ema.every_steps, "epochs": None})
     prepared = prepare(section, runtime, family, _cache(encoders, own, folder))
-    return seconds(lambda: prepared.take_step(section.ema.every_steps - 1))  # this step also updates the EMA
+
+    def step(micro_batches: int) -> None:
+        part = replace(prepared, places=prepared.places[:micro_batches])
+        while part.take_step(section.ema.every_steps - 1) is None:  # fp16's first gradients overflow; this step updates the EMA
+            pass
+
+    one = seconds(lambda: step(1))
+    count = len(prepared.places)
+    return one if count == 1 else one + (count - 1) * max(0.0, seconds(lambda: step(2)) - one)
 
 
 def probe_forward(family: Family, runtime: Runtime, precision: Precision, encoders: Encoders) -> float:

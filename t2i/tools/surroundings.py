@@ -118,7 +118,7 @@ def device(sections: Sections) -> Iterator[Finding]:
 
     yield from tried("device", kind)
     yield from tried("settings", settings)
-    if runtime.device != "cuda" and not torch.cuda.is_available():
+    if runtime.device == "cpu" or (runtime.device == "auto" and not torch.cuda.is_available()):
         yield bf16_finding(bf16_time(), {"train": train.precision, "evaluate": sections.evaluate.precision})
 
 

@@ -29,6 +29,8 @@ class Checkpoint:
     """Optimizer steps taken."""
     threads: int
     """Number of CPU threads of the run; on a CPU, a different number changes the last digits of the results."""
+    processes: int
+    """Processes that computed them, each with these threads."""
     tensors: dict[str, dict[str, Tensor]]
     """Named tensors by file: UNet weights, EMA weights, optimizer state, counts, history."""
 
@@ -47,9 +49,8 @@ def save(work: Path, checkpoint: Checkpoint, keep: int) -> None:
         for name, tensors in checkpoint.tensors.items():
             whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             save_file(whole, partial / f"{name}.safetensors")
-        (partial / "state.json").write_text(
-            json.dumps({"step": checkpoint.step, "threads": checkpoint.threads}), encoding="utf-8"
-        )
+        state = {name: getattr(checkpoint, name) for name in ("step", "threads", "processes")}
+        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
         files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(files, indent=2), encoding="utf-8")
         for path in [*partial.iterdir(), partial]:
@@ -74,7 +75,7 @@ def load_newest(work: Path, *, discard_damaged: bool = False) -> Checkpoint | No
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         print(f"resuming after step {state['step']} ({folder})", file=sys.stderr)
         tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
-        return Checkpoint(state["step"], state["threads"], tensors)
+        return Checkpoint(**state, tensors=tensors)
     return None
 
 

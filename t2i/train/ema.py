@@ -17,17 +17,17 @@ class NoRamp(Section):
     name: Literal["none"]
 
     def __call__(self, n: int) -> float:
-        """Returns the upper limit of the decay at update n, counted from 1."""
+        """Returns the upper limit of the decay n optimizer steps after `start_step`."""
         return 1.0
 
 
 class ReciprocalRamp(Section):
-    """`(1 + n) / (10 + n)`: 0.5 at update 8, 0.9 at 80, 0.997 at 3,000; as diffusers without `use_ema_warmup`."""
+    """`(1 + n) / (10 + n)`: 0.5 at step 8, 0.9 at 80, 0.997 at 3,000; as diffusers without `use_ema_warmup`."""
 
     name: Literal["reciprocal"]
 
     def __call__(self, n: int) -> float:
-        """Returns the upper limit of the decay at update n, counted from 1."""
+        """Returns the upper limit of the decay n optimizer steps after `start_step`."""
         return (1 + n) / (10 + n)
 
 
@@ -39,7 +39,7 @@ class PowerRamp(Section):
     power: float = Field(gt=0)
 
     def __call__(self, n: int) -> float:
-        """Returns the upper limit of the decay at update n, counted from 1."""
+        """Returns the upper limit of the decay n optimizer steps after `start_step`."""
         return float(1 - (1 + n / self.inv_gamma) ** -self.power)
 
 
@@ -47,7 +47,7 @@ class EmaSection(Section):
     """Section `train.ema`."""
 
     decay: float = Field(ge=0, lt=1)
-    """Final decay. With a ramp, the decay can stay below it for many updates."""
+    """Final decay. With a ramp, the decay can stay below it for many steps."""
     ramp: Annotated[NoRamp | ReciprocalRamp | PowerRamp, Field(discriminator="name")]
     """How the decay grows up to `decay`: `none`, `reciprocal`, or `power` (with `inv_gamma` and `power`)."""
     start_step: int = Field(ge=0)

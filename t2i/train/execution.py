@@ -71,7 +71,7 @@ def take_over_threads(threads: int, device: torch.device) -> None:
     now = torch.get_num_threads()
     if device.type != "cpu" or threads == now:
         return
-    if "OMP_NUM_THREADS" not in os.environ and threads <= (os.cpu_count() or 1):
+    if "OMP_NUM_THREADS" not in os.environ and threads <= _cores():
         torch.set_num_threads(threads)
         return
     print(
@@ -79,6 +79,11 @@ def take_over_threads(threads: int, device: torch.device) -> None:
         f"set OMP_NUM_THREADS={threads} to avoid this",
         file=sys.stderr,
     )
+
+
+def _cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Overflows:

@@ -89,6 +89,7 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
         validator = Validator(runtime, section.precision, family, *caches, work)
         history = optimize(prepared, runtime, work, validator, trackers)
         trackers.finish()
+        prepared.close()
         if not first:
             return {}
         with fresh(outputs.model, size_of(inputs.base)) as folder:
@@ -115,12 +116,14 @@ def optimize(prepared: Prepared, runtime: Runtime, work: Path, validator: Valida
         with pace.paused():
             if first and (found := validator.run(step, prepared)):
                 trackers.validation(step, found)
+                validator.keep(step, found)
 
     def save() -> None:
         with pace.paused():
             if first:
                 tensors = prepared.state() | {"history": {"rows": history.tensor()}}
-                checkpoint.save(work, Checkpoint(step, torch.get_num_threads(), tensors), runtime.keep_checkpoints)
+                made = Checkpoint(step, torch.get_num_threads(), prepared.processes, tensors)
+                checkpoint.save(work, made, runtime.keep_checkpoints)
 
     saved_at = time.monotonic()
     with Interrupt() as interrupt, progress:
@@ -158,7 +161,10 @@ def _resume(prepared: Prepared, work: Path) -> tuple[int, History]:
     if found is None:
         return 0, History()
     prepared.restore(found.tensors)
-    take_over_threads(found.threads, prepared.device)
+    if found.processes == prepared.processes:
+        take_over_threads(found.threads, prepared.device)
+    elif is_first_process():
+        print(f"the checkpoint was made by {found.processes} processes: the last digits will differ", file=sys.stderr)
     return found.step, History(found.tensors["history"]["rows"])
 
 

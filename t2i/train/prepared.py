@@ -119,9 +119,11 @@ class Prepared:
     def evaluated(self, *, averaged: bool) -> Iterator[nn.Module]:
         """Yields the UNet in evaluation mode, with its own weights or, if `averaged`, the EMA weights."""
         self.unet.eval()
-        with self.ema.applied(self.trained) if averaged else contextlib.nullcontext():
-            yield self.unet
-        self.unet.train()
+        try:
+            with self.ema.applied(self.trained) if averaged else contextlib.nullcontext():
+                yield self.unet
+        finally:
+            self.unet.train()
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """Returns all weights of the UNet for export: the EMA weights and the unchanged frozen ones."""
@@ -137,6 +139,16 @@ class Prepared:
     def wait_for_everyone(self) -> None:
         """Blocks until every process has made this call."""
         self.accelerator.wait_for_everyone()
+
+    @property
+    def processes(self) -> int:
+        """The number of processes that train together."""
+        processes: int = self.accelerator.num_processes
+        return processes
+
+    def close(self) -> None:
+        """Ends the communication between the processes; the weights stay readable."""
+        self.accelerator.end_training()
 
     @property
     def device(self) -> torch.device:
@@ -165,20 +177,20 @@ def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRec
     adamw = make_optimizer(trained.values(), section.optimizer)
     wrapped, optimizer = accelerator.prepare(unet, adamw)
     return Prepared(
-        section,
-        len(records),
-        section.total_steps(len(records)),
-        accelerator,
-        objective,
-        batches,
-        places,
-        unet,
-        wrapped,
-        adamw,
-        optimizer,
-        trained,
-        ema,
-        Overflows(accelerator.scaler),
+        section=section,
+        records=len(records),
+        steps=section.total_steps(len(records)),
+        accelerator=accelerator,
+        objective=objective,
+        batches=batches,
+        places=places,
+        unet=unet,
+        wrapped=wrapped,
+        adamw=adamw,
+        optimizer=optimizer,
+        trained=trained,
+        ema=ema,
+        overflows=Overflows(accelerator.scaler),
     )
 
 

@@ -51,10 +51,9 @@ class Validator:
         """Validates the UNet after `step` steps if a validation is due, with its own weights and with the EMA weights.
 
         Returns:
-            The tensors that it writes; None if no validation is due, or the step was validated before a restart.
+            The tensors for `keep`; None if no validation is due, or the step was validated before a restart.
         """
-        path = self.folder / f"step-{step:08d}.safetensors"
-        if (step % self.runtime.validation.every_steps and step != prepared.steps) or path.exists():
+        if (step % self.runtime.validation.every_steps and step != prepared.steps) or self._file(step).exists():
             return None
         with prepared.evaluated(averaged=False) as unet:
             found = {f"raw_{split}": errors for split, errors in self._errors(unet, prepared.device).items()}
@@ -66,9 +65,15 @@ class Validator:
         for name, tensor in found.items():
             if not tensor.isfinite().all():
                 raise ValueError(f"validation after step {step}: {name} is not finite: lower `train.learning_rate`")
-        with whole(path) as partial:
-            save_file(found, partial)
         return found
+
+    def keep(self, step: int, found: dict[str, Tensor]) -> None:
+        """Writes what `run` found after `step` steps. Until then, a restart validates the step again."""
+        with whole(self._file(step)) as partial:
+            save_file(found, partial)
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.safetensors"
 
     def rows(self) -> list[dict[str, float | int]]:
         """Returns one row per validated step: mean errors by weights and split, and `overfit_gap` (held-out minus training)."""

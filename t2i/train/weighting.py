@@ -76,7 +76,7 @@ Weighting = Annotated[Uniform | MinSnr | SoftMinSnr | Debiased, Field(discrimina
 def loss_weights(snr: Snr, prediction_type: PredictionType, weighting: Weighting, ztsnr_floor: float) -> Float[Tensor, " b"]:
     """Returns the weight of the squared error of each sample.
 
-    A weight of 0 becomes `ztsnr_floor`: at an SNR of 0, a weight on the clean latents would leave v untrained.
+    At an SNR of 0, a weight of 0 becomes `ztsnr_floor`: a weight on the clean latents would leave v untrained there.
     """
     weights = weighting(snr, prediction_type)
-    return torch.where(weights > 0, weights, ztsnr_floor)
+    return torch.where((snr > 0) | (weights > 0), weights, ztsnr_floor)

@@ -89,7 +89,7 @@ def test_a_killed_save_leaves_a_complete_checkpoint_or_none(tmp_path, watched) -
 
     def save(step: int) -> None:
         tensors = {name: {"w": torch.full((3,), float(step))} for name in ("unet", "ema", "optimizer")}
-        checkpoint.save(work, Checkpoint(step, 1, tensors), keep=1)
+        checkpoint.save(work, Checkpoint(step, 1, 1, tensors), keep=1)
 
     work.mkdir()
     save(5)
@@ -115,7 +115,7 @@ def test_a_killed_make_room_is_completed_by_the_next_run(tmp_path) -> None:
     work, other, kept = tmp_path / "all/this", tmp_path / "all/other", tmp_path / "kept"
     for folder in (work, other):
         (folder / "validation-0").mkdir(parents=True)
-        checkpoint.save(folder, Checkpoint(5, 1, {"unet": {"w": torch.ones(3)}}), keep=1)
+        checkpoint.save(folder, Checkpoint(5, 1, 1, {"unet": {"w": torch.ones(3)}}), keep=1)
         checkpoint.finish(folder)
     shutil.copytree(work.parent, kept)
 

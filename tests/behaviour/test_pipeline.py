@@ -69,6 +69,7 @@ def test_no_test_imports_another_test() -> None:
 def test_every_room_of_the_library_has_its_tests() -> None:
     rooms = {path.name for path in (ROOT / "t2i").iterdir() if (path / "__init__.py").is_file()}
     assert rooms == {"core", "data", "model", "fetch", "encode", "train", "evaluate", "tools"}
+    assert all(list((ROOT / "tests" / room).glob("test_*.py")) for room in rooms)
     for path in (ROOT / "tests").glob("*/test_*.py"):
         if path.parent.name in rooms:
             module = path.stem.removeprefix("test_")

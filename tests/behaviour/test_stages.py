@@ -237,7 +237,7 @@ def test_accumulation_changes_only_rounding(project) -> None:
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("name", "value"), [("gradient_checkpointing", True), ("attention", "sdpa")])  # `auto` is eager here
+@pytest.mark.parametrize(("name", "value"), [("gradient_checkpointing", True), ("attention", "eager")])
 def test_checkpointing_and_attention_change_only_rounding(project, name, value) -> None:
     project.fetch_and_encode()
     project.train()

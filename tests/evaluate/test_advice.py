@@ -4,12 +4,12 @@ from dataclasses import replace
 import pytest
 
 from t2i.data.records import split_of
-from t2i.evaluate.advice import Figures, warnings
+from t2i.evaluate.advice import StageMetrics, warnings
 from t2i.fetch.source import content_key
 from t2i.fetch.sources.openmoji import STYLES, draw, names
 from tests.projects import ROOT, Project
 
-GOOD = Figures(
+GOOD = StageMetrics(
     evaluation={
         "heldout_loss": 0.21,
         "heldout_loss_base": 0.9,

@@ -145,3 +145,10 @@ def test_a_checkout_that_dvc_cannot_use_is_reported(checkout) -> None:
     lines = run(wrong=2)
     assert "has no .git: git init" in lines
     assert re.search("dvc.lock is empty.*git checkout dvc.lock", lines)
+
+
+def test_another_base_than_the_fetched_one_is_noted(checkout) -> None:
+    fetch.base()
+    checkout.params["base"]["hub"] = "someone/something"
+    checkout.write()
+    assert re.search("note   base: data/base: .*someone/something.*`t2i fetch base`", run())

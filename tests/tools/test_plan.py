@@ -110,3 +110,11 @@ def test_the_probed_step_trains(project, monkeypatch, micro_batch_size) -> None:
     assert probe_step(sections.train, sections.runtime, family, encoders, project.folder / "probe") > 0
     assert len(trained) > 1
     assert min(trained) == max(trained) > 0
+
+
+def test_a_plan_for_another_base_than_the_fetched_one_is_refused(project) -> None:
+    fetch.base()
+    project.params["base"]["hub"] = "someone/something"
+    project.write()
+    done = CliRunner().invoke(app, ["plan", "--records", "10"])
+    assert re.search("data/base: .*someone/something.*`t2i fetch base`", str(done.exception))

@@ -10,7 +10,7 @@ from t2i.train.checkpoint import Checkpoint, finish, load_newest, make_room, sav
 
 def saved(work: Path, *steps: int, keep: int = 9) -> None:
     for step in steps:
-        save(work, Checkpoint(step, 2, {"unet": {"w": torch.full((3,), float(step))}}), keep)
+        save(work, Checkpoint(step, 2, 1, {"unet": {"w": torch.full((3,), float(step))}}), keep)
 
 
 def test_the_newest_is_loaded_exactly(tmp_path) -> None:

@@ -88,6 +88,7 @@ def test_overflows_change_only_the_loss_scale(project, monkeypatch) -> None:
     (counts,) = (name for name in wanted if name.endswith("step-00000006/counts.safetensors"))
     before, after = load(wanted[counts]), load(found[counts])
     assert (before["scaler/scale"], after["scaler/scale"]) == (2**16, 2**13)
+    assert before["ema_updates"] == after["ema_updates"]
     changed = {name for name in wanted if found[name] != wanted[name]}
     assert {name.rpartition("/")[2] for name in changed} <= {"counts.safetensors", "MANIFEST.json"}
     assert found.keys() == wanted.keys()
