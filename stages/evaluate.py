@@ -10,7 +10,7 @@ from stages.console import ParamsFile, application, run, took
 app = application("Samples and measures the base model and the fine-tuned model on held-out prompts, and writes a report.")
 
 FromBase = Annotated[Path, typer.Option("--base", help="The base model, from `fetch base`.")]
-Clip = Annotated[Path, typer.Option("--clip", help="The CLIP model that computes the metrics, from `fetch base`.")]
+Clip = Annotated[Path, typer.Option("--clip", help="The CLIP model used for the metrics, from `fetch base`.")]
 Raw = Annotated[Path, typer.Option("--raw", help="Folder of images and captions, from `fetch dataset`.")]
 Latents = Annotated[Path, typer.Option("--latents", help="Folder of moments, from `encode images`.")]
 Embeds = Annotated[Path, typer.Option("--embeds", help="Folder of embeddings, from `encode captions`.")]

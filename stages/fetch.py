@@ -8,18 +8,18 @@ import typer
 
 from stages.console import ParamsFile, application, run, took
 
-app = application("Fetch the pretrained model and the dataset into data/.")
+app = application("Fetches the base model and the dataset into data/.")
 
 
 @app.command()
 def base(
-    out: Annotated[Path, typer.Option(help="Output folder for the pipeline, in diffusers' layout.")] = Path("data/base"),
-    clip_out: Annotated[Path, typer.Option(help="Output folder for the CLIP model used in evaluation.")] = Path(
+    out: Annotated[Path, typer.Option(help="Output folder for the base model, in diffusers' layout.")] = Path("data/base"),
+    clip_out: Annotated[Path, typer.Option(help="Output folder for the CLIP model used for the metrics.")] = Path(
         "data/base-clip"
     ),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Copies the base from a folder, or downloads it from the Hub at a fixed commit; accepts only safetensors weights."""
+    """Copies the base model from a folder, or downloads it from the Hub at a fixed commit. Accepts only safetensors weights."""
     from t2i.core.params import load_section
     from t2i.fetch.base import fetch_base
     from t2i.model.base import Base
@@ -31,7 +31,9 @@ def base(
 @app.command()
 def dataset(
     out: Annotated[Path, typer.Option(help="Output folder for image shards and captions.")] = Path("data/raw"),
-    report: Annotated[Path, typer.Option(help="Output file for metrics.")] = Path("data/reports/fetch-dataset/metrics.json"),
+    report: Annotated[Path, typer.Option(help="Output file for the metrics.")] = Path(
+        "data/reports/fetch-dataset/metrics.json"
+    ),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Copies the images and captions of a source into shards, split by hash into training and held-out records."""

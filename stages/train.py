@@ -9,23 +9,23 @@ from stages.console import ParamsFile, command_line, run, took
 
 
 def main(
-    base: Annotated[Path, typer.Option(help="Folder of the base, written by `fetch base`.")] = Path("data/base"),
-    latents: Annotated[Path, typer.Option(help="Folder of the moments, written by `encode images`.")] = Path("data/latents"),
-    embeds: Annotated[Path, typer.Option(help="Folder of the embeddings, written by `encode captions`.")] = Path("data/embeds"),
-    validation_prompts: Annotated[
-        Path, typer.Option(help="Folder of the validation prompts, written by `encode captions`.")
-    ] = Path("data/validation-prompts"),
-    dataset: Annotated[Path, typer.Option(help="Description of the dataset, for the model card.")] = Path(
+    base: Annotated[Path, typer.Option(help="The base model, from `fetch base`.")] = Path("data/base"),
+    latents: Annotated[Path, typer.Option(help="Folder of moments, from `encode images`.")] = Path("data/latents"),
+    embeds: Annotated[Path, typer.Option(help="Folder of embeddings, from `encode captions`.")] = Path("data/embeds"),
+    validation_prompts: Annotated[Path, typer.Option(help="Folder of validation prompts, from `encode captions`.")] = Path(
+        "data/validation-prompts"
+    ),
+    dataset: Annotated[Path, typer.Option(help="Description of the dataset, from `fetch dataset`, for the model card.")] = Path(
         "data/raw/dataset.json"
     ),
-    out: Annotated[Path, typer.Option(help="Folder for the fine-tuned pipeline.")] = Path("data/model"),
-    validation: Annotated[Path, typer.Option(help="Folder for the errors and latents of validation.")] = Path(
-        "data/validation"
-    ),
-    report: Annotated[Path, typer.Option(help="Folder for metrics.json, history.csv and validation.csv.")] = Path(
+    out: Annotated[Path, typer.Option(help="Output folder for the fine-tuned model.")] = Path("data/model"),
+    validation: Annotated[
+        Path, typer.Option(help="Output folder for the denoising errors and sampled latents of validation.")
+    ] = Path("data/validation"),
+    report: Annotated[Path, typer.Option(help="Output folder for metrics.json, history.csv and validation.csv.")] = Path(
         "data/reports/train"
     ),
-    trackers: Annotated[Path, typer.Option(help="Folder for the files of `runtime.trackers`.")] = Path("data/trackers"),
+    trackers: Annotated[Path, typer.Option(help="Output folder for the files of `runtime.trackers`.")] = Path("data/trackers"),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Fine-tunes the UNet and writes a complete pipeline. After an interruption, run the same command to resume."""

@@ -82,7 +82,7 @@ def no_gain(f: StageMetrics) -> Warning | None:
         return None
     return Warning(
         f"No gain: the held-out loss is {now:.3g}; the base's is {before:.3g}.",
-        "Look at the loss curves: `train.learning_rate` may be too high or too low, or `train.steps` too few.",
+        "Check the loss curves: `train.learning_rate` may be too high or too low, or `train.steps` too few.",
     )
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 def cmmd(real: Float[Tensor, "n d"], drawn: Float[Tensor, "m d"]) -> float:
     """Returns CMMD, the squared maximum mean discrepancy times 1000 (Jayasumana et al. 2024, arXiv 2401.09603).
 
-    Gaussian kernel with sigma 10, biased estimate. The kernel is wide, so CMMD is nearly the squared distance between the
-    means: it is sensitive to the look of the images, and hardly to their content.
+    Gaussian kernel with sigma 10, biased estimate. The kernel is wide, so CMMD is nearly proportional to the squared distance
+    between the means: it is sensitive to the style of the images, and hardly to their content.
     """
 
     def mean_kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -110,11 +110,11 @@ class Metric(NamedTuple):
 METRICS = {
     "cmmd": Metric(
         -1,
-        "Distance to the look of real images, by CLIP. Lower is better; the value of real images is the floor.",
+        "Distance to the style of real images, by CLIP. Lower is better; the value of real images is the floor.",
         "cmmd_floor",
         centred=True,
     ),
-    "kid": Metric(-1, "Distance to the look and variety of real images, by CLIP. Lower is better.", "kid_floor", centred=True),
+    "kid": Metric(-1, "Distance to the style and variety of real images, by CLIP. Lower is better.", "kid_floor", centred=True),
     "prompt_retrieval": Metric(
         1,
         "Content: fraction of the samples whose own prompt CLIP ranks first among all prompts. Higher is better.",

@@ -98,7 +98,7 @@ def summary(metrics: dict[str, float | int]) -> str:
     """Returns the result in two sentences."""
     m = metrics
     return (
-        f"Look: the distance to real images (CMMD) went from {m['cmmd_base']:.3g} for the base to {m['cmmd']:.3g} for the "
+        f"Style: the distance to real images (CMMD) went from {m['cmmd_base']:.3g} for the base to {m['cmmd']:.3g} for the "
         f"fine-tuned model; between two sets of real images it is {m['cmmd_floor']:.3g}. Content: CLIP matches the right "
         f"prompt to {m['prompt_retrieval']:.0%} of the fine-tuned samples, {m['prompt_retrieval_base']:.0%} of the base's "
         f"samples and {m['prompt_retrieval_real']:.0%} of the real images."
@@ -115,7 +115,7 @@ def curves(reports: Path) -> list[dict[str, str]]:
     progress = charts.lines(validation, "step", names, "denoising loss")
     names = {"base": "base, held-out", "heldout_loss": "fine-tuned, held-out", "train_loss": "fine-tuned, training"}
     by_timestep = charts.lines(timesteps, "timestep", names, "denoising loss")
-    axes = {"cmmd": "CMMD (look; lower is better)", "prompt_retrieval": "prompt retrieval (content)"}
+    axes = {"cmmd": "CMMD (style; lower is better)", "prompt_retrieval": "prompt retrieval (content)"}
     guidance = charts.path(_rows(reports / "evaluate/guidance.csv"), axes, "guidance_scale")
     return [
         {"title": title, "svg": svg, "says": says}

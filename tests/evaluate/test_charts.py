@@ -16,7 +16,9 @@ def test_a_chart_is_deterministic_svg_in_the_colours_of_its_page() -> None:
 
 
 def test_points_of_a_path_are_labelled_with_their_values() -> None:
-    svg = path([{"x": 1.0, "y": 2.0, "scale": 1.5}, {"x": 2.0, "y": 3.0, "scale": 4.0}], {"x": "look", "y": "content"}, "scale")
+    svg = path(
+        [{"x": 1.0, "y": 2.0, "scale": 1.5}, {"x": 2.0, "y": 3.0, "scale": 4.0}], {"x": "style", "y": "content"}, "scale"
+    )
     ElementTree.fromstring(svg)
     assert ">1.5<" in svg
     assert ">4<" in svg
