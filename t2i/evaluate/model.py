@@ -15,7 +15,7 @@ from t2i.model.family import Family
 
 
 class Sweep(Section):
-    """Section `sweep`: the curve of content against look over guidance scales."""
+    """Section `sweep`: the curve of content against style over guidance scales."""
 
     guidance_scales: list[Annotated[float, Field(ge=1)]]
     """Guidance scales to sample the fine-tuned model at, in addition to `evaluate.guidance_scale`."""
@@ -45,7 +45,7 @@ def evaluate_model(
 
 
 def _guidance_curve(sweep: Sweep, evaluator: Evaluator, family: Family, samples: Path) -> list[dict[str, float | int]]:
-    """Returns content and look at several guidance scales, on the first held-out prompts."""
+    """Returns content and style at several guidance scales, on the first held-out prompts."""
     count = min(sweep.prompts, len(evaluator.records.keys))
     keys, prompts = evaluator.records.keys[:count], evaluator.records.prompts[:count]
     rows = []
