@@ -4,7 +4,7 @@ python -m benchmarks.busy
 
 Every thread of an operation waits for the last one. A thread that spins while it waits keeps a core from the one that it waits
 for, if another process is running; a thread that sleeps at once is slow to wake. GOMP_SPINCOUNT sets how long it spins before
-it sleeps; the commands set 3000 (stages/console.py). Each figure is the median of several passes, forward and backward, of the
+it sleeps; the commands set 3000 (stages/console.py). Each figure is the mean of several passes, forward and backward, of the
 embedded base's UNet over 16 latents. Writes busy.json beside this file. GNU's OpenMP only, which PyTorch's Linux builds use.
 """
 
@@ -45,7 +45,7 @@ def main(
                 with busy_processes(busy):
                     found[name][str(busy)].append(pass_seconds(setting, seconds))
     figures = {
-        name: {f"beside {busy} busy": round(statistics.median(values), 3) for busy, values in by_busy.items()}
+        name: {f"beside {busy} busy": round(statistics.mean(values), 3) for busy, values in by_busy.items()}
         for name, by_busy in found.items()
     }
     written = {"processor": processor(), "threads": os.cpu_count(), "seconds_per_pass": figures}
@@ -66,7 +66,7 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def pass_seconds(setting: dict[str, str], seconds: float) -> float:
-    """Returns the median seconds of a pass, in a process of its own with these environment variables."""
+    """Returns the mean seconds of a pass, in a process of its own with these environment variables."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     words = [sys.executable, "-c", f"from benchmarks.busy import passes; passes({seconds})"]
@@ -75,7 +75,7 @@ def pass_seconds(setting: dict[str, str], seconds: float) -> float:
 
 
 def passes(seconds: float) -> None:
-    """Takes passes for some seconds, at least three, and prints the median of their times."""
+    """Takes passes for some seconds, at least three, and prints the mean of their times."""
     import torch
 
     from t2i.model.families.stable_diffusion import Family
@@ -89,7 +89,7 @@ def passes(seconds: float) -> None:
         started = time.perf_counter()
         family.predict(unet, latents, timesteps, conditioning).square().mean().backward()
         times.append(time.perf_counter() - started)
-    print(statistics.median(times[1:]))
+    print(statistics.mean(times[1:]))  # the mean, not the median: a busy machine stalls some passes for seconds
 
 
 def processor() -> str:
