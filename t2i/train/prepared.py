@@ -147,8 +147,9 @@ class Prepared:
         return processes
 
     def close(self) -> None:
-        """Ends the communication between the processes; the weights stay readable."""
-        self.accelerator.end_training()
+        """Ends the communication between GPUs, as NCCL asks for; that between CPUs ends with the processes."""
+        if self.device.type == "cuda":
+            self.accelerator.end_training()
 
     @property
     def device(self) -> torch.device:
