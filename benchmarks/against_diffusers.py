@@ -75,6 +75,7 @@ def _params(folder: Path, steps: int, batch_size: int, learning_rate: float, pre
     params["train"] |= {"trainable": "", "steps": steps, "batch_size": batch_size, "precision": precision, "warmup_steps": 0}
     params["train"] |= {"learning_rate": learning_rate, "schedule": {"name": "constant"}, "prompt_dropout": 0.0}
     params["train"]["ema"]["every_steps"] = 1
+    params["train"]["objective"]["weighting"] = {"name": "uniform"}  # as the script without --snr_gamma
     params["runtime"] |= {"trackers": ["tensorboard"], "log_every_steps": 1}
     params["runtime"]["validation"]["every_steps"] = 10 * steps
     with (folder / "params.yaml").open("w", encoding="utf-8") as file:
