@@ -42,7 +42,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="Output folder for the images and grid.png.")] = Path("samples"),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Draws images from prompts. The metadata of each PNG holds its prompt, seed, settings and model."""
+    """Draws images from prompts. The metadata of each PNG holds its prompt, seed, settings and the hash of the model."""
     if not (wanted := [*(prompts or []), *(_lines(prompts_file) if prompts_file else [])]):
         raise typer.BadParameter('give a prompt (t2i sample "red heart") or --prompts-file')
     from t2i.model.family import open_family
