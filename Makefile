@@ -5,7 +5,7 @@ export PATH := $(BIN):$(PATH)
 
 .PHONY: repro test base
 repro: .venv/installed
-	@echo "Running the pipeline: fetch, encode, train, evaluate (each stage says what it does; a stopped run goes on with dvc repro)"
+	@echo "Running the pipeline: fetch, encode, train, evaluate (to resume a stopped run, type dvc repro)"
 	dvc repro
 	@echo
 	@echo "The model:       data/model (StableDiffusionPipeline.from_pretrained loads it)"
@@ -33,6 +33,6 @@ base: .venv/installed
 	@touch $@
 
 .venv/installed-test: .venv/installed requirements-test.txt
-	@echo "Installing what the tests need besides"
+	@echo "Installing the packages that the tests need"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-test.txt
 	@touch $@

@@ -13,9 +13,9 @@ import typer
 
 _STARTED = time.monotonic()
 
-# OpenMP threads wait for each other at every operation. By default they spin for milliseconds, which nearly stops a command
-# on a busy machine; without any spinning, a command takes twice as long on an idle machine. libgomp reads this when torch loads
-# it. benchmarks/busy.py measures both.
+# OpenMP threads wait for each other at every operation. By default they spin for milliseconds, which slows a command on a busy
+# machine several times; without any spinning, a command takes a third longer on an idle machine. libgomp reads this when torch
+# loads it. benchmarks/busy.py measures both.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 

@@ -113,8 +113,8 @@ def device(sections: Sections) -> Iterator[Finding]:
         check_precision(train.precision, runtime)
         check_installed(runtime.trackers)
         make_optimizer([torch.zeros(1, requires_grad=True)], train.optimizer)
-        shares = micro_batches(train.batch_size, 0, runtime.processes, runtime.micro_batch_size)
-        return f"steps of {train.batch_size} images, {runtime.processes} process(es) with {len(shares)} micro-batch(es) each"
+        places = micro_batches(train.batch_size, 0, runtime.processes, runtime.micro_batch_size)
+        return f"steps of {train.batch_size} images, {runtime.processes} process(es) with {len(places)} micro-batch(es) each"
 
     yield from tried("device", kind)
     yield from tried("settings", settings)

@@ -147,7 +147,7 @@ class Prepared:
         return processes
 
     def close(self) -> None:
-        """Ends the communication between GPUs, as NCCL asks for; that between CPUs ends with the processes."""
+        """Destroys the process group on GPUs, as NCCL requires. On CPUs, the group ends with the processes."""
         if self.device.type == "cuda":
             self.accelerator.end_training()
 
