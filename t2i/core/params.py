@@ -88,12 +88,16 @@ def resolve_plugin(package: str, name: object) -> Any:
     Raises:
         ParamsError: if the package has no such module; lists the modules that it has.
     """
-    known = sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
-    if name not in known:
+    if name not in (known := plugins(package)):
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
         meant = f"; did you mean `{near[0]}`?" if near else ""
         raise ParamsError(f"{name!r} is not a module of {package}: it has {_listed(known)}{meant}")
     return importlib.import_module(f"{package}.{name}")
+
+
+def plugins(package: str) -> list[str]:
+    """Returns the names of the modules of a package, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
 
 
 def read_section(params_file: Path, name: str) -> Any:

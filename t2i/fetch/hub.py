@@ -49,6 +49,21 @@ def download(repository: Repository, patterns: list[str]) -> Path:
         return Path(snapshot_download(repository.name, revision=repository.revision, allow_patterns=patterns))
 
 
+def files_of(repository: Repository) -> list[str] | None:
+    """Returns the paths of all files of a repository; None if the Hub may not be asked (HF_HUB_OFFLINE).
+
+    Raises:
+        ValueError: if the Hub does not answer; says the cause and the remedy.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return None
+    with asking(repository):
+        return list(HfApi().list_repo_files(repository.name, revision=repository.revision, repo_type=repository.kind))
+
+
 @contextmanager
 def asking(repository: Repository) -> Iterator[None]:
     """Limits every wait for the Hub, and turns errors of its client into one-line ValueErrors."""

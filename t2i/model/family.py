@@ -14,9 +14,12 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from t2i.core.params import load_section, resolve_plugin
+from t2i.core.params import ParamsError, load_section, plugins, resolve_plugin
 from t2i.model.base import Base
+from t2i.model.layout import parts, read_object
 from t2i.model.prediction import PredictionType
+
+_FAMILIES = "t2i.model.families"
 
 Conditioning = dict[str, Tensor]
 """Named tensors [b, ...]: all inputs of the UNet other than latents and timesteps."""
@@ -34,6 +37,20 @@ class Family(Protocol):
     shift_factor: float
     vae_factor: int
     """Width and height in pixels of one latent."""
+
+    @staticmethod
+    def owns(index: Mapping[str, Any]) -> bool:
+        """Returns whether a pipeline is of this family, from its model_index.json."""
+        ...
+
+    @staticmethod
+    def check_base(folder: Path) -> None:
+        """Checks that a pipeline can be encoded and trained: its configurations and, if they are there, its weights.
+
+        Raises:
+            ValueError: names the part, what was got, what was wanted, and a remedy.
+        """
+        ...
 
     def load_vae(self, device: str) -> nn.Module:
         """Returns the VAE in fp32, frozen."""
@@ -139,5 +156,31 @@ def load_family(name: str, folder: Path, scheduler_changes: Mapping[str, Any] = 
         folder: the checkpoint, in diffusers layout.
         scheduler_changes: changes to its scheduler configuration, with the names of diffusers.
     """
-    family: Family = resolve_plugin("t2i.model.families", name).Family(folder, scheduler_changes)
+    family: Family = _named(name)(folder, scheduler_changes)
     return family
+
+
+def check_base(name: str, folder: Path) -> None:
+    """Checks that the family `name` can train the pipeline in a folder, from what is there: its weights may be missing.
+
+    Raises:
+        ValueError: if not; says why, and names the family that the pipeline belongs to.
+    """
+    family, index = _named(name), read_object(folder / "model_index.json")
+    if not family.owns(index):
+        known = plugins(_FAMILIES)
+        owners = [other for other in known if _named(other).owns(index)]
+        remedy = (
+            f"set `base.family: {owners[0]}`" if owners else f"no family here can ({', '.join(known)}): choose another base"
+        )
+        has = ", ".join(parts(folder)) or "no parts"
+        raise ValueError(f"is a {index.get('_class_name')} ({has}), which family {name} cannot train; {remedy}")
+    family.check_base(folder)
+
+
+def _named(name: str) -> Any:
+    """Returns the class of a family."""
+    try:
+        return resolve_plugin(_FAMILIES, name).Family
+    except ParamsError as error:
+        raise ParamsError(f"`base.family`: {error}") from None

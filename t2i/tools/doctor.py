@@ -1,5 +1,6 @@
 """Checks everything that a long run depends on, and says what is wrong and how to fix it."""
 
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,15 @@ from t2i.data.pixels import EXTENSIONS
 from t2i.data.records import SPLITS
 from t2i.data.shards import index
 from t2i.encode.roundtrip import psnr_of_records
-from t2i.fetch.base import check_origin
+from t2i.fetch.base import check_origin, configure
 from t2i.fetch.weights import check_weights
-from t2i.model.family import Family, load_family
+from t2i.model.base import Base
+from t2i.model.family import Family, check_base, load_family
 from t2i.tools.memory import available_memory, checkpoints_bytes, count_weights, state_bytes
 from t2i.tools.sections import Sections, load_sections, unread
 from t2i.tools.surroundings import Finding, checkout, device, dvc, tried
 from t2i.train import checkpoint
+from t2i.train.objective import Objective
 
 
 def doctor(params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
@@ -31,7 +34,7 @@ def doctor(params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
         data: the folder that the stages write to.
         deep: whether to also check weights, verify the sha256 of caches and checkpoints, and decode some records.
     """
-    yield from checkout()
+    yield from checkout(data)
     yield from dvc()
     try:
         sections = load_sections(params_file)
@@ -50,32 +53,47 @@ def doctor(params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
 
 
 def _base_and_what_is_made_from_it(sections: Sections, params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
-    base = data / "base" if (data / "base").is_dir() else Path(sections.base.local)
-    if sections.base.hub is not None and base != data / "base":
-        yield Finding("note", "base", f"{sections.base.hub} is not fetched yet: run `t2i fetch base` or `dvc repro`")
+    found = list(_base(sections, data))
+    yield from found
+    base = data / "base" if found[-1].state == "ok" else Path(sections.base.local)
+    if any(finding.state == "wrong" for finding in found) or (found[-1].state == "note" and sections.base.hub):
         return
-    try:
-        check_origin(sections.base, base)
-    except ValueError as error:  # a run would fetch it first
-        yield Finding("note", "base", str(error))
-        return
-    try:
-        family = _family(sections, base)
-    except (ValueError, OSError) as error:
-        yield Finding("wrong", "base", str(error))
-        return
-    yield Finding("ok", "base", f"{base}: loads as family {sections.base.family}")
     if deep:
         yield from tried("weights", partial(_weights, base))
     yield from _needs(sections, base, data)
-    yield from _caches(sections, family, params_file, base, data, deep=deep)
+    yield from _caches(sections, load_family(sections.base.family, base), params_file, base, data, deep=deep)
     yield from _work(deep=deep)
 
 
-def _family(sections: Sections, base: Path) -> Family:
+def _base(sections: Sections, data: Path) -> Iterator[Finding]:
+    """Yields findings about the base that params.yaml names, then one about the base in `data`: ok, if it is the same."""
+    section, fetched = sections.base, data / "base"
+    if section.hub is None:
+        yield from tried("base", partial(_local, section))
+    if not fetched.is_dir():
+        yield Finding("note", "base", f"{section.hub or section.local} is not fetched yet: run `t2i fetch base` or `dvc repro`")
+        return
+    try:
+        check_origin(section, fetched)
+    except ValueError as error:  # a run would fetch it first
+        yield Finding("note", "base", str(error))
+        return
+    yield from tried("base", partial(_trainable, sections, fetched))
+
+
+def _local(section: Base) -> str:
+    """Checks the configurations of a local base, with the changes that the section asks for."""
+    with tempfile.TemporaryDirectory() as folder:
+        configure(section, Path(folder))
+    return f"{section.local}: can be trained as family {section.family}"
+
+
+def _trainable(sections: Sections, base: Path) -> str:
+    check_base(sections.base.family, base)
     family = load_family(sections.base.family, base, sections.train.objective.scheduler_changes())
     sections.encode_images.check_factor(family.vae_factor)
-    return family
+    Objective(sections.train.objective, family, "cpu")
+    return f"{base}: its weights fit, and load as family {sections.base.family}"
 
 
 def _weights(base: Path) -> str:

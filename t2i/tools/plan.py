@@ -14,11 +14,12 @@ from t2i.data.records import SPLITS, Split, read_captions, split_of_shard
 from t2i.data.shards import pack, shard_bytes
 from t2i.fetch.base import check_origin
 from t2i.fetch.dataset import Fetch
-from t2i.model.family import load_family
+from t2i.model.family import Family, check_base, load_family
 from t2i.model.runtime import Runtime
 from t2i.tools.memory import available_memory, checkpoints_bytes, count_weights, enough_memory, peak_memory, state_bytes
 from t2i.tools.probe import Encoders, probe_encoders, probe_forward, probe_step
 from t2i.tools.sections import Sections, load_sections
+from t2i.train.execution import check_settings
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,8 @@ def plan(params_file: Path, base: Path, raw: Path, records: int | None) -> list[
     """
     sections = load_sections(params_file)
     train, runtime = sections.train, sections.runtime
-    if not (base / "model_index.json").is_file():
-        raise ValueError(f"{base}: no pipeline found; run `t2i fetch base`")
-    check_origin(sections.base, base)
-    family = load_family(sections.base.family, base, train.objective.scheduler_changes())
+    check_settings(train, runtime)
+    family = _base(sections, base)
     dataset = _imagined(sections.fetch, records) if records else _fetched(raw)
     with enough_memory(runtime):
         encoders = probe_encoders(family, runtime, sections.encode_images.resolution_px, dataset.a_caption)
@@ -72,6 +71,15 @@ def plan(params_file: Path, base: Path, raw: Path, records: int | None) -> list[
         ("steps", f"{steps} of {train.batch_size} images: {steps * train.batch_size / counts['train']:.3g} epochs"),
         *_times(sections, dataset, encoders, forward, step),
     ]
+
+
+def _base(sections: Sections, base: Path) -> Family:
+    """Returns the base, after checking that it is the one that params.yaml names, and that it can be trained."""
+    if not (base / "model_index.json").is_file():
+        raise ValueError(f"{base}: no pipeline found; run `t2i fetch base`")
+    check_origin(sections.base, base)
+    check_base(sections.base.family, base)
+    return load_family(sections.base.family, base, sections.train.objective.scheduler_changes())
 
 
 def _disk(sections: Sections, dataset: RecordCounts, encoders: Encoders, trained: int) -> Iterable[tuple[str, str]]:

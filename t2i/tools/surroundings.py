@@ -14,11 +14,9 @@ import psutil
 import torch
 
 import t2i.core.params
-from t2i.data.batches import micro_batches
+from t2i.core.files import check_in_repository
 from t2i.tools.sections import Sections
-from t2i.train.execution import check_precision
-from t2i.train.optim import make_optimizer
-from t2i.train.trackers import check_installed
+from t2i.train.execution import check_settings
 
 
 class Finding(NamedTuple):
@@ -37,8 +35,8 @@ def tried(about: str, check: Callable[[], str]) -> Iterator[Finding]:
         yield Finding("wrong", about, str(error))
 
 
-def checkout() -> Iterator[Finding]:
-    """Yields findings about the working directory and the installed packages."""
+def checkout(data: Path) -> Iterator[Finding]:
+    """Yields findings about the working directory, the folder of outputs and the installed packages."""
     here, code = Path.cwd(), Path(t2i.core.params.__file__).parents[2]
     if code != here:
         yield Finding(
@@ -46,9 +44,15 @@ def checkout() -> Iterator[Finding]:
             "checkout",
             f"this command runs the code in {code}, but the stages run the code in {here}: pip install -e {here}",
         )
-    for name, remedy in ((".git", "git init"), (".dvc", "dvc init"), ("dvc.yaml", "change to the folder of dvc.yaml")):
-        if not Path(name).exists():
-            yield Finding("wrong", "checkout", f"{here} has no {name}: {remedy}")
+    for name, remedy in ((".git", "git init"), (".dvc", "dvc init")):
+        if not any((folder / name).exists() for folder in (here, *here.parents)):
+            yield Finding("wrong", "checkout", f"neither {here} nor a folder above it has a {name}: {remedy}")
+    if not Path("dvc.yaml").exists():
+        yield Finding("wrong", "checkout", f"{here} has no dvc.yaml: change to the folder that has it")
+    try:
+        check_in_repository(data)
+    except ValueError as error:
+        yield Finding("wrong", "checkout", str(error))
     lock = Path("dvc.lock")
     if lock.is_file() and not lock.stat().st_size:
         yield Finding(
@@ -110,11 +114,8 @@ def device(sections: Sections) -> Iterator[Finding]:
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, torch {torch.__version__}"
 
     def settings() -> str:
-        check_precision(train.precision, runtime)
-        check_installed(runtime.trackers)
-        make_optimizer([torch.zeros(1, requires_grad=True)], train.optimizer)
-        places = micro_batches(train.batch_size, 0, runtime.processes, runtime.micro_batch_size)
-        return f"steps of {train.batch_size} images, {runtime.processes} process(es) with {len(places)} micro-batch(es) each"
+        micro_batches = len(check_settings(train, runtime))
+        return f"steps of {train.batch_size} images, {runtime.processes} process(es) with {micro_batches} micro-batch(es) each"
 
     yield from tried("device", kind)
     yield from tried("settings", settings)

@@ -10,7 +10,7 @@ from t2i.train import loop
 from tests.pipeline import declared
 
 ALWAYS = {"core/files.py", "core/locks.py", "core/params.py", "core/signals.py", "data/caches.py", "data/digests.py"}
-ALWAYS |= {"data/manifest.py", "model/base.py", "model/runtime.py"}
+ALWAYS |= {"data/manifest.py", "model/base.py", "model/checks.py", "model/export.py", "model/layout.py", "model/runtime.py"}
 """How files take their names, who may write, what is refused; the values of parameters are in the fingerprint themselves."""
 NOT_DECISIVE = {
     "train": ALWAYS

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from t2i.fetch.base import fetch_base
@@ -117,8 +117,32 @@ def test_another_vae_replaces_the_base_vae(tmp_path) -> None:
     assert json.loads((tmp_path / "out/source.json").read_text())["vae_source"] == "other-vae"
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"latent_channels": 16}))
-    with pytest.raises(ValueError, match="its latents have 16 channels, but the base's UNet takes 4"):
+    with pytest.raises(ValueError, match=r"`base.vae` .*unet: takes 4 channels .*wanted 16"):
         fetch_base(params(local=str(base), clip=str(base / "clip"), vae=str(other)), tmp_path / "out", tmp_path / "clip")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_do_not_fit_leave_no_output(tmp_path, part) -> None:
+    base = tiny.make_base(tmp_path / "base")
+    (file,) = (base / part).glob("*.safetensors")
+    tensors = load_file(file)
+    save_file({name: tensors[name] for name in sorted(tensors)[1:]}, file, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=rf"base: {part}: 1 missing tensors, such as {sorted(tensors)[0]}; .*config.json"
+    ) as caught:
+        fetch_base(params(local=str(base), clip=str(base / "clip")), tmp_path / "data/base", tmp_path / "data/clip")
+    assert ".partial" not in str(caught.value)
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_weights_come_after_the_checks(hub, tiny_base, tmp_path) -> None:
+    config = json.loads((hub / "unet/config.json").read_text())
+    (hub / "unet/config.json").write_text(json.dumps(config | {"in_channels": 9}))
+    for weights in hub.rglob("*.safetensors"):
+        weights.unlink()
+    asked = params(hub="someone/tiny", local=str(tiny_base), clip=str(tiny_base / "clip"))
+    with pytest.raises(ValueError, match=r"^someone/tiny: unet: takes 9 channels"):
+        fetch_base(asked, tmp_path / "base", tmp_path / "clip")
 
 
 def test_licences_are_copied_as_text(tmp_path) -> None:
@@ -131,12 +155,10 @@ def test_licences_are_copied_as_text(tmp_path) -> None:
     assert found == {"LICENSE.txt": "LICENSE", "LICENSE.md": "LICENSE.md", "LICENSE-2.0.txt": "LICENSE-2.0"}
 
 
-@pytest.mark.parametrize(("part", "name"), [("unet", "in_channels"), ("text_encoder", "num_hidden_layers")])
-def test_a_config_without_a_required_setting_is_named(tmp_path, part, name) -> None:
+def test_clip_skip_needs_the_number_of_layers(tmp_path) -> None:
     base = tiny.make_base(tmp_path / "base")
-    config = json.loads((base / part / "config.json").read_text())
-    del config[name]
-    (base / part / "config.json").write_text(json.dumps(config))
-    asked = params(local=str(base), clip=str(base / "clip"), vae=str(base / "vae"), clip_skip=1)
-    with pytest.raises(ValueError, match=rf"{part}/config.json: got {name} = None"):
-        fetch_base(asked, tmp_path / "out", tmp_path / "clip")
+    config = json.loads((base / "text_encoder/config.json").read_text())
+    del config["num_hidden_layers"]
+    (base / "text_encoder/config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"text_encoder/config.json: got num_hidden_layers = None"):
+        fetch_base(params(local=str(base), clip=str(base / "clip"), clip_skip=1), tmp_path / "out", tmp_path / "clip")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
 
 from t2i.fetch.base import fetch_base
 from t2i.fetch.weights import check_weights
@@ -47,10 +49,21 @@ DAMAGED = {
 }
 
 
-def fetch(base: Path, out: Path) -> None:
-    unset = {"hub": None, "revision": None, "variant": None, "vae": None, "clip_skip": 0}
+def fetch(base: Path, out: Path, variant: str | None = None) -> None:
+    unset = {"hub": None, "revision": None, "vae": None, "clip_skip": 0, "variant": variant}
     params = Base(**({"family": "stable_diffusion", "local": str(base), "clip": str(base / "clip")} | unset))
     fetch_base(params, out / "base", out / "base-clip")
+
+
+def with_weights(tiny_base: Path, folder: Path, *, variant: str | None = None, sharded: bool = False) -> Path:
+    """Returns a copy of the tiny base whose pipeline has weights of one variant, in one file or in several."""
+    base = shutil.copytree(tiny_base, folder)
+    for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)):
+        model = kind.from_pretrained(base / part)
+        for file in (base / part).glob("*.safetensors"):
+            file.unlink()
+        model.save_pretrained(base / part, variant=variant, max_shard_size="4KB" if sharded else "1GB")
+    return base
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
@@ -93,6 +106,68 @@ def test_a_base_with_bad_weights_leaves_no_output(tiny_base, tmp_path, part) -> 
     with pytest.raises(ValueError, match=rf"{file}: not a complete safetensors file"):
         fetch(base, tmp_path / "data")
     assert not list((tmp_path / "data").iterdir())
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_sharded_weights_are_copied_with_their_index(tiny_base, tmp_path, variant) -> None:
+    base = with_weights(tiny_base, tmp_path / "other", variant=variant, sharded=True)
+    assert len(list((base / "unet").glob("*-of-*"))) > 2
+    fetch(base, tmp_path / "data", variant)
+    copied = UNet2DConditionModel.from_pretrained(tmp_path / "data/base/unet", use_safetensors=True).state_dict()
+    for name, weight in UNet2DConditionModel.from_pretrained(tiny_base / "unet").state_dict().items():
+        assert torch.equal(weight, copied[name])
+    CLIPTextModel.from_pretrained(tmp_path / "data/base/text_encoder")
+
+
+def test_shards_with_diffusers_old_names_are_copied(tiny_base, tmp_path) -> None:
+    base = with_weights(tiny_base, tmp_path / "other", variant="fp16", sharded=True)
+    for part in ("unet", "vae", "text_encoder"):
+        for file in (base / part).glob("*.fp16*"):
+            file.rename(file.with_name(re.sub(r"\.fp16(-\d+-of-\d+)\.", r"\1.fp16.", file.name)))
+        (index,) = (base / part).glob("*.index.fp16.json")
+        index = index.rename(index.with_name(index.name.replace("index.fp16.json", "fp16.index.json")))
+        index.write_text(re.sub(r"\.fp16(-\d+-of-\d+)\.", r"\1.fp16.", index.read_text()))
+    fetch(base, tmp_path / "data", "fp16")
+    UNet2DConditionModel.from_pretrained(tmp_path / "data/base/unet", use_safetensors=True)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_missing_shard_is_named(tiny_base, tmp_path, part) -> None:
+    base = with_weights(tiny_base, tmp_path / "other", sharded=True)
+    shard = sorted((base / part).glob("*-of-*"))[-1]
+    shard.unlink()
+    with pytest.raises(ValueError, match=rf"{shard}: missing, though .*index.json lists it"):
+        fetch(base, tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(
+    ("there", "asked", "remedy"), [("fp16", None, "fp16"), (None, "fp16", "null"), ("bf16", "fp16", "bf16")]
+)
+def test_weights_of_another_variant_are_named(tiny_base, tmp_path, there, asked, remedy, sharded) -> None:
+    base = with_weights(tiny_base, tmp_path / "other", variant=there, sharded=sharded)
+    with pytest.raises(ValueError, match=rf"other/\w+: .*set `base.variant: {remedy}`"):
+        fetch(base, tmp_path / "data", asked)
+
+
+def test_an_index_of_another_variant_is_not_copied(tiny_base, tmp_path) -> None:
+    base = with_weights(tiny_base, tmp_path / "other", sharded=True)
+    UNet2DConditionModel.from_pretrained(tiny_base / "unet").save_pretrained(tmp_path / "one", variant="fp16")
+    CLIPTextModel.from_pretrained(tiny_base / "text_encoder").save_pretrained(tmp_path / "two", variant="fp16")
+    AutoencoderKL.from_pretrained(tiny_base / "vae").save_pretrained(tmp_path / "three", variant="fp16")
+    for part, folder in (("unet", "one"), ("text_encoder", "two"), ("vae", "three")):
+        for file in (tmp_path / folder).glob("*.safetensors"):
+            shutil.copyfile(file, base / part / file.name)
+    fetch(base, tmp_path / "data", "fp16")
+    assert not list((tmp_path / "data").rglob("*.safetensors.index.json"))
+
+
+def test_pickled_weights_are_refused_with_a_remedy(tiny_base, tmp_path) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "other")
+    (base / "unet/diffusion_pytorch_model.safetensors").rename(base / "unet/diffusion_pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"unet: .*diffusion_pytorch_model.bin .*safe_serialization=True"):
+        fetch(base, tmp_path / "data")
 
 
 def test_a_damaged_cached_file_is_named_by_its_real_path(tmp_path) -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -5,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from stages import fetch
@@ -12,6 +14,7 @@ from stages.tools import app
 from t2i.core.locks import locked
 from t2i.data.manifest import read_manifest, write_manifest
 from t2i.data.shards import Reader, index, pack, write_shard
+from tests import tiny
 from tests.projects import ROOT, Project, flip
 
 
@@ -75,6 +78,7 @@ def test_sections_that_no_stage_reads_are_noted(checkout) -> None:
     ("section", "changes", "line"),
     [
         ("train", {"precision": "fp16"}, "settings: `train.precision`.* fp16"),
+        ("runtime", {"attention": "xformers"}, "settings: `runtime.attention`.* xformers.* auto"),
         ("runtime", {"processes": 3}, "settings: `train.batch_size`.* 4 .*`runtime.processes`.* 3"),
         ("train", {"trainable": "lora"}, "base: `train.trainable`.* 'lora'"),
     ],
@@ -85,10 +89,42 @@ def test_incompatible_settings_are_reported(checkout, section, changes, line) ->
     assert re.search(f"wrong  {line}", run(wrong=1))
 
 
-def test_a_base_that_does_not_load_is_reported(checkout) -> None:
+def test_a_base_that_cannot_be_trained_is_reported(checkout, tmp_path) -> None:
+    base = shutil.copytree(checkout.params["base"]["local"], tmp_path / "other")
+    config = json.loads((base / "unet/config.json").read_text())
+    (base / "unet/config.json").write_text(json.dumps(config | {"in_channels": 9}))
+    checkout.params["base"] |= {"local": str(base), "clip": str(base / "clip")}
+    checkout.write()
+    assert re.search("wrong  base: .*other: unet: takes 9 channels", run(wrong=1))
+
+
+def test_a_fetched_base_with_damaged_weights_is_reported(checkout) -> None:
     fetch.base()
-    shutil.rmtree(checkout.folder / "data/base/scheduler")
-    assert "wrong  base: " in run(wrong=1)
+    (weights,) = (checkout.folder / "data/base/vae").glob("*.safetensors")
+    tensors = load_file(weights)
+    save_file({name: tensors[name] for name in sorted(tensors)[1:]}, weights)
+    assert re.search("wrong  base: .*vae: 1 missing tensors", run(wrong=1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"variant": "fp16"}, {"clip_skip": 1}, {"vae": "someone/vae"}, {"hub": "someone/other"}, {"local": "another"}],
+    ids=["variant", "clip_skip", "vae", "hub", "local"],
+)
+def test_a_base_fetched_with_other_parameters_is_noted(checkout, tmp_path, change) -> None:
+    base = tiny.make_base(tmp_path / "base", text_layers=2)
+    tiny.make_base(tmp_path / "another/base", text_layers=3)
+    checkout.params["base"] |= {"local": str(base), "clip": str(base / "clip")}
+    checkout.write()
+    fetch.base()
+    assert re.search("ok     base: data/base: .*load as family", run())
+    local = {"local": str(tmp_path / "another/base"), "clip": str(tmp_path / "another/base/clip")}
+    checkout.params["base"] |= local if "local" in change else change
+    checkout.write()
+    done = CliRunner().invoke(app, ["doctor"])
+    assert "load as family" not in done.output
+    assert re.search("(note   base: data/base.*`t2i fetch base`|wrong  base: .*someone/vae)", done.output)
+    assert CliRunner().invoke(app, ["plan"]).exit_code == 1
 
 
 def test_deep_finds_a_flipped_bit(encoded) -> None:
@@ -143,8 +179,21 @@ def test_a_checkout_that_dvc_cannot_use_is_reported(checkout) -> None:
     (checkout.folder / "dvc.lock").touch()
     Path(".git").rmdir()
     lines = run(wrong=2)
-    assert "has no .git: git init" in lines
+    assert "has a .git: git init" in lines
     assert re.search("dvc.lock is empty.*git checkout dvc.lock", lines)
+
+
+def test_a_checkout_inside_another_repository_is_accepted(checkout) -> None:
+    (checkout.folder / ".git").rename(checkout.folder.parent / ".git")
+    try:
+        run()
+    finally:
+        (checkout.folder.parent / ".git").rmdir()
+
+
+def test_outputs_behind_a_link_are_reported(checkout, tmp_path_factory) -> None:
+    (checkout.folder / "data").symlink_to(tmp_path_factory.mktemp("disk"))
+    assert re.search("wrong  checkout: data: a link .*cache.dir .*T2I_WORK_DIR", run(wrong=1))
 
 
 def test_another_base_than_the_fetched_one_is_noted(checkout) -> None:

@@ -55,6 +55,13 @@ def test_a_plan_gives_counts_sizes_and_times(project) -> None:
     assert not list((project.folder / "data").glob("latents*"))
 
 
+def test_settings_are_checked_before_the_base_is_read(project) -> None:
+    project.params["train"]["precision"] = "fp16"
+    project.write()
+    done = CliRunner().invoke(app, ["plan"])
+    assert "`train.precision` fp16 needs a GPU" in str(done.exception)
+
+
 def test_a_plan_works_before_the_dataset_is_fetched(project) -> None:
     fetch.base()
     project.params["fetch"]["max_heldout_records"] = 100

@@ -5,7 +5,6 @@ Widths, lengths, prediction type and scaling are read from the configuration fil
 
 import inspect
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +17,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from t2i.model.base import NOT_TAKEN
+from t2i.model.checks import check_models, check_scheduler, check_text, check_unet, check_vae, on_meta
+from t2i.model.export import export
 from t2i.model.prediction import PredictionType
 from t2i.model.pretrained import load_pretrained
+
+PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+"""The parts of a pipeline that this family uses."""
 
 
 class Text(NamedTuple):
@@ -63,6 +67,29 @@ class Family:
                 "set `train.objective.prediction_type` to v_prediction, or `zero_terminal_snr` to false"
             )
         self.prediction_type: PredictionType = scheduler.config.prediction_type
+
+    @staticmethod
+    def owns(index: Mapping[str, Any]) -> bool:
+        """Returns whether a pipeline is of this family, from its model_index.json."""
+        return index.keys() >= PARTS and "text_encoder_2" not in index
+
+    @staticmethod
+    def check_base(folder: Path) -> None:
+        """Checks that a pipeline can be encoded and trained: its configurations and, if they are there, its weights.
+
+        The VAE and the text encoder are loaded; of the UNet, only the names and shapes of the tensors are read.
+
+        Raises:
+            ValueError: names the part, what was got, what was wanted, and a remedy.
+        """
+        check_models(folder, {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"})
+        check_scheduler(folder)
+        tokens, width = check_text(folder / "tokenizer", folder / "text_encoder")
+        check_unet(folder / "unet", check_vae(folder / "vae"), {"encoder_hidden_states": on_meta(1, tokens, width)})
+        family = Family(folder)
+        if any(folder.glob("*/*.safetensors")):
+            family.load_vae("cpu")
+            family.load_text("cpu")
 
     def load_vae(self, device: str) -> nn.Module:
         """Returns the AutoencoderKL in fp32, frozen."""
@@ -132,38 +159,8 @@ class Family:
         return prediction
 
     def export(self, weights: Mapping[str, Tensor], out: Path) -> None:
-        """Writes a complete pipeline in fp32: this checkpoint with the given UNet weights. Builds no VAE and no text encoder.
-
-        All parts are fp32, so that the pipeline samples when it is loaded without a dtype.
-        """
-        from safetensors.torch import load_file, save_file
-
-        def save(tensors: Mapping[str, Tensor], file: Path) -> None:
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file, metadata={"format": "pt"})
-
-        # copyfile does not copy file modes: files that DVC has linked are read-only.
-        shutil.copytree(
-            self.folder,
-            out,
-            copy_function=shutil.copyfile,
-            dirs_exist_ok=True,
-            ignore=lambda at, names: names if Path(at).name == "unet" else [],
-        )
-        (out / "unet").mkdir(exist_ok=True)
-        shutil.copyfile(self.folder / "unet" / "config.json", out / "unet" / "config.json")
-        for file in out.rglob("*.safetensors"):
-            save({name: t.float() if t.is_floating_point() else t for name, t in load_file(file).items()}, file)
-        for file in out.rglob("config.json"):
-            config = json.loads(file.read_text(encoding="utf-8"))
-            if stated := {"dtype", "torch_dtype"} & config.keys():
-                file.write_text(json.dumps(config | dict.fromkeys(stated, "float32"), indent=2) + "\n", encoding="utf-8")
-        save(weights, out / "unet" / "diffusion_pytorch_model.safetensors")
-        if self._scheduler_changes:
-            scheduler = self._sampling_scheduler()
-            scheduler.save_pretrained(out / "scheduler")
-            index = json.loads((out / "model_index.json").read_text(encoding="utf-8"))
-            index["scheduler"] = ["diffusers", type(scheduler).__name__]
-            (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        """Writes a complete pipeline in fp32: this checkpoint with the given UNet weights and the changed scheduler."""
+        export(self.folder, weights, self._sampling_scheduler() if self._scheduler_changes else None, out)
 
     def _sampling_scheduler(self) -> Any:
         """Returns the scheduler of the checkpoint with the changes; a DDIMScheduler if it does not support all of them."""
