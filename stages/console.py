@@ -19,6 +19,10 @@ _STARTED = time.monotonic()
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
+# oneDNN would compute fp32 in this type, also if it is bf16; `train.precision` decides.
+for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"):
+    os.environ.pop(name, None)
+
 # transformers and diffusers print messages at import that a user of these commands cannot act on.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -34,6 +38,7 @@ def application(help: str) -> typer.Typer:
 
 def run(app: Callable[[], Any]) -> None:
     """Runs an application. Prints an expected error as one line on stderr and exits with 2 for a wrong parameter, else 1."""
+    from t2i.core.files import check_in_repository
     from t2i.core.params import ParamsError
     from t2i.core.signals import end_with_parent
 
@@ -42,6 +47,8 @@ def run(app: Callable[[], Any]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show must not end a stage
     try:
+        if "DVC_STAGE" in os.environ:
+            check_in_repository(Path("data"))
         app()
     except ParamsError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)

@@ -19,12 +19,8 @@ def main(
         "data/raw/dataset.json"
     ),
     out: Annotated[Path, typer.Option(help="Output folder for the fine-tuned model.")] = Path("data/model"),
-    validation: Annotated[
-        Path, typer.Option(help="Output folder for the denoising errors and sampled latents of validation.")
-    ] = Path("data/validation"),
-    report: Annotated[Path, typer.Option(help="Output folder for metrics.json, history.csv and validation.csv.")] = Path(
-        "data/reports/train"
-    ),
+    validation: Annotated[Path, typer.Option(help="Output folder for what validation finds.")] = Path("data/validation"),
+    report: Annotated[Path, typer.Option(help="Output folder for the metrics and curves.")] = Path("data/reports/train"),
     trackers: Annotated[Path, typer.Option(help="Output folder for the files of `runtime.trackers`.")] = Path("data/trackers"),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
@@ -33,21 +29,24 @@ def main(
     from t2i.core.params import load_section
     from t2i.data.caches import check_caches, stated_digests
     from t2i.model.family import open_family
-    from t2i.model.launch import in_process_group, is_first_process, relaunch
+    from t2i.model.launch import in_process_group, is_first_process, join_group, relaunch
     from t2i.model.runtime import Runtime
+    from t2i.train.execution import check_settings
     from t2i.train.loop import Inputs, Outputs, train
     from t2i.train.section import Train
 
     section, runtime = load_section(params_file, "train", Train), load_section(params_file, "runtime", Runtime)
+    check_settings(section, runtime)
     if runtime.processes > 1 and not in_process_group():
         raise SystemExit(relaunch("stages.train", command_line(main, call), runtime.processes))
+    join_group(runtime.torch_device())
     family = open_family(params_file, base, section.objective.scheduler_changes())
     if is_first_process():
         check_caches(latents, embeds, stated_digests(dataset), params_file, base=base, hashes=runtime.verify_shards)
     inputs, outputs = Inputs(base, latents, embeds, validation_prompts, dataset), Outputs(out, validation, report, trackers)
     if metrics := train(section, runtime, family, inputs, outputs):
-        figures = f"loss {metrics['loss']:.4f}, unweighted {metrics['mse']:.4f}"
-        print(f"{metrics['steps']} steps trained in {took()}; {figures}; the model is in {out}")
+        losses = f"loss {metrics['loss']:.4f}, unweighted {metrics['mse']:.4f}"
+        print(f"{metrics['steps']} steps trained in {took()}; {losses}; the model is in {out}")
 
 
 if __name__ == "__main__":

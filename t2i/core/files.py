@@ -29,6 +29,19 @@ def work_folder(kind: str, fingerprint: str) -> Path:
     return folder
 
 
+def check_in_repository(outputs: Path) -> None:
+    """Checks that a folder of outputs is not a link that leaves the checkout: DVC would refuse its content after the work.
+
+    Raises:
+        ValueError: if it is; says how to use another disk.
+    """
+    if outputs.is_symlink() and not outputs.resolve().is_relative_to(Path.cwd().resolve()):
+        raise ValueError(
+            f"{outputs}: a link to {outputs.resolve()}, where DVC stores no outputs: replace it by a folder; to keep the data "
+            "on another disk, run `dvc config --local cache.dir FOLDER`, and set T2I_WORK_DIR"
+        )
+
+
 def publish(folder: Path, out: Path) -> None:
     """Moves a finished folder to `out`; the old content of `out` is deleted only after the move succeeds."""
     out = out.resolve()

@@ -10,6 +10,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
+class Interrupted(Exception):
+    """A signal asked for a stop, in the middle of work that can be thrown away."""
+
+
 class Interrupt:
     """Inside a `with` block, records SIGINT and SIGTERM as a stop request, which a loop can check in `signal`."""
 
@@ -29,6 +33,11 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def check(self) -> None:
+        """Raises Interrupted after a signal."""
+        if self.signal is not None:
+            raise Interrupted
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.signal is not None:
@@ -37,7 +46,7 @@ class Interrupt:
             return
         self.signal, self._received_at = number, time.monotonic()
         with contextlib.suppress(OSError):  # no print: the signal may arrive while the loop writes to sys.stderr
-            os.write(2, b"\nstopping after this step; interrupt again to stop at once\n")
+            os.write(2, b"\nstopping after a checkpoint; interrupt again to stop at once\n")
 
 
 def is_echo(number: int, first_at: float) -> bool:

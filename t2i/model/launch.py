@@ -1,4 +1,4 @@
-"""Launch: runs a command again as several processes, and forwards signals to them."""
+"""Launch: runs a command again as several processes, forwards signals to them, and connects them to a group."""
 
 import os
 import signal
@@ -7,19 +7,72 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from types import FrameType
 
 from t2i.core.signals import end_with_parent, is_echo
 
+JOIN_MINUTES = 10
+"""How long a process waits for the others of its group to start."""
+
 
 def in_process_group() -> bool:
-    """Returns whether a launcher (this one, torchrun or accelerate launch) started this process as one of a group."""
-    return "WORLD_SIZE" in os.environ
+    """Returns whether a launcher (this one, torchrun or accelerate launch) started this process as one of a group.
+
+    Raises:
+        ValueError: if the environment describes only a part of a group.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
+        return False
+    numbers = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")}
+    wrong = [f"{name}={value}" for name, value in numbers.items() if not value.isdecimal()]
+    if wrong or not os.environ.get("MASTER_ADDR"):
+        raise ValueError(
+            f"WORLD_SIZE={size} says that this process is one of {size}, but {', '.join(wrong) or 'MASTER_ADDR='} is no place "
+            "in a group: unset WORLD_SIZE for a single process, or start all processes with torchrun"
+        )
+    return int(size) > 1
+
+
+def join_group(device: str) -> None:
+    """Connects this process to the others of its group, if it has one; waits until they have started.
+
+    Args:
+        device: `cpu` or `cuda`.
+
+    Raises:
+        ValueError: if the others do not start within JOIN_MINUTES.
+    """
+    if not in_process_group():
+        return
+    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
+
+    rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    print(f"process {rank} of {size} (RANK of WORLD_SIZE) waits for the others at {place}", file=sys.stderr, flush=True)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:  # the wait is in C++, where Python's handlers are not called
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=JOIN_MINUTES)))
+    except distributed.DistError as error:
+        raise ValueError(
+            f"process {rank} of {size} waited {JOIN_MINUTES} minutes at {place} for the others ({str(error).splitlines()[0]}): "
+            "start all of them, or unset WORLD_SIZE for a single process"
+        ) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    day = timedelta(days=1)  # the others wait while the first process validates
+    store.set_timeout(day)
+    distributed.init_process_group(
+        "gloo" if device == "cpu" else "nccl", store=store, rank=int(rank), world_size=int(size), timeout=day
+    )
 
 
 def is_first_process() -> bool:
     """Returns whether this process is the only one, or the first of its group."""
-    return os.environ.get("RANK", "0") == "0"
+    return not in_process_group() or os.environ["RANK"] == "0"
 
 
 def relaunch(module: str, words: Sequence[str], processes: int) -> int:

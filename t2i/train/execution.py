@@ -1,15 +1,19 @@
 """Execution: how this machine runs a training step: device, precision, processes, attention."""
 
+import importlib.util
 import os
 import sys
-from datetime import timedelta
 from typing import Any
 
 import torch
 
+from t2i.data.batches import micro_batches
 from t2i.model.family import Family
 from t2i.model.precision import Precision
 from t2i.model.runtime import Runtime
+from t2i.train.optim import make_optimizer
+from t2i.train.section import Train
+from t2i.train.trackers import check_installed
 
 MOST_OVERFLOWS = 30
 """The fp16 loss scale starts at 65536 and is halved at each overflow; after 30 it is far below what a sound run needs."""
@@ -25,17 +29,42 @@ def make_accelerator(precision: Precision, runtime: Runtime) -> Any:
     Raises:
         ValueError: if this machine does not support the device or the precision.
     """
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate import Accelerator
 
     check_precision(precision, runtime)
-    cpu = runtime.torch_device() == "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = runtime.tf32
-    patience = InitProcessGroupKwargs(backend=None, timeout=timedelta(days=1))  # others wait while the first one validates
-    return Accelerator(
-        mixed_precision={"fp32": "no"}.get(precision, precision),
-        cpu=cpu,
-        kwargs_handlers=[patience],
-    )
+    _forget_environment()
+    return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=runtime.torch_device() == "cpu")
+
+
+def _forget_environment() -> None:
+    """Removes the variables that Accelerate would follow: the parameter file alone decides, and only `join_group` joins."""
+    groups = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    for name in list(os.environ):
+        if name.startswith("ACCELERATE_") or (name in groups and not torch.distributed.is_initialized()):
+            del os.environ[name]
+
+
+def check_settings(section: Train, runtime: Runtime) -> list[range]:
+    """Checks what can be known before anything is loaded: that this machine supports the settings of training.
+
+    Returns:
+        The places in the batch that the first process computes, one range per micro-batch.
+
+    Raises:
+        ValueError: if it does not; says which setting to change.
+    """
+    check_precision(section.precision, runtime)
+    check_installed(runtime.trackers)
+    if runtime.attention == "xformers" and (runtime.torch_device() == "cpu" or importlib.util.find_spec("xformers") is None):
+        raise ValueError(_no_xformers("there is no GPU" if runtime.torch_device() == "cpu" else "it is not installed"))
+    make_optimizer([torch.zeros(1, requires_grad=True)], section.optimizer)
+    return micro_batches(section.batch_size, 0, runtime.processes, runtime.micro_batch_size)
+
+
+def _no_xformers(reason: str) -> str:
+    advice = "install the extra `xformers` on a machine with a GPU, or set `runtime.attention` to auto"
+    return f"`runtime.attention` is xformers, which does not work here ({reason}): {advice}"
 
 
 def check_precision(precision: Precision, runtime: Runtime) -> None:
@@ -58,8 +87,7 @@ def prepared_unet(family: Family, runtime: Runtime, precision: Precision, *, ran
             try:
                 unet.enable_xformers_memory_efficient_attention()
             except (ImportError, ValueError, NotImplementedError) as error:
-                advice = "install the extra `xformers` on a machine with a GPU, or set `runtime.attention` to auto"
-                raise ValueError(f"`runtime.attention` is xformers, which does not work here ({error}): {advice}") from None
+                raise ValueError(_no_xformers(str(error))) from None
     return unet
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from t2i.core.files import fresh, size_of, to_csv, work_folder, write_json, write_text
 from t2i.core.locks import locked
-from t2i.core.signals import Interrupt
+from t2i.core.signals import Interrupt, Interrupted
 from t2i.data.batches import CachedRecords
 from t2i.data.digests import code_digest, digest_of, fingerprint, sha256_of
 from t2i.model.family import Family, file_of
@@ -28,7 +28,7 @@ from t2i.train.history import COLUMNS, History
 from t2i.train.pace import Pace
 from t2i.train.prepared import Prepared, prepare
 from t2i.train.section import Train
-from t2i.train.trackers import Trackers, check_installed
+from t2i.train.trackers import Trackers
 from t2i.train.validation import Validator
 
 DECIDED_BY = (
@@ -76,7 +76,6 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
         SystemExit: with code 130 or 143 after SIGINT or SIGTERM, once a checkpoint is on disk.
         ValueError: if the caches do not match each other or the UNet, or the loss is not finite.
     """
-    check_installed(runtime.trackers)
     first, made_by = is_first_process(), _made_by(section, inputs)
     work = work_folder("train", fingerprint(made_by, code_digest([*DECIDED_BY, file_of(family)])))
     with locked(work) if first else contextlib.nullcontext():
@@ -113,24 +112,34 @@ def optimize(prepared: Prepared, runtime: Runtime, work: Path, validator: Valida
     progress, pace = _progress(step, steps, shown=first), Pace(step)
 
     def validate() -> None:
-        with pace.paused():
+        with contextlib.suppress(Interrupted), pace.paused():
             if first and (found := validator.run(step, prepared)):
-                trackers.validation(step, found)
+                trackers.validation(step, found, interrupt.check)
                 validator.keep(step, found)
 
     def save() -> None:
         with pace.paused():
-            if first:
+            if first and step:
                 tensors = prepared.state() | {"history": {"rows": history.tensor()}}
                 made = Checkpoint(step, torch.get_num_threads(), prepared.processes, tensors)
                 checkpoint.save(work, made, runtime.keep_checkpoints)
 
     saved_at = time.monotonic()
-    with Interrupt() as interrupt, progress:
-        validate()
-        while step < steps:
-            figures = prepared.take_step(step)
-            if figures is None:  # the fp16 gradients overflowed: repeat the step
+    with Interrupt() as interrupt, progress, prepared.before_each_forward(interrupt.check):
+        while True:
+            validate()
+            if stopping := prepared.agree(interrupt.signal or 0):
+                save()
+                prepared.wait_for_everyone()  # a process that ends early would end the others before the checkpoint is complete
+                print(f"stopped after step {step} of {steps}; run the same command to resume", file=sys.stderr)
+                raise SystemExit(128 + stopping)
+            if step == steps:
+                return history
+
+            figures = None
+            with contextlib.suppress(Interrupted):
+                figures = prepared.take_step(step)
+            if figures is None:  # interrupted, or the fp16 gradients overflowed: repeat the step
                 continue
             step += 1
             history.append(figures)
@@ -140,18 +149,9 @@ def optimize(prepared: Prepared, runtime: Runtime, work: Path, validator: Valida
                 recent = history.rows()[-runtime.log_every_steps :]  # waits for the device
                 progress.set_postfix_str(_shown(recent, pace.steps_per_second(step), batch_size))
                 trackers.steps(step, recent, COLUMNS)
-
-            stopping = prepared.agree(interrupt.signal or 0)
-            if stopping or step == steps or time.monotonic() - saved_at > runtime.checkpoint_every_seconds:
+            if step == steps or time.monotonic() - saved_at > runtime.checkpoint_every_seconds:
                 save()
                 saved_at = time.monotonic()
-            if stopping:
-                prepared.wait_for_everyone()  # a process that ends early would end the others before the checkpoint is complete
-                if step < steps:
-                    print(f"stopped after step {step} of {steps}; run the same command to resume", file=sys.stderr)
-                    raise SystemExit(128 + stopping)
-            validate()
-    return history
 
 
 def _resume(prepared: Prepared, work: Path) -> tuple[int, History]:

@@ -15,8 +15,10 @@ class Pace:
     def paused(self) -> Iterator[None]:
         """Does not count the time of the block."""
         started = time.monotonic()
-        yield
-        self._since += time.monotonic() - started
+        try:
+            yield
+        finally:
+            self._since += time.monotonic() - started
 
     def steps_per_second(self, step: int) -> float:
         """Returns the mean rate since the last call, up to `step`, and starts a new measurement."""

@@ -1,7 +1,7 @@
 """A prepared training run on PyTorch: everything that the training loop knows of an engine."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +124,24 @@ class Prepared:
                 yield self.unet
         finally:
             self.unet.train()
+
+    @contextmanager
+    def before_each_forward(self, check: Callable[[], None]) -> Iterator[None]:
+        """Calls `check` before each call of the UNet that may be given up: its exception ends a step or a validation early.
+
+        With several processes, a training step is never given up, because the others wait for its gradients.
+        """
+
+        def hook(unet: nn.Module, inputs: object) -> None:
+            del inputs
+            if self.processes == 1 or not unet.training:
+                check()
+
+        handle = self.unet.register_forward_pre_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """Returns all weights of the UNet for export: the EMA weights and the unchanged frozen ones."""

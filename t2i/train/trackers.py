@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,14 @@ class Trackers:
         means = torch.tensor(rows, dtype=torch.float64).mean(dim=0).tolist()
         self._log(step, dict(zip(columns, means, strict=True)))
 
-    def validation(self, step: int, found: Mapping[str, Tensor]) -> None:
-        """Logs the mean errors of a validation, and its `latents` as pictures; loads the VAE on the CPU to decode them."""
+    def validation(self, step: int, found: Mapping[str, Tensor], check: Callable[[], None]) -> None:
+        """Logs the mean errors of a validation, and its `latents` as pictures; loads the VAE on the CPU to decode them.
+
+        `check` is called before each picture; its exception ends the work.
+        """
         self._log(step, {f"validation/{name}": t.mean().item() for name, t in found.items() if name != "latents"})
         if "latents" in found and self._trackers:
-            self._pictures(step, found["latents"])
+            self._pictures(step, found["latents"], check)
 
     def finish(self) -> None:
         """Flushes and closes the trackers."""
@@ -65,9 +68,12 @@ class Trackers:
         for tracker in self._trackers:
             tracker.log(values, step=step)
 
-    def _pictures(self, step: int, latents: Tensor) -> None:
-        pixels = self._family.decode_latents(self._family.load_vae("cpu"), latents)
-        pictures = np.stack([np.asarray(to_image(one)) for one in pixels])
+    def _pictures(self, step: int, latents: Tensor, check: Callable[[], None]) -> None:
+        vae, drawn = self._family.load_vae("cpu"), []
+        for one in latents:
+            check()
+            drawn.append(np.asarray(to_image(self._family.decode_latents(vae, one[None])[0])))
+        pictures = np.stack(drawn)
         for tracker in self._trackers:
             match tracker.name:
                 case "dvclive":  # it has no log_images and counts steps itself

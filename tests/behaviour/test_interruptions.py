@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +45,12 @@ TOGETHER = pytest.mark.skipif(not may_share_locks(), reason="processes cannot sh
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
 
+def training_and_saving(event: Callable[[], None]) -> None:
+    """Watches for the training calls of the UNet, and for the start of a checkpoint."""
+    TRAINING(event)
+    sys.addaudithook(lambda name, what: event() if name == "os.mkdir" and "/step-" in os.fspath(what[0]) else None)
+
+
 def newest(project: Project) -> int:
     (work,) = project.folder.glob("data/work/train-*")
     found = checkpoint.load_newest(work)
@@ -52,19 +58,22 @@ def newest(project: Project) -> int:
 
 
 @SIGNALS
-def test_training_stops_within_a_step_and_resumes(ready, number) -> None:
+def test_training_stops_at_the_next_forward_pass(ready, number) -> None:
     run("train")
     wanted = trained(ready)
     untrained(ready)
     for watch, event, step in [
-        (VALIDATING, 1, 1),  # before the first step
-        (TRAINING, 2 * 3 + 1, 5),  # between two micro-batches
-        (VALIDATING, 6, 9),  # after step 8, while the UNet has the EMA weights
+        (VALIDATING, 1, 0),  # before the first step
+        (TRAINING, 2 * 3 + 1, 3),  # between two micro-batches
+        (VALIDATING, 6, 4),  # while the UNet has the EMA weights
+        (VALIDATING, 19, 8),  # while pictures are sampled
+        (VALIDATING, 11, 12),  # after the last step
     ]:
         ended = victim(command("train"), watch, {event: number})
         assert ended.code == 128 + number
         assert f"stopped after step {step} of 12" in ended.said
         assert "same command" in ended.said
+        assert ended.events == event
         assert newest(ready) == step
         assert not (ready.folder / "data/model").exists()
     run("train")
@@ -74,11 +83,11 @@ def test_training_stops_within_a_step_and_resumes(ready, number) -> None:
 
 @SIGNALS
 def test_a_second_signal_ends_training_at_once(ready, number) -> None:
-    ended = victim(command("train"), TRAINING, {3: number, 4: signal.SIGINT})
+    ended = victim(command("train"), training_and_saving, {3: number, 4: signal.SIGINT})
     assert ended.code == 130
     assert ended.events == 4
     assert newest(ready) == 0
-    assert "stopping after this step" in ended.said
+    assert "stopping after a checkpoint" in ended.said
     assert "Traceback" not in ended.said
 
 

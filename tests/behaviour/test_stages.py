@@ -22,7 +22,7 @@ from stages import encode, fetch
 from t2i.data.chance import derived_seed
 from t2i.data.shards import Reader, index
 from t2i.model.families.stable_diffusion import Family
-from tests.projects import ROOT, Project, files
+from tests.projects import ROOT, Project, files, untrained
 
 pytestmark = pytest.mark.slow
 
@@ -235,6 +235,19 @@ def test_accumulation_changes_only_rounding(project) -> None:
     project.train()
     parts = project.json("data/reports/train/metrics.json")
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+def test_the_environment_does_not_change_the_result(project, monkeypatch) -> None:
+    project.fetch_and_encode()
+    project.train()
+    before = weights(project)
+    untrained(project)
+    for name in ("GRADIENT_ACCUMULATION_STEPS=4", "MIXED_PRECISION=bf16", "DYNAMO_BACKEND=EAGER", "USE_FSDP=true"):
+        monkeypatch.setenv(*f"ACCELERATE_{name}".split("="))
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "RANK"):  # left by a launcher of MPI or of another job
+        monkeypatch.setenv(name, "2")
+    project.train()
+    assert same(weights(project), before)
 
 
 @pytest.mark.parametrize(("name", "value"), [("gradient_checkpointing", True), ("attention", "eager")])

@@ -13,7 +13,7 @@ def test_interrupt_records_a_signal_and_restores_handlers(capfd) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
-    assert "stopping after this step" in capfd.readouterr().err
+    assert "stopping after a checkpoint" in capfd.readouterr().err
 
 
 def test_interrupt_works_during_a_write_to_stderr(monkeypatch) -> None:
