@@ -45,11 +45,10 @@ def dataset(
     print(f"fetching the dataset from source {section.source.name}", file=sys.stderr)
     fetched = fetch_dataset(section, out)
     write_json(report, fetched.metrics())
-    kept = (f"{count} of {fetched.found[split]} {split} records" for split, count in fetched.kept.items())
-    print(f"dataset fetched in {took()}: {', '.join(kept)}")
-    if fetched.skipped:
-        counts = ", ".join(f"{count} {kind}" for kind, count in fetched.skipped.items())
-        print(f"left out: {counts} (listed in {out / 'skipped.csv'})")
+    kept = " and ".join(f"{count} {split}" for split, count in fetched.kept.items())
+    print(f"dataset fetched in {took()}: {kept} records of {fetched.found} found")
+    if left_out := fetched.left_out():
+        print(f"left out: {left_out}; listed in {out / 'skipped.csv'}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,11 @@ Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
+def plain(text: str) -> str:
+    """Returns a text without byte-order marks (U+FEFF)."""
+    return text.replace("\ufeff", "")
+
+
 def split_of(identity: str, heldout_fraction: float) -> Split:
     """Returns `heldout` for the given fraction of identities, `train` for the rest.
 

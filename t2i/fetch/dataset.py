@@ -17,9 +17,10 @@ from t2i.data.manifest import write_manifest
 from t2i.data.pixels import MAX_PIXELS
 from t2i.data.records import SPLITS, Split, split_of
 from t2i.data.shards import write_shard
-from t2i.fetch.screening import OnBad, Screen, check_captions, image_check
+from t2i.fetch.screening import OnBad, Screen, checked_captions, image_check
 from t2i.fetch.selection import Kept, Selection
 from t2i.fetch.source import Record
+from t2i.fetch.watched import check_watched
 
 
 class Fetch(Section):
@@ -63,21 +64,35 @@ class Fetch(Section):
 
 
 class Fetched(NamedTuple):
-    """Counts of the records that were fetched."""
+    """What became of everything found: found = kept + skipped + merged + unnamed + over_limit."""
 
+    found: int
+    """Number of records found, and of images that no caption names."""
     kept: dict[Split, int]
     """Number of records kept in each split."""
-    found: dict[Split, int]
-    """Number of records found for each split, good or bad."""
-    looked_at: int
-    """Number of records drawn and checked, good or bad, including those that a later record replaced."""
     skipped: dict[str, int]
     """Number of bad records left out, by kind of reason."""
+    merged: int
+    """Number of records whose captions went to an earlier record with the same image."""
+    unnamed: int
+    """Number of images that no caption names."""
+    over_limit: int
+    """Number of records left out because of `max_train_records` and `max_heldout_records`."""
 
     def metrics(self) -> dict[str, Any]:
         """Returns the counts as metrics for `dvc metrics`."""
         skipped = {"skipped": sum(self.skipped.values()), "skipped_by_kind": self.skipped}
-        return {"records": self.kept, "found": self.found, "looked_at": self.looked_at} | skipped
+        others = {"merged": self.merged, "unnamed": self.unnamed, "over_limit": self.over_limit}
+        return {"found": self.found, "records": self.kept} | skipped | others
+
+    def left_out(self) -> str:
+        """Returns what was not kept, in words; empty if everything was."""
+        counts = self.skipped | {
+            "merged with a record of the same image": self.merged,
+            "images without a caption": self.unnamed,
+        }
+        counts["over the limits per split"] = self.over_limit
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 def fetch_dataset(section: Fetch, out: Path) -> Fetched:
@@ -90,12 +105,15 @@ def fetch_dataset(section: Fetch, out: Path) -> Fetched:
     Raises:
         ValueError: if a record cannot be used (with `on_bad: error`), too many cannot be used, or a split is empty.
     """
+    if section.source.reads_local:
+        check_watched(Path(section.local), "fetch.local")
     dataset = resolve_plugin("t2i.fetch.sources", section.source.name).open_source(section.source, Path(section.local))
     limits: dict[Split, int | None] = {"train": section.max_train_records, "heldout": section.max_heldout_records}
     selections = {split: Selection(limits[split], section.seed) for split in SPLITS}
     screen = Screen(section.on_bad, section.max_bad_fraction)
     with fresh(out) as folder, tempfile.TemporaryFile(dir=folder) as spool:
-        found = gather(dataset.records, section, selections, screen, spool)
+        gather(dataset.records, section, selections, screen, spool)
+        screen.note_unnamed(dataset.unnamed)
         screen.check_fraction()
         kept = {split: selection.in_order() for split, selection in selections.items()}
         counts = {split: len(records) for split, records in kept.items()}
@@ -108,46 +126,42 @@ def fetch_dataset(section: Fetch, out: Path) -> Fetched:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
         screen.write(folder / "skipped.csv")
         write_json(folder / "dataset.json", dataset.description | {"records": counts} | dataset_digests(folder))
-    return Fetched(counts, found, screen.looked_at, screen.kinds())
+    return Fetched(screen.found, counts, screen.kinds(), len(screen.merged), len(screen.unnamed), screen.over_limit)
 
 
 def gather(
     records: Iterator[Record], section: Fetch, selections: dict[Split, Selection], screen: Screen, spool: IO[bytes]
-) -> dict[Split, int]:
+) -> None:
     """Draws records, checks them, and adds the good ones to the selection of their split and their images to the spool.
 
-    Records with the same key are merged into one record with all their captions.
-
-    Returns:
-        The number of records found for each split; repeats of a key that is kept are not counted.
+    Records with the same key are merged into one record with all their captions. `screen` counts what becomes of each record.
     """
-    found = dict.fromkeys(SPLITS, 0)
     with image_check(section.max_pixels, section.min_side_px, section.max_decode_seconds) as check_image:
         for record in tqdm(records, desc="reading", unit=" records"):
-            split = split_of(record.identity, section.heldout_fraction)
-            selection = selections[split]
+            screen.found += 1
+            selection = selections[split_of(record.identity, section.heldout_fraction)]
             rank, known = selection.rank(record.identity), selection.kept.get(record.key)
-            found[split] += not known
             if not known and not selection.takes(rank):
+                screen.over_limit += 1
                 continue
-            screen.looked_at += 1
+            screen.checked += 1
             try:
                 if record.problem:
                     raise ValueError(record.problem)
-                check_captions(record.captions)
+                captions = checked_captions(record.captions)
                 if known:
-                    captions = tuple(dict.fromkeys((*known.captions, *record.captions)))
+                    captions = tuple(dict.fromkeys((*known.captions, *captions)))
                     selection.kept[record.key] = replace(known, captions=captions)
+                    screen.merge(record.place, known.place)
                     continue
                 content = record.read()
                 extension = check_image(content)
             except ValueError as error:
                 screen.leave_out(record.place, str(error))
                 continue
-            captions = tuple(dict.fromkeys(record.captions))
-            selection.add(Kept(record.key, rank, captions, extension, spool.tell(), len(content)))
+            kept = Kept(record.key, record.place, rank, captions, extension, spool.tell(), len(content))
+            screen.over_limit += selection.add(kept)
             spool.write(content)
-    return found
 
 
 def _check_counts(counts: dict[Split, int]) -> None:

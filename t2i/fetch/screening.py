@@ -1,6 +1,7 @@
 """Screening: finds records that cannot be used, and either stops at the first one or leaves them out."""
 
 import csv
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,31 +10,39 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t2i.data.pixels import decode, identify
+from t2i.data.records import plain
 from t2i.fetch.bounds import Bounded
 
 OnBad = Literal["error", "skip"]
 
 
-def check_captions(captions: tuple[Any, ...]) -> None:
-    """Checks that a record has at least one caption, and that each caption is text that a text encoder can read.
+def checked_captions(captions: tuple[Any, ...]) -> tuple[str, ...]:
+    """Returns the captions of a record without byte-order marks, each once, after checking that a text encoder can read them.
 
     Raises:
-        ValueError: if a caption cannot be used; the message is `kind: detail`.
+        ValueError: if there is none, or one cannot be used; the message is `kind: detail`.
     """
     if not captions:
         raise ValueError("no caption: an empty list")
+    texts: dict[str, None] = {}
     for caption in captions:
         if caption is None:
             raise ValueError("null caption: wanted text")
         got = f"got {repr(caption)[:80]}"
         if not isinstance(caption, str):
             raise ValueError(f"caption is not text: {got}")
-        if not caption.strip():
+        if all(unicodedata.category(letter) in _INVISIBLE for letter in caption):
             raise ValueError(f"blank caption: {got}")
         if "\0" in caption:
             raise ValueError(f"caption has a NUL character: {got}")
-        if any("\ud800" <= character <= "\udfff" for character in caption):
+        if any("\ud800" <= letter <= "\udfff" for letter in caption):
             raise ValueError(f"caption is not valid Unicode: {got}")
+        texts[plain(caption)] = None
+    return tuple(texts)
+
+
+_INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
+"""The Unicode categories of characters that show nothing: controls, marks such as U+FEFF and U+200B, and spaces."""
 
 
 def check_image(content: bytes, max_pixels: int, min_side_px: int) -> str:
@@ -79,11 +88,18 @@ def image_check(max_pixels: int, min_side_px: int, max_decode_seconds: float) ->
 
 
 class Screen:
-    """Stops at the first bad record, or leaves bad records out and counts them."""
+    """Stops at the first bad record, or leaves bad records out; counts and lists everything found that is not kept."""
 
     def __init__(self, on_bad: OnBad, max_bad_fraction: float) -> None:
-        self.looked_at = 0
+        self.found = 0
+        """Number of records found, and of images that no caption names."""
+        self.checked = 0
+        """Number of records that were drawn and checked, good or bad."""
+        self.over_limit = 0
+        """Number of records that were not drawn, or gave way to others, because of the limits per split."""
         self.skipped: list[tuple[str, str]] = []
+        self.merged: list[tuple[str, str]] = []
+        self.unnamed: list[tuple[str, str]] = []
         self._on_bad, self._max_bad_fraction = on_bad, max_bad_fraction
 
     def leave_out(self, place: str, reason: str) -> None:
@@ -100,24 +116,33 @@ class Screen:
             raise ValueError(f"{place}: {reason}; fix the record, or set `fetch.on_bad: skip` to leave bad records out")
         self.skipped.append((place, " ".join(reason.split())))
 
+    def merge(self, place: str, kept: str) -> None:
+        """Notes that a record has the same image as one that is kept, and so gives it its captions."""
+        self.merged.append((place, f"merged: same image as {kept}"))
+
+    def note_unnamed(self, places: list[str]) -> None:
+        """Notes images that no caption names."""
+        self.found += len(places)
+        self.unnamed += [(place, "unnamed: no caption names this image") for place in places]
+
     def kinds(self) -> dict[str, int]:
-        """Returns the number of records left out for each kind of reason, most frequent first."""
+        """Returns the number of bad records for each kind of reason, most frequent first."""
         return dict(Counter(reason.partition(":")[0] for _, reason in self.skipped).most_common())
 
     def check_fraction(self) -> None:
         """Raises a ValueError if the fraction of bad records among the checked ones is above the limit."""
-        if len(self.skipped) > self._max_bad_fraction * self.looked_at:
+        if len(self.skipped) > self._max_bad_fraction * self.checked:
             counts = ", ".join(f"{count} {kind}" for kind, count in self.kinds().items())
             place, reason = self.skipped[0]
             raise ValueError(
-                f"{len(self.skipped)} of {self.looked_at} checked records cannot be used ({counts}), wanted at most a fraction "
+                f"{len(self.skipped)} of {self.checked} checked records cannot be used ({counts}), wanted at most a fraction "
                 f"of {self._max_bad_fraction}: fix the dataset, or change `fetch.max_bad_fraction`; "
                 f"the first is {place}: {reason}"
             )
 
     def write(self, path: Path) -> None:
-        """Writes the records left out to a CSV file with columns `record` and `reason`, in the order of the source."""
+        """Writes the bad, the merged and the unnamed ones to a CSV file with columns `record` and `reason`."""
         with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(("record", "reason"))
-            rows.writerows(self.skipped)
+            rows.writerows([*self.skipped, *self.merged, *self.unnamed])

@@ -11,6 +11,8 @@ class Kept:
     """A kept record, and the position of its image in the spool."""
 
     key: str
+    place: str
+    """Where the record is in its source."""
     rank: float
     """In [0, 1); records with smaller ranks are drawn first."""
     captions: tuple[str, ...]
@@ -40,13 +42,16 @@ class Selection:
         """Returns whether a record with this rank belongs to the selection so far."""
         return self._limit is None or len(self.kept) < self._limit or rank < -self._worst[0][0]
 
-    def add(self, record: Kept) -> None:
-        """Adds a record; if there are then too many, removes the one with the largest rank."""
+    def add(self, record: Kept) -> int:
+        """Adds a record; if there are then too many, removes the one with the largest rank. Returns the number removed."""
         self.kept[record.key] = record
-        if self._limit is not None:
-            heapq.heappush(self._worst, (-record.rank, record.key))
-            if len(self.kept) > self._limit:
-                del self.kept[heapq.heappop(self._worst)[1]]
+        if self._limit is None:
+            return 0
+        heapq.heappush(self._worst, (-record.rank, record.key))
+        if len(self.kept) <= self._limit:
+            return 0
+        del self.kept[heapq.heappop(self._worst)[1]]
+        return 1
 
     def in_order(self) -> list[Kept]:
         """Returns the kept records, sorted by key."""

@@ -1,15 +1,22 @@
 """Source: the interface of all sources, which yield records (an image with its captions), and functions that they share.
 
 A source is a module in t2i/fetch/sources. It has `Source`, the model of its section of params.yaml, and
-`open_source(section, local)`, which returns a Dataset. A source yields records in a fixed order of its own. It does not check
-images or captions; `screening` does this for all sources.
+`open_source(section, local)`, which returns a Dataset. `Source.reads_local` says whether it reads the folder `fetch.local`.
+A source yields records in a fixed order of its own. It does not check images or captions; `screening` does this for all
+sources.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Any
+import os
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from t2i.data.pixels import EXTENSIONS
+
+IMAGES = {f".{extension}" for extension in (*EXTENSIONS.values(), "jpeg", "jfif", "tiff")}
+"""The ends of the names of image files."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Dataset:
     records: Iterator[Record]
     description: dict[str, Any]
     """Source, version or commit, licence and attribution, as JSON values."""
+    unnamed: list[str] = field(default_factory=list)
+    """The images that no caption names, by place; complete once all records are read."""
 
 
 def content_key(image: bytes) -> str:
@@ -72,30 +81,68 @@ def broken(place: str, problem: str) -> Record:
     return Record(place, key, key, bytes, (), problem)
 
 
-def read_inside(folder: Path, name: str) -> bytes:
+def is_inside(path: Path, folder: Path) -> bool:
+    """Returns whether a path is inside a folder, which may be a link; links below the folder are not followed."""
+    whole = Path(os.path.abspath(path))
+    return any(whole.is_relative_to(root) for root in (os.path.abspath(folder), folder.resolve()))
+
+
+def read_inside(local: Path, name: str, beside: Path | None = None) -> bytes:
     """Returns the content of a file inside a folder.
 
+    Args:
+        local: the folder `fetch.local`.
+        name: path of the file, absolute or relative to `beside`.
+        beside: a folder in `local`; None: `local` itself.
+
     Raises:
-        ValueError: if the file cannot be read, or the name leads outside the folder, where DVC tracks no changes.
+        ValueError: if the file cannot be read, or is outside `local`, where DVC sees no changes.
     """
-    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-        raise ValueError(f"missing image: {name!r} is outside {folder}; wanted a relative path inside it")
+    folder = beside or local
+    if not is_inside(folder / name, local):
+        raise ValueError(f"missing image: {name!r} is outside {local}; wanted a path inside `fetch.local`")
     try:
         return (folder / name).read_bytes()
     except FileNotFoundError:
         raise ValueError(f"missing image: no such file {name!r} in {folder}") from None
-    except OSError as error:
-        raise ValueError(f"missing image: {name!r} in {folder}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # a ValueError: the name has a NUL
+        raise ValueError(f"missing image: {name!r} in {folder}: {getattr(error, 'strerror', error)}") from None
 
 
-def matching(folder: Path, pattern: str) -> list[Path]:
+def other_images(local: Path, named: Collection[str]) -> list[str]:
+    """Returns the images in a folder that are not among the named ones, sorted; `named` has absolute paths."""
+    found = (path for path in local.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
+    return sorted(str(path.relative_to(local)) for path in found if os.path.abspath(path) not in named)
+
+
+def open_text(path: Path, newline: str | None = None) -> TextIO:
+    """Opens a text file in UTF-8, with or without a byte-order mark.
+
+    A byte that is not UTF-8 becomes a lone surrogate. File names may have them; screening rejects captions that have one.
+
+    Raises:
+        ValueError: if the file is in UTF-16.
+    """
+    with path.open("rb") as file:
+        check_not_utf_16(file.read(2), str(path))
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+
+
+def check_not_utf_16(start: bytes, place: str) -> None:
+    """Raises a ValueError if a text begins with the byte-order mark of UTF-16."""
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"{place}: text in UTF-16, wanted UTF-8: save the file as UTF-8")
+
+
+def matching(local: Path, pattern: str) -> list[Path]:
     """Returns the files in a folder that match a pattern, sorted.
 
     Raises:
         ValueError: if no file matches, or the pattern leads outside the folder.
     """
-    if PurePath(pattern).is_absolute() or ".." in PurePath(pattern).parts:
+    if not is_inside(local / pattern, local):
         raise ValueError(f"`fetch.source.files` {pattern!r}: wanted a pattern inside `fetch.local`, such as `*.tar`")
-    if not (found := sorted(path for path in folder.glob(pattern or "*") if path.is_file())):
-        raise ValueError(f"`fetch.source.files` {pattern!r} matches no file in {folder}; change it, or `fetch.local`")
+    relative = os.path.relpath(os.path.abspath(local / pattern), os.path.abspath(local)) if pattern else "*"
+    if not (found := sorted(path for path in local.glob(relative) if path.is_file())):
+        raise ValueError(f"`fetch.source.files` {pattern!r} matches no file in {local}; change it, or `fetch.local`")
     return found

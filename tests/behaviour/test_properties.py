@@ -178,7 +178,7 @@ def selected(identities: list[str], most: int | None, seed: int) -> set[str]:
     selection = Selection(most, seed)
     for identity in identities:
         if identity not in selection.kept and selection.takes(rank := selection.rank(identity)):
-            selection.add(Kept(identity, rank, ("x",), "png", 0, 0))
+            selection.add(Kept(identity, identity, rank, ("x",), "png", 0, 0))
     return set(selection.kept)
 
 

@@ -112,7 +112,11 @@ def test_icc_profiles_apply_with_transparency_and_palettes() -> None:
     assert shown(encoded(row(RED, BLUE).quantize(2), icc_profile=swapped_profile())) == [GREEN, BLUE]
 
 
-@pytest.mark.parametrize("profile", [ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), b"no profile" * 20])
+@pytest.mark.parametrize(
+    "profile",
+    [ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), b"no profile" * 20],
+    ids=["sRGB", "invalid"],
+)
 def test_an_srgb_or_invalid_icc_profile_changes_nothing(profile) -> None:
     image = Image.fromarray(np.arange(3 * 256, dtype=np.uint8).reshape(16, 16, 3))
     assert decode(encoded(image, icc_profile=profile), "#ffffff").tobytes() == image.tobytes()

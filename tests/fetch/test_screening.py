@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from t2i.fetch.bounds import Bounded
-from t2i.fetch.screening import Screen, check_captions, check_image, image_check
+from t2i.fetch.screening import Screen, checked_captions, check_image, image_check
 from tests.images import encoded, many_scans, png
 
 
@@ -28,8 +28,8 @@ from tests.images import encoded, many_scans, png
     ],
 )
 def test_any_text_is_a_valid_caption(caption) -> None:
-    check_captions((caption,))
-    check_captions(("first", caption))
+    checked_captions((caption,))
+    checked_captions(("first", caption))
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_any_text_is_a_valid_caption(caption) -> None:
 def test_invalid_captions_are_rejected_alone_and_in_lists(caption, kind) -> None:
     for captions in ((caption,), ("good", caption)):
         with pytest.raises(ValueError, match=f"^{kind}"):
-            check_captions(captions)
+            checked_captions(captions)
 
 
 def test_a_record_without_captions_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"^no caption: an empty list"):
-        check_captions(())
+        checked_captions(())
 
 
 def test_check_image_decodes_the_whole_image() -> None:
@@ -184,7 +184,7 @@ def test_bad_records_are_counted_by_kind_and_listed(tmp_path) -> None:
 
 def test_max_bad_fraction_is_inclusive() -> None:
     screen = Screen("skip", 0.25)
-    screen.looked_at = 8
+    screen.checked = 8
     for n in range(2):
         screen.leave_out(f"line {n}", "null caption: wanted text")
     screen.check_fraction()

@@ -11,7 +11,7 @@ def fill(selection: Selection, names: list[str]) -> int:
     for name in names:
         rank = selection.rank(name)
         if name not in selection.kept and selection.takes(rank):
-            selection.add(Kept(name, rank, ("x",), "png", 0, 0))
+            selection.add(Kept(name, name, rank, ("x",), "png", 0, 0))
             added += 1
     return added
 

@@ -153,10 +153,9 @@ def test_folder_needs_exactly_one_metadata_file(tmp_path) -> None:
         ('{"file_name": 3, "text": "x"}', "line 4: wanted `file_name`.*`file_name` is 3"),
         ('["0000.png", "x"]', "line 4: wanted `file_name`"),
         ("not json", "line 4: wanted a JSON object, got 'not json'"),
-        ("", "line 4: wanted a JSON object"),
         ('{"a":' * 100_000, 'line 4: wanted a JSON object, got \'{"a":.*recursion'),
     ],
-    ids=["no caption", "no name", "a number", "a list", "words", "empty", "too deep"],
+    ids=["no caption", "no name", "a number", "a list", "words", "too deep"],
 )
 def test_folder_names_the_line_that_cannot_be_read(tmp_path, line, said) -> None:
     images = tiny.make_images(tmp_path / "images", 3)
@@ -447,7 +446,10 @@ def test_webdataset_follows_no_links(tmp_path) -> None:
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, str(tmp_path / "secret")
             tar.addfile(info)
-    assert list(from_tars(tmp_path).records) == []
+    assert problems(from_tars(tmp_path)) == {
+        "0.tar, a": "not a file: a.jpg is a link or a device in the tar",
+        "0.tar, b": "not a file: b.jpg is a link or a device in the tar",
+    }
 
 
 def test_webdataset_caption_is_txt_or_json(tmp_path) -> None:
@@ -488,7 +490,7 @@ def test_hub_yields_original_images_of_a_local_dataset(home, streaming) -> None:
     assert dataset.description == {"source": "folder images", "split": "train", "commit": None}
     found = {captions[0]: image for image, captions in taken(dataset)}
     assert found == {f"square {n}": (images / f"000{n}.png").read_bytes() for n in range(4)}
-    assert bool(list((home / "cache").rglob("*.arrow"))) is not streaming
+    assert not list((home / "cache").rglob("*.arrow"))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -1,5 +1,6 @@
 """Source `hub`: a dataset on the Hugging Face Hub, pinned to a commit, or a local dataset that the library `datasets` loads."""
 
+import os
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from t2i.core.params import Section
 from t2i.fetch.hub import Repository, asking, why
-from t2i.fetch.source import Dataset, Record, record_of
+from t2i.fetch.source import Dataset, Record, is_inside, other_images, record_of
 
 
 class Source(Section):
@@ -32,10 +33,15 @@ class Source(Section):
     """Column of the captions: text, or a list of texts."""
     streaming: bool
     """Whether to read the rows directly from the network, for a dataset larger than the disk: only the kept records are stored.
-    If false, the whole split is first downloaded to the cache of `datasets`."""
+    If false, the whole split is first downloaded to the cache of `datasets`. A local folder is always read directly."""
     max_rows: int | None = Field(ge=1)
     """Number of rows to read from the start of the split; null: all. Streaming downloads every one of these rows once, even
     if it is not kept."""
+
+    @property
+    def reads_local(self) -> bool:
+        """Whether it reads a folder: `fetch.local`, or one inside it."""
+        return self.id is None or Path(self.id).exists()
 
 
 def open_source(section: Source, local: Path) -> Dataset:
@@ -58,29 +64,54 @@ def open_source(section: Source, local: Path) -> Dataset:
     commit = _commit(asked) if asked else None
     name = f"folder {folder.name}" if folder else section.id
     try:
-        rows = _rows(str(folder or section.id), section, commit)
+        rows = _rows(str(folder or section.id), section, commit, local=folder is not None)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"`fetch.source`: {name}: {why(error, asked)}") from None
-    columns = rows.column_names or []
-    for column in (section.image_column, section.caption_column):
-        if column not in columns:
-            raise ValueError(f"`fetch.source`: {name} has no column {column!r}; it has {', '.join(columns) or 'none'}")
-    rows = rows.cast_column(section.image_column, datasets.Image(decode=False))
-    return Dataset(_records(rows, section, folder, asked), {"source": name, "split": section.split, "commit": commit})
+    rows = _undecoded(rows, section, name)
+    unnamed: list[str] = []
+    description = {"source": name, "split": section.split, "commit": commit}
+    return Dataset(_records(rows, section, folder, asked, unnamed), description, unnamed)
 
 
-def _rows(named: str, section: Source, commit: str | None) -> Any:
-    """Returns the rows of the split, with no image decoded."""
+def _rows(named: str, section: Source, commit: str | None, *, local: bool) -> Any:
+    """Returns the rows of the split.
+
+    A local folder is always streamed: `datasets` would cache it by the times of its files, and show old content.
+    """
     import datasets
     from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
     WebDataset.DECODERS.pop("pth", None)  # it would unpickle .pth members of tars, even if their column is not read
-    if not section.streaming:
+    if not section.streaming and not local:
         return datasets.load_dataset(named, section.config, split=section.split, revision=commit)
     builder = datasets.load_dataset_builder(named, section.config, revision=commit)
     if hasattr(builder.config, "decode_num_threads"):
         builder.config.decode_num_threads = 0  # these threads would decode images, even with Image(decode=False)
     return builder.as_streaming_dataset(split=section.split)
+
+
+def _undecoded(rows: Any, section: Source, name: str | None) -> Any:
+    """Returns the rows with no image decoded, after checking that they have both columns and that images can be in one."""
+    import datasets
+
+    features = rows.features or dict.fromkeys(next(iter(rows), {}))  # streamed JSON and CSV have columns without types
+    for column in (section.image_column, section.caption_column):
+        if column not in features:
+            raise ValueError(f"`fetch.source`: {name} has no column {column!r}; it has {', '.join(features) or 'none'}")
+    kind = features[section.image_column]
+    if isinstance(kind, datasets.Image):
+        return rows.cast_column(section.image_column, datasets.Image(decode=False))
+    dtype = str(getattr(kind, "dtype", "")).removeprefix("large_")
+    if (
+        kind is not None
+        and dtype not in ("string", "binary")
+        and not (isinstance(kind, dict) and {"bytes", "path"} & kind.keys())
+    ):
+        raise ValueError(
+            f"`fetch.source`: {name}: column {section.image_column!r} (`fetch.source.image_column`) is of type {kind}; wanted "
+            "images, bytes, or paths"
+        )
+    return rows
 
 
 def _folder(section: Source, local: Path) -> Path | None:
@@ -109,26 +140,33 @@ def _commit(dataset: Repository) -> str | None:
     return commit
 
 
-def _records(rows: Any, section: Source, folder: Path | None, asked: Repository | None) -> Iterator[Record]:
-    number = 0
+def _records(rows: Any, section: Source, folder: Path | None, asked: Repository | None, unnamed: list[str]) -> Iterator[Record]:
+    number, named = 0, set()
     try:
         for number, row in enumerate(islice(rows, section.max_rows)):
-            read = partial(_content, row[section.image_column], folder)
-            yield record_of(f"{section.split}, row {number}", read, row[section.caption_column])
+            cell = row[section.image_column]
+            cell = cell if isinstance(cell, dict) else {"path" if isinstance(cell, str) else "bytes": cell}
+            if folder and cell.get("bytes") is None and cell.get("path"):
+                named.add(os.path.abspath(folder / cell["path"]))
+            yield record_of(f"{section.split}, row {number}", partial(_content, cell, folder), row[section.caption_column])
     except Exception as error:
         place = f"{section.id or folder}, near row {number} of {section.split}"
         raise ValueError(f"`fetch.source`: {place}: {why(error, asked)}") from None
+    if folder:
+        unnamed += other_images(folder, named)
 
 
-def _content(cell: Any, folder: Path | None) -> bytes:
+def _content(cell: dict[str, Any], folder: Path | None) -> bytes:
     """Returns the image file of a cell, from its bytes, or from the path or URL that it names."""
     import fsspec
 
-    if cell is None or (cell["bytes"] is None and cell["path"] is None):
+    content, path = cell.get("bytes"), cell.get("path")
+    if content is not None:
+        if not isinstance(content, bytes):
+            raise ValueError(f"missing image: got {content!r:.60}, wanted the bytes or the path of an image file")
+        return content
+    if not path:
         raise ValueError("missing image: null")
-    if cell["bytes"] is not None:
-        return bytes(cell["bytes"])
-    path = cell["path"]
     if not _trusted(path, folder):
         raise ValueError(f"missing image: {path!r} is outside the dataset")
     try:
@@ -143,8 +181,11 @@ def _trusted(path: str, folder: Path | None) -> bool:
     from datasets.config import HF_DATASETS_CACHE
     from huggingface_hub.constants import HF_HUB_CACHE
 
+    if folder:
+        archived = re.fullmatch(r"zip://[^:]*::(/[^:]+)", path)
+        return is_inside(folder / (archived[1] if archived else path), folder) and ("://" not in path or archived is not None)
     if "://" in path:
         return re.fullmatch(r"(zip://[^:]*::)?hf://datasets/[^:]+", path) is not None
-    roots = [folder] if folder else [Path(HF_HUB_CACHE), Path(HF_DATASETS_CACHE)]
+    roots = [Path(HF_HUB_CACHE), Path(HF_DATASETS_CACHE)]
     absolute = (roots[0] / path).absolute()  # not resolved: files in the Hub's cache are links
     return ".." not in absolute.parts and any(absolute.is_relative_to(root.absolute()) for root in roots)

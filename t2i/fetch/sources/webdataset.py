@@ -1,23 +1,18 @@
-"""Source `webdataset`: tars of images and captions, as img2dataset writes them: KEY.jpg beside KEY.txt or KEY.json.
+"""Source `webdataset`: tars of images and captions, as img2dataset writes them: KEY.jpg beside KEY.txt or KEY.json."""
 
-This module reads them with tarfile instead of the package webdataset. That package stops silently if a tar is truncated or a
-header is damaged, unpickles members, and runs a shell command for a name that starts with `pipe:`. No files are extracted.
-"""
-
+import io
 import json
-import lzma
 import tarfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
-from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from t2i.core.params import Section
-from t2i.fetch.source import Dataset, Record, broken, matching, record_of
+from t2i.fetch.source import IMAGES, Dataset, Record, broken, check_not_utf_16, matching, record_of
+from t2i.fetch.tars import members, opened
 
 
 class Txt(Section):
@@ -50,6 +45,7 @@ class Json(Section):
 class Source(Section):
     """`fetch.source` with `name: webdataset`; the folder is `fetch.local`, so that DVC tracks its changes."""
 
+    reads_local: ClassVar[bool] = True
     name: Literal["webdataset"]
     files: str
     """Pattern for the tars to read, such as `*.tar`; tars may be compressed (`*.tar.gz`)."""
@@ -58,15 +54,23 @@ class Source(Section):
     caption: Annotated[Txt | Json, Field(discriminator="name")]
     """Where the captions are: `{name: txt}` or `{name: json, key: caption}`."""
 
+    @field_validator("image_extensions")
+    @classmethod
+    def _plain(cls, extensions: list[str]) -> list[str]:
+        return [extension.lower().removeprefix(".") for extension in extensions]
 
-class _Member(NamedTuple):
+
+class Group(NamedTuple):
+    """The files of a record: their names in the tar, by extension."""
+
     key: str
-    extension: str
-    content: bytes
+    names: dict[str, str]
 
 
 def open_source(section: Source, local: Path) -> Dataset:
     """Returns the records of every tar, in the order of the file names, with one record in memory at a time.
+
+    The names in a tar are read before its files, so a damaged tar gives no records.
 
     Args:
         section: the section `fetch.source`.
@@ -75,59 +79,111 @@ def open_source(section: Source, local: Path) -> Dataset:
     Raises:
         ValueError: if no file matches the pattern, or a tar is damaged or truncated.
     """
-    files = matching(local, section.files)
-    return Dataset(_records(section, local, files), {"source": f"WebDataset tars of {local.name}", "files": section.files})
+    unnamed: list[str] = []
+    description = {"source": f"WebDataset tars of {local.name}", "files": section.files}
+    return Dataset(_records(section, local, matching(local, section.files), unnamed), description, unnamed)
 
 
-def _records(section: Source, local: Path, files: list[Path]) -> Iterator[Record]:
-    wanted = {*section.image_extensions, section.caption.name}
+def _records(section: Source, local: Path, files: list[Path], unnamed: list[str]) -> Iterator[Record]:
+    caption = section.caption.name
+    ends = (*IMAGES, *(f".{extension}" for extension in (*section.image_extensions, caption)))
     for path in files:
-        for key, group in groupby(_members(path, wanted), key=lambda member: member.key):
-            place = f"{path.relative_to(local)}, {key}"
-            parts: dict[str, bytes] = {}
-            for member in group:
-                if member.extension in parts:
-                    raise ValueError(f"{place}.{member.extension}: duplicate name, wanted each name once in a tar")
-                parts[member.extension] = member.content
-            try:
-                captions = _captions(section.caption, parts)
-            except ValueError as error:
-                yield broken(place, str(error))
-            else:
-                yield record_of(place, partial(_image, section.image_extensions, parts), captions)
+        with opened(path) as tar:
+            found = members(tar, lambda name: name.lower().endswith(ends))
+            groups = group(found, section.image_extensions, caption)
+            if not isinstance(tar.fileobj, io.BufferedReader):
+                _check_order(path, groups, found)
+            place = path.relative_to(local)
+            for key, names in groups:
+                yield _record(section, tar, f"{place}, {key}", {extension: found[name] for extension, name in names.items()})
+            used = {
+                names[extension] for _, names in groups for extension in (_image(section, names), caption) if extension in names
+            }
+            unnamed += [f"{place}, {name}" for name in found if name not in used and name.lower().endswith(tuple(IMAGES))]
 
 
-def _image(extensions: list[str], parts: dict[str, bytes]) -> bytes:
-    for extension in extensions:
-        if extension in parts:
-            return parts[extension]
-    raise ValueError(f"missing image: none of {', '.join(extensions)} (`fetch.source.image_extensions`) beside its caption")
+def group(names: Iterable[str], images: Collection[str], caption: str) -> list[Group]:
+    """Returns the files of each record.
+
+    In a WebDataset, the key of a file ends at the first dot of its name: `000.seg.png` belongs to `000` and has the extension
+    `seg.png`. A name whose extension is not wanted is also tried with the last dot: `IMG_v1.00.png` is then an image of record
+    `IMG_v1.00`, unless it has no caption and `IMG_v1` is a record.
+
+    Args:
+        names: the names in a tar, in their order. Names that begin with a dot are left out.
+        images: the extensions of images.
+        caption: the extension of captions.
+
+    Raises:
+        ValueError: if a record has two files with the same extension.
+    """
+    wanted = sorted({*images, caption}, key=len, reverse=True)
+    groups: dict[str, dict[str, str]] = {}
+    above: dict[str, str] = {}
+    for name in names:
+        folder, slash, base = name.rpartition("/")
+        stem, _, extension = base.partition(".")
+        if not stem:
+            continue
+        key, extension = f"{folder}{slash}{stem}", extension.lower()
+        if extension not in wanted:
+            extension = next((end for end in wanted if base.lower().endswith(f".{end}")), "")
+            if not extension:
+                continue
+            first, key = key, name[: -len(extension) - 1]
+            above[key] = first
+        if other := groups.setdefault(key, {}).get(extension):
+            raise ValueError(f"{other} and {name}: duplicate name, wanted each name once in a tar")
+        groups[key][extension] = name
+
+    def complete(key: str) -> bool:
+        return caption in groups.get(key, {}) and not groups[key].keys().isdisjoint(images)
+
+    return [Group(key, its) for key, its in groups.items() if key not in above or complete(key) or not complete(above[key])]
 
 
-def _captions(source: Txt | Json, parts: dict[str, bytes]) -> Any:
-    if source.name not in parts:
-        raise ValueError(f"no caption: no {source.name} (`fetch.source.caption`) beside its image")
-    # A byte that is not UTF-8 becomes a lone surrogate; screening then rejects the caption.
-    return source(parts[source.name].decode("utf-8", errors="surrogateescape"))
+def _check_order(path: Path, groups: list[Group], found: Mapping[str, tarfile.TarInfo]) -> None:
+    """Checks that the files of each record follow one another: a compressed tar can only be read from start to end."""
+    end = 0
+    for key, names in groups:
+        offsets = sorted(found[name].offset for name in names.values())
+        if offsets[0] < end:
+            raise ValueError(
+                f"{path}: the files of {key} do not follow one another, wanted the files of a record together in a compressed "
+                "tar: pack it again with `tar --sort=name`"
+            )
+        end = offsets[-1]
 
 
-def _members(path: Path, wanted: set[str]) -> Iterator[_Member]:
-    """Yields the files of a tar that have one of the extensions, then checks that the tar has a proper end."""
+def _record(section: Source, tar: tarfile.TarFile, place: str, parts: Mapping[str, tarfile.TarInfo]) -> Record:
+    contents = {}
+    for extension, member in sorted(parts.items(), key=lambda part: part[1].offset):
+        if extension in (_image(section, parts), section.caption.name):
+            if (file := tar.extractfile(member) if member.isreg() else None) is None:
+                return broken(place, f"not a file: {member.name} is a link or a device in the tar")
+            contents[extension] = file.read()
     try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                file = tar.extractfile(member) if member.isfile() and stem and extension.lower() in wanted else None
-                if file is not None:
-                    yield _Member(f"{folder}/{stem}" if folder else stem, extension.lower(), file.read())
-                tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps the headers of all members
-            assert tar.fileobj is not None
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
-                raise tarfile.ReadError(f"neither a header nor the end of a tar at byte {tar.offset}")
-            while tar.fileobj.read(1 << 20):  # read a compressed tar to its end, where the checksum is
-                pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: damaged or truncated ({reason}); download it again") from None
+        captions = _captions(section.caption, contents, place)
+    except ValueError as error:
+        return broken(place, str(error))
+    return record_of(place, partial(_content, section, contents), captions)
+
+
+def _image(section: Source, extensions: Collection[str]) -> str | None:
+    """Returns the extension of the image that is used."""
+    return next((extension for extension in section.image_extensions if extension in extensions), None)
+
+
+def _content(section: Source, contents: Mapping[str, bytes]) -> bytes:
+    if (extension := _image(section, contents)) is None:
+        wanted = f"none of {', '.join(section.image_extensions)} (`fetch.source.image_extensions`)"
+        raise ValueError(f"missing image: {wanted} beside its caption")
+    return contents[extension]
+
+
+def _captions(source: Txt | Json, contents: Mapping[str, bytes], place: str) -> Any:
+    if source.name not in contents:
+        raise ValueError(f"no caption: no {source.name} (`fetch.source.caption`) beside its image")
+    check_not_utf_16(contents[source.name], f"caption is not UTF-8: {place}.{source.name}")
+    # A byte that is not UTF-8 becomes a lone surrogate; screening then rejects the caption.
+    return source(contents[source.name].decode("utf-8-sig", errors="surrogateescape"))
