@@ -157,6 +157,10 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise ValueError(f"image too large: {error}") from None
     except UnidentifiedImageError:
+        if like := _starts_like(content):
+            raise ValueError(
+                f"not a readable image: it starts like {like}, but is damaged or of a kind that Pillow cannot read"
+            ) from None
         kinds = ", ".join(_formats())
         raise ValueError(f"not a readable image: it starts with {content[:16]!r}, wanted one of {kinds}") from None
     except Exception as error:  # Pillow's decoders raise many types: SyntaxError, struct.error, ValueError, ...
@@ -169,6 +173,12 @@ def _formats() -> tuple[str, ...]:
     return tuple(
         name for name in EXTENSIONS if name in Image.OPEN
     )  # MPO is opened as JPEG; a build of Pillow may lack a library
+
+
+def _starts_like(content: bytes) -> str | None:
+    """Returns the supported format that a file starts like, or None."""
+    accepts = ((name, Image.OPEN[name][1]) for name in _formats())
+    return next((name for name, accept in accepts if accept and accept(content[:16]) is True), None)
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
@@ -195,8 +205,19 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Returns the transform from a profile to sRGB; None if the profile is sRGB, or does not fit the mode (as in browsers)."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(source):
-            return None
-        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
+    return None if mode == "RGB" and _changes_nothing(transform) else transform
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Returns whether a transform is that of an sRGB profile, whatever its name: what it changes is rounding.
+
+    Profiles that state sRGB by a short table differ by 1 of 255; a gamma of 2.2 differs by up to 9.
+    """
+    greys = np.repeat(np.arange(256)[:, None], 3, axis=1)
+    colours = np.stack(np.meshgrid(*[np.arange(0, 256, 51)] * 3), axis=-1).reshape(-1, 3)
+    probe = np.concatenate([greys, colours]).astype(np.uint8)[None]
+    shown = np.asarray(transform.apply(Image.fromarray(probe)), dtype=int)
+    return bool(np.abs(shown - probe).max() <= 2)

@@ -15,7 +15,6 @@ Each set has a manifest.json: the record count, bytes and sha256 of each file, a
 
 import json
 import math
-import mmap
 import os
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -125,15 +124,14 @@ class Reader:
     """Maps each shard once, and returns records as tensors that share the memory of the file."""
 
     def __init__(self) -> None:
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._maps: dict[Path, memoryview] = {}
         self._layouts: dict[bytes, dict[str, Any]] = {}
 
     def content(self, member: Member) -> memoryview:
         """Returns the bytes of a record, without copying them."""
         if member.shard not in self._maps:
-            with member.shard.open("rb") as file:
-                self._maps[member.shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return memoryview(self._maps[member.shard])[member.offset : member.offset + member.size]
+            self._maps[member.shard] = _mapped(member.shard)
+        return self._maps[member.shard][member.offset : member.offset + member.size]
 
     def tensors(self, member: Member) -> dict[str, Tensor]:
         """Returns the tensors of a safetensors record, without copying them.
@@ -150,6 +148,15 @@ class Reader:
             return {name: _view(content[end:], **entry) for name, entry in self._layouts[header].items()}
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
             raise ValueError(f"{member.shard}: record {member.key}: not a complete safetensors file ({error!r})") from None
+
+
+def _mapped(path: Path) -> memoryview:
+    """Returns the content of a file, mapped copy-on-write; unlike `mmap`, torch keeps no file descriptor for it."""
+    size = path.stat().st_size
+    if not size:
+        raise ValueError("an empty file")
+    content: memoryview = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy().data
+    return content
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,4 +1,5 @@
 import io
+import struct
 import zlib
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from PIL import Image, ImageCms, _imaging
 
 from t2i.data.pixels import decode, identify, to_image, to_pixels, view
-from tests.images import encoded, png
+from tests.images import P3_PRIMARIES, encoded, png, profile
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -120,6 +121,51 @@ def test_icc_profiles_apply_with_transparency_and_palettes() -> None:
 def test_an_srgb_or_invalid_icc_profile_changes_nothing(profile) -> None:
     image = Image.fromarray(np.arange(3 * 256, dtype=np.uint8).reshape(16, 16, 3))
     assert decode(encoded(image, icc_profile=profile), "#ffffff").tobytes() == image.tobytes()
+
+
+def linear(level: float) -> float:
+    """Returns the linear light of a level of sRGB, both in [0, 1] (IEC 61966-2-1)."""
+    return level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4
+
+
+@pytest.mark.parametrize("name", ["sRGB", "c2", "", "Bildschirm \u00e4"])
+@pytest.mark.parametrize("levels", [26, 1024])
+def test_an_srgb_profile_of_any_name_changes_nothing(name, levels) -> None:
+    image = Image.fromarray(np.arange(3 * 256, dtype=np.uint8).reshape(16, 16, 3))
+    curve = [linear(level / (levels - 1)) for level in range(levels)]
+    assert decode(encoded(image, icc_profile=profile(name, curve)), "#ffffff").tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("name", ["GIMP built-in Linear sRGB", "Linear RGB", "sRGB"])
+@pytest.mark.parametrize(("gamma", "stored"), [(1.0, 55), (1.8, 55), (2.2, 10)])
+def test_a_profile_is_what_it_does_not_its_name(name, gamma, stored) -> None:
+    (pixel,) = shown(encoded(row((stored,) * 3), icc_profile=profile(name, gamma)))
+    wanted = min(range(256), key=lambda level: abs(linear(level / 255) - (stored / 255) ** gamma))
+    assert abs(wanted - stored) > 2
+    assert np.abs(np.array(pixel) - wanted).max() <= 1
+
+
+def test_wide_primaries_with_the_curve_of_srgb_are_converted() -> None:
+    curve = [linear(level / 1023) for level in range(1024)]
+    content = encoded(row((128, 128, 128), (200, 60, 60)), icc_profile=profile("sRGB", curve, P3_PRIMARIES))
+    grey, red = shown(content)
+    assert np.abs(np.array(grey) - 128).max() <= 1
+    assert red[0] > 210
+    assert red[1] < 55
+
+
+@pytest.mark.parametrize("form", ["TIFF", "PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_a_damaged_image_is_said_to_start_like_its_format(form) -> None:
+    start = encoded(Image.new("RGB", (32, 32)), form)[:40]
+    with pytest.raises(ValueError, match=r"^not a readable image: (?!.*wanted one of)"):
+        decode(start, "#ffffff")
+
+
+def test_a_tiff_of_an_unknown_kind_is_not_told_to_be_a_tiff() -> None:
+    fields = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, 24), (262, 3, 1, 2), (277, 3, 1, 3), (273, 4, 1, 8), (279, 4, 1, 9)]
+    tiff = b"II*\0" + struct.pack("<IH", 8, len(fields)) + b"".join(struct.pack("<HHII", *row) for row in fields) + bytes(200)
+    with pytest.raises(ValueError, match=r"^not a readable image: it starts like TIFF, but"):
+        decode(tiff, "#ffffff")
 
 
 def test_a_colour_profile_on_a_grey_image_is_ignored() -> None:

@@ -1,6 +1,7 @@
 import io
 import os
 import random
+import resource
 import tarfile
 import time
 from collections.abc import Callable
@@ -54,6 +55,27 @@ def test_webdataset_reads_what_we_write(folder) -> None:
     }
     assert list(ours) == sorted(ours) == list(theirs)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_reading_keeps_no_file_open(tmp_path) -> None:
+    names = [f"train-{number:05d}.tar" for number in range(150)]
+    rows = [write_shard(tmp_path / name, {name[:11]: ("safetensors", pack({"x": torch.ones(1)}, ""))}) for name in names]
+    write_manifest(tmp_path, rows, {})
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 16, before[1]))
+    try:
+        reader = Reader()
+        assert all(reader.tensors(member)["x"] == 1 for member in index(tmp_path, "train"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_writing_to_a_record_changes_no_file(folder) -> None:
+    (member, *_), before = index(folder, "train"), (folder / "train-00000.tar").read_bytes()
+    tensors = Reader().tensors(member)
+    for tensor in tensors.values():
+        tensor.fill_(1)
+    assert (folder / "train-00000.tar").read_bytes() == before
 
 
 def test_a_float16_overflow_is_named() -> None:

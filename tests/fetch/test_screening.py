@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from t2i.fetch.bounds import Bounded
-from t2i.fetch.screening import Screen, checked_captions, check_image, image_check
+from t2i.fetch.screening import Screen, check_image, checked_captions, image_check
 from tests.images import encoded, many_scans, png
 
 
