@@ -61,6 +61,20 @@ def run(app: Callable[[], Any]) -> None:
         sys.exit(1)
 
 
+def require(inputs: Mapping[Path, str]) -> None:
+    """Checks that the inputs of a command exist, before any work.
+
+    Args:
+        inputs: the command that writes each of them, such as `t2i fetch base`.
+
+    Raises:
+        ValueError: if one is missing; says which command writes it.
+    """
+    for path, command in inputs.items():
+        if not path.exists():
+            raise ValueError(f"{path}: missing; run `{command}`, or `dvc repro`, which runs every stage that is out of date")
+
+
 def took() -> str:
     """Returns the time since the command started, such as `12 s` or `3 min 04 s`."""
     minutes, seconds = divmod(round(time.monotonic() - _STARTED), 60)
@@ -78,6 +92,8 @@ def command_line(command: Callable[..., Any], values: Mapping[str, Any]) -> list
 
 def _explained(error: Exception) -> str | None:
     """Returns the message for an error, or None if only the traceback explains it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if not isinstance(error, RuntimeError):
         return str(error)
     if "CUDA out of memory" in str(error) or "allocate memory" in str(error):  # the words of PyTorch on a GPU and on a CPU

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from stages.console import ParamsFile, application, run, took
+from stages.console import ParamsFile, application, require, run, took
 
 app = application("Encodes images and captions once, before training: images to VAE moments, captions to text embeddings.")
 
@@ -33,7 +33,8 @@ def images(
     from t2i.model.runtime import Runtime
 
     section, runtime = load_section(params_file, "encode.images", EncodeImages), load_section(params_file, "runtime", Runtime)
-    family = open_family(params_file, base)
+    family = open_family(params_file, base, "t2i fetch base")
+    require({raw: "t2i fetch dataset"})
     if runtime.verify_shards:
         check_hashes(raw)
     metrics = encode_images(
@@ -65,7 +66,9 @@ def captions(
     from t2i.model.runtime import Runtime
 
     section = load_section(params_file, "encode.captions", EncodeCaptions)
-    runtime, family = load_section(params_file, "runtime", Runtime), open_family(params_file, base)
+    runtime = load_section(params_file, "runtime", Runtime)
+    family = open_family(params_file, base, "t2i fetch base")
+    require({captions: "t2i fetch dataset"})
     metrics = encode_captions(
         section,
         family,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from stages.console import ParamsFile, application, run, took
+from stages.console import ParamsFile, application, require, run, took
 
 app = application("Samples and measures the base model and the fine-tuned model on held-out prompts, and writes a report.")
 
@@ -40,7 +40,8 @@ def base(
     from t2i.model.runtime import Runtime
 
     section, runtime = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "runtime", Runtime)
-    family = open_family(params_file, base)
+    family = open_family(params_file, base, "t2i fetch base")
+    require(_inputs(raw, latents, embeds) | {clip: "t2i fetch base"})
     check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
     data = DataFolders(raw, latents, embeds)
     evaluator = Evaluator(section, data, clip, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
@@ -72,7 +73,10 @@ def model(
     from t2i.model.runtime import Runtime
 
     section, runtime = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "runtime", Runtime)
-    sweep, family = load_section(params_file, "sweep", Sweep), open_family(params_file, model)
+    sweep = load_section(params_file, "sweep", Sweep)
+    family = open_family(params_file, model, "t2i train")
+    require(_inputs(raw, latents, embeds) | {base: "t2i fetch base", clip: "t2i fetch base"})
+    require({base_report / "metrics.json": "t2i evaluate base"})
     check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
     data = DataFolders(raw, latents, embeds)
     evaluator = Evaluator(section, data, clip, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
@@ -107,7 +111,10 @@ def report(
 
     section, shown = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "report", Report)
     runtime = load_section(params_file, "runtime", Runtime)
-    family, tuned = open_family(params_file, base), open_family(params_file, model)
+    family, tuned = open_family(params_file, base, "t2i fetch base"), open_family(params_file, model, "t2i train")
+    require(_inputs(raw, latents, embeds) | {validation_prompts: "t2i encode captions"})
+    require({validation: "t2i train", reports / "train/metrics.json": "t2i train"})
+    require({samples / "base": "t2i evaluate base", samples / "model": "t2i evaluate model"})
     check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
     outputs = StageOutputs(DataFolders(raw, latents, embeds), validation_prompts, samples, reports, validation, model)
     text = params_file.read_text(encoding="utf-8")
@@ -115,6 +122,11 @@ def report(
     for warning in warnings:
         print(f"warning: {warning.what} {warning.to_try}")
     print(f"report written to {page} in {took()}; image grid: {pictures / 'grid.png'}")
+
+
+def _inputs(raw: Path, latents: Path, embeds: Path) -> dict[Path, str]:
+    """Returns the commands that write the data that all three stages read."""
+    return {raw: "t2i fetch dataset", latents: "t2i encode images", embeds: "t2i encode captions"}
 
 
 def _print(metrics: dict[str, float | int]) -> None:

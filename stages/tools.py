@@ -43,14 +43,15 @@ def sample(
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Draws images from prompts. The metadata of each PNG holds its prompt, seed, settings and the hash of the model."""
-    if not (wanted := [*(prompts or []), *(_lines(prompts_file) if prompts_file else [])]):
-        raise typer.BadParameter('give a prompt (t2i sample "red heart") or --prompts-file')
+    from t2i.data.records import plain
     from t2i.model.family import open_family
-    from t2i.tools.sample import drawing, sample
+    from t2i.tools.sample import drawing, read_prompts, sample
 
+    if not (wanted := [*map(plain, prompts or []), *(read_prompts(prompts_file) if prompts_file else [])]):
+        raise typer.BadParameter('give a prompt (t2i sample "red heart") or --prompts-file')
     how = drawing(params_file, num_inference_steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
-    folders = ({"base": base} if compare else {}) | {"fine-tuned": model}
-    families = {name: open_family(params_file, folder) for name, folder in folders.items()}
+    families = {"base": open_family(params_file, base, "t2i fetch base")} if compare else {}
+    families["fine-tuned"] = open_family(params_file, model, "t2i train")
     files = sample(how, families, wanted, out, seed=seed, num=num)
     print(f"{len(files) - 1} images written to {out}; all in one picture: {files[-1]}")
 
@@ -109,10 +110,6 @@ def doctor(
     if wrong:
         raise ValueError(f"{wrong} problem(s) found: fix the lines marked `wrong` before you start a run")
     print("no problem found")
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def main() -> None:

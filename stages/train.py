@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from stages.console import ParamsFile, command_line, run, took
+from stages.console import ParamsFile, command_line, require, run, took
 
 
 def main(
@@ -40,13 +40,14 @@ def main(
     if runtime.processes > 1 and not in_process_group():
         raise SystemExit(relaunch("stages.train", command_line(main, call), runtime.processes))
     join_group(runtime.torch_device())
-    family = open_family(params_file, base, section.objective.scheduler_changes())
+    family = open_family(params_file, base, "t2i fetch base", section.objective.scheduler_changes())
+    require({dataset: "t2i fetch dataset", latents: "t2i encode images"})
+    require(dict.fromkeys((embeds, validation_prompts), "t2i encode captions"))
     if is_first_process():
         check_caches(latents, embeds, stated_digests(dataset), params_file, base=base, hashes=runtime.verify_shards)
     inputs, outputs = Inputs(base, latents, embeds, validation_prompts, dataset), Outputs(out, validation, report, trackers)
     if metrics := train(section, runtime, family, inputs, outputs):
-        losses = f"loss {metrics['loss']:.4f}, unweighted {metrics['mse']:.4f}"
-        print(f"{metrics['steps']} steps trained in {took()}; {losses}; the model is in {out}")
+        print(f"{metrics['steps']} steps trained in {took()}; loss {metrics['loss']:.4f}; the model is in {out}")
 
 
 if __name__ == "__main__":

@@ -60,8 +60,9 @@ def load_section(params_file: Path, name: str, kind: type[Kind]) -> Kind:
         ParamsError: if the section is not valid; says the file, the path of the key, what was got, what was wanted, and the
             nearest known name.
     """
+    node = read_section(params_file, name)
     try:
-        return check(kind, read_section(params_file, name), name)
+        return check(kind, node, name)
     except ParamsError as error:
         raise ParamsError(f"{params_file}: {error}") from None
 
@@ -127,11 +128,11 @@ def read(path: Path) -> dict[str, Any]:
     try:
         if (size := path.stat().st_size) > _MAX_BYTES:
             raise ParamsError(f"{path}: {size} bytes, wanted at most {_MAX_BYTES}: is it a parameter file?")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ParamsError(f"{path}: no such file; pass another one with --params") from None
     except UnicodeDecodeError as error:
-        raise ParamsError(f"{path}: not UTF-8 at byte {error.start}") from None
+        raise ParamsError(f"{path}: not UTF-8 at byte {error.start}: save the file as UTF-8") from None
     except OSError as error:
         raise ParamsError(f"{path}: {error.strerror}; pass another file with --params") from None
     try:

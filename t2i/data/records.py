@@ -3,7 +3,9 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
 
 from t2i.data.chance import hash_fraction
 
@@ -14,6 +16,10 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 def plain(text: str) -> str:
     """Returns a text without byte-order marks (U+FEFF)."""
     return text.replace("\ufeff", "")
+
+
+Prompt = Annotated[str, AfterValidator(plain)]
+"""A prompt in params.yaml."""
 
 
 def split_of(identity: str, heldout_fraction: float) -> Split:

@@ -15,7 +15,7 @@ from t2i.core.files import fresh, write_json
 from t2i.core.params import Section
 from t2i.data.caches import DTYPE, text_digests
 from t2i.data.digests import sha256_of
-from t2i.data.records import SPLITS, read_captions
+from t2i.data.records import SPLITS, Prompt, read_captions
 from t2i.data.shards import pack
 from t2i.encode.shard_set import shard_set
 from t2i.model.family import Family, file_of
@@ -27,7 +27,7 @@ class EncodeCaptions(Section):
 
     records_per_shard: int = Field(ge=1)
     """Number of records per tar."""
-    validation_prompts: list[str]
+    validation_prompts: list[Prompt]
     """Prompts that are sampled during training, so that you can look at the progress."""
 
 

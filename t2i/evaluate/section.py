@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from t2i.core.params import Section
+from t2i.data.records import Prompt
 from t2i.model.precision import Precision
 
 
@@ -17,7 +18,7 @@ class Evaluate(Section):
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); 1 disables it."""
     precision: Precision
     """Precision of sampling and of the denoising errors."""
-    retention_prompts: list[str]
+    retention_prompts: list[Prompt]
     """Prompts that the base can draw and the dataset does not contain, to measure what the model forgets."""
     train_images: int = Field(ge=2)
     """Maximum number of training images that samples are compared with to find copies."""

@@ -131,12 +131,15 @@ def file_of(family: Family) -> str:
     return f"{type(family).__module__.removeprefix('t2i.').replace('.', '/')}.py"
 
 
-def open_family(params_file: Path, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({})) -> Family:
+def open_family(
+    params_file: Path, folder: Path, written_by: str, scheduler_changes: Mapping[str, Any] = MappingProxyType({})
+) -> Family:
     """Opens the checkpoint in a folder with the family that `base.family` names.
 
     Args:
         params_file: path of params.yaml.
         folder: the checkpoint, in diffusers layout.
+        written_by: the command that writes the folder, for the message if it is missing.
         scheduler_changes: changes to its scheduler configuration, with the names of diffusers.
 
     Raises:
@@ -144,7 +147,7 @@ def open_family(params_file: Path, folder: Path, scheduler_changes: Mapping[str,
     """
     name = load_section(params_file, "base", Base).family
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder}: no pipeline here; run `dvc repro`, or give another folder")
+        raise ValueError(f"{folder}: no pipeline here; run `{written_by}` or `dvc repro`, or give another folder")
     return load_family(name, folder, scheduler_changes)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from t2i.core.files import write_text
-from t2i.core.params import ParamsError
+from t2i.core.params import ParamsError, read
 
 
 def presets(folder: Path) -> dict[str, str]:
     """Returns the purpose of each preset in a folder, by name: the comment on the first line of its file."""
-    first_lines = {path.stem: path.read_text(encoding="utf-8").partition("\n")[0] for path in sorted(folder.glob("*.yaml"))}
+    first_lines = {path.stem: path.read_text(encoding="utf-8-sig").partition("\n")[0] for path in sorted(folder.glob("*.yaml"))}
     return {name: line.removeprefix("# ") for name, line in first_lines.items()}
 
 
@@ -31,12 +31,14 @@ def write_preset(name: str, folder: Path, params_file: Path) -> list[str]:
         raise ParamsError(
             f"{folder}: no preset {name!r}; choose one of: {', '.join(presets(folder)) or '(the folder has no presets)'}"
         )
+    for file in (params_file, path):
+        read(file)  # says what is wrong with it
     yaml = YAML()
     yaml.width, yaml.preserve_quotes = 128, True
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.representer.add_representer(type(None), lambda shown, _: shown.represent_scalar("tag:yaml.org,2002:null", "null"))
-    whole = yaml.load(params_file.read_text(encoding="utf-8"))
-    changed = _merge(whole, yaml.load(path.read_text(encoding="utf-8")), name)
+    whole = yaml.load(params_file.read_text(encoding="utf-8-sig"))
+    changed = _merge(whole, yaml.load(path.read_text(encoding="utf-8-sig")), name)
     text = io.StringIO()
     yaml.dump(whole, text)
     write_text(params_file, text.getvalue())

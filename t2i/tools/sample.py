@@ -10,12 +10,28 @@ from PIL.PngImagePlugin import PngInfo
 from t2i.core.files import whole
 from t2i.core.params import load_section
 from t2i.data.digests import fingerprint, sha256_of
+from t2i.data.records import plain
 from t2i.encode.views import EncodeImages
 from t2i.evaluate.grid import draw_grid
 from t2i.evaluate.section import Evaluate
 from t2i.model.family import Family
 from t2i.model.runtime import Runtime
 from t2i.model.sampling import Drawing, draw
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Returns the prompts in a text file, one per line; lines that show nothing are left out.
+
+    Raises:
+        ValueError: if the file cannot be read as text in UTF-8.
+    """
+    content = path.read_bytes()
+    try:
+        text = plain(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        kind = "in UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else f"not UTF-8 at byte {error.start}"
+        raise ValueError(f"{path}: {kind}: save the file as UTF-8") from None
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def drawing(
@@ -80,5 +96,5 @@ def _made_by(how: Drawing, prompt: str, seed: int, folder: Path, model: str) -> 
 
 def _slug(prompt: str) -> str:
     """Returns a prompt as part of a file name. A prompt that this changes gets a hash, so that names do not collide."""
-    slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60]
+    slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60] or "prompt"
     return slug if slug.replace("-", " ") == prompt else f"{slug}-{fingerprint(prompt)[:6]}"

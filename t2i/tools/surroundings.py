@@ -119,6 +119,8 @@ def device(sections: Sections) -> Iterator[Finding]:
 
     yield from tried("device", kind)
     yield from tried("settings", settings)
+    for note in train.notes(train.steps) if train.steps else []:
+        yield Finding("note", "settings", note)
     if runtime.device == "cpu" or (runtime.device == "auto" and not torch.cuda.is_available()):
         yield bf16_finding(bf16_time(), {"train": train.precision, "evaluate": sections.evaluate.precision})
 

@@ -1,5 +1,6 @@
 """EMA: the exponential moving average of the weights, which is exported, sampled and measured."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Literal
@@ -55,6 +56,23 @@ class EmaSection(Section):
     every_steps: int = Field(ge=1)
     """Optimizer steps between updates. Each update uses `decay ** every_steps`; the last step always gets an update."""
 
+    def decay_after(self, updates: int, steps: int) -> float:
+        """Returns the decay of an update that covers `steps` steps, after `updates` earlier ones; 0 copies the weights."""
+        n = max(0, updates * self.every_steps - self.start_step)
+        return 0.0 if n == 0 else min(self.ramp(n), self.decay) ** steps
+
+    def share_of_copy(self, steps: int) -> float:
+        """Returns the share that the last copied weights have in the average after a run of `steps` steps, in [0, 1].
+
+        With a high decay and no ramp, the average of a short run is hardly more than the weights of its first steps. 0 if
+        there is no averaging, only copies: the run then exports its last weights.
+        """
+        whole, rest = divmod(steps, self.every_steps)
+        decays = [self.decay_after(update, self.every_steps) for update in range(whole)]
+        decays += [self.decay_after(whole, rest)] if rest else []
+        averaging = [decay for decay in decays if decay]
+        return math.prod(averaging) if averaging else 0.0
+
 
 class Ema:
     """The averaged weights (`shadow`) in fp32, with the same decays as EMAModel of diffusers."""
@@ -64,21 +82,13 @@ class Ema:
         self.updates = 0
         self.shadow = {name: weight.detach().to(device, torch.float32, copy=True) for name, weight in weights.items()}
 
-    def decay(self, updates: int, steps: int) -> float:
-        """Returns the decay of an update that covers `steps` steps, after `updates` earlier ones; 0 copies the weights."""
-        section = self.section
-        n = max(0, updates * section.every_steps - section.start_step)
-        if n == 0:
-            return 0.0
-        return min(section.ramp(n), section.decay) ** steps
-
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor], step: int, *, last: bool) -> None:
         """Updates the shadow after optimizer step `step` if `every_steps` divides it, or if it is the last step."""
         rest = step % self.section.every_steps
         if rest and not last:
             return
-        decay = self.decay(self.updates, rest or self.section.every_steps)
+        decay = self.section.decay_after(self.updates, rest or self.section.every_steps)
         now = [weights[name].detach().to(self.device, torch.float32) for name in self.shadow]
         torch._foreach_lerp_(list(self.shadow.values()), now, 1 - decay)
         self.updates += 1

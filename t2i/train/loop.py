@@ -109,6 +109,8 @@ def optimize(prepared: Prepared, runtime: Runtime, work: Path, validator: Valida
     step, history = _resume(prepared, work)
     if first:
         print(f"training {prepared}: steps {step} to {steps}, {batch_size} images each; checkpoints in {work}", file=sys.stderr)
+        for note in prepared.section.notes(steps):
+            print(f"note: {note}", file=sys.stderr)
     progress, pace = _progress(step, steps, shown=first), Pace(step)
 
     def validate() -> None:

@@ -53,7 +53,31 @@ class Train(Section):
     def _one_length(self) -> "Train":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("set one of `steps` and `epochs`, and the other to null")
+        self._check_learns(self.steps)
         return self
+
+    def _check_learns(self, steps: int | None) -> None:
+        if steps == 1 and self.warmup_steps:
+            raise ValueError(
+                f"`warmup_steps` is {self.warmup_steps} and the run has 1 step, whose learning rate is then 0: set "
+                "`train.warmup_steps: 0`, or train longer"
+            )
+
+    def notes(self, steps: int) -> list[str]:
+        """Returns why a run of `steps` steps learns less than one may think; empty if there is no reason."""
+        found, share = [], self.ema.share_of_copy(steps)
+        if self.warmup_steps >= steps:
+            found.append(
+                f"the learning rate never reaches `train.learning_rate`, because `train.warmup_steps` is {self.warmup_steps} "
+                f"and the run has {steps} steps"
+            )
+        if share > 0.5:
+            first = max(self.ema.every_steps, self.ema.start_step)
+            found.append(
+                f"the exported EMA will consist to {share:.0%} of the weights after the first {first} steps: lower "
+                "`train.ema.decay`, set `train.ema.ramp`, or train longer"
+            )
+        return found
 
     @property
     def peak_learning_rate(self) -> float:
@@ -61,5 +85,11 @@ class Train(Section):
         return self.learning_rate * (self.batch_size if self.scale_learning_rate else 1)
 
     def total_steps(self, records: int) -> int:
-        """Returns the number of optimizer steps; `epochs` are converted to steps and rounded up."""
-        return self.steps or -(-(self.epochs or 0) * records // self.batch_size)
+        """Returns the number of optimizer steps; `epochs` are converted to steps and rounded up.
+
+        Raises:
+            ValueError: if the only step is one of warm-up.
+        """
+        steps = self.steps or -(-(self.epochs or 0) * records // self.batch_size)
+        self._check_learns(steps)
+        return steps

@@ -35,6 +35,11 @@ class EndTimesteps(Section):
     def __call__(self, timesteps: int) -> Weights:
         """Returns how often each timestep is drawn, relative to the others."""
         count = int(self.portion * timesteps)
+        if not count:
+            raise ValueError(
+                f"`train.objective.timesteps.portion` is {self.portion}, less than one of {timesteps} timesteps: raise it, or "
+                "set `train.objective.timesteps: {name: uniform}`"
+            )
         favoured = slice(timesteps - count, timesteps) if self.name == "later" else slice(count)
         return _favouring(timesteps, favoured, self.multiplier)
 

@@ -261,3 +261,19 @@ def test_a_stage_checks_its_sections_before_anything_else(tmp_path, params, monk
 def test_help_imports_no_torch() -> None:
     code = "import sys; from stages.tools import app; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "text", ["train: 5\n", "a: [1\n", "other: {}\n", "", "train: {steps: x, batch_sise: 2}\n"], ids=str.strip
+)
+def test_an_error_names_the_file_once(tmp_path, text) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(ParamsError) as caught:
+        load_section(tmp_path / "p.yaml", "train", Train)
+    assert str(caught.value).count("p.yaml") == 1
+
+
+def test_a_file_of_notepad_is_read(tmp_path) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "p.yaml").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert load_section(tmp_path / "p.yaml", "train", Train) == load_section(ROOT / "params.yaml", "train", Train)

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,37 @@ def test_a_missing_prompt_or_model_is_an_error(project, run) -> None:
     done = run("square 1", "--model", "nowhere")
     assert "nowhere" in str(done.exception)
     assert done.exit_code == 1
+
+
+def test_a_missing_model_names_the_command_that_writes_it(project) -> None:
+    done = CliRunner().invoke(app, ["sample", "square 1"])
+    assert re.search("data/model: no pipeline here; run `t2i train`", str(done.exception))
+    done = CliRunner().invoke(app, ["sample", "square 1", "--model", project.params["base"]["local"], "--compare"])
+    assert re.search("data/base: no pipeline here; run `t2i fetch base`", str(done.exception))
+
+
+def test_prompts_have_no_byte_order_marks(project, run) -> None:
+    lines = "\ufeffsquare 1\n\ufeff\nsquare\u20282\f!\r\n"
+    (project.folder / "prompts.txt").write_bytes(lines.encode())
+    assert run("\ufeffsquare 3", "--prompts-file", "prompts.txt", "--num", "1").exit_code == 0
+    prompts = []
+    for path in (project.folder / "samples").glob("square*"):
+        with Image.open(path) as image:
+            prompts.append(image.info["prompt"])
+    assert sorted(prompts) == ["square 1", "square 3", "square\u20282\x0c!"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"square 1\ncaf\xe9\n", "prompts.txt: not UTF-8 at byte 12"), ("x".encode("utf-16"), "prompts.txt: in UTF-16")],
+)
+def test_a_prompts_file_that_is_not_utf_8_is_named(project, run, content, said) -> None:
+    (project.folder / "prompts.txt").write_bytes(content)
+    assert said in str(run("--prompts-file", "prompts.txt").exception)
+
+
+def test_a_prompt_without_letters_has_a_file_name(project, run) -> None:
+    assert run("", "!!!", "--num", "1").exit_code == 0
+    names = sorted(path.name for path in (project.folder / "samples").iterdir())
+    assert len(names) == 3
+    assert all(re.fullmatch(r"grid.png|prompt-[0-9a-f]{6}-0.png", name) for name in names)

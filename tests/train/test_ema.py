@@ -40,7 +40,7 @@ def test_updates_every_n_steps_use_the_nth_power_of_the_decay() -> None:
     for step in range(1, 401):
         ema.update({"w": torch.zeros(1)}, step, last=False)
     assert ema.updates == 100
-    assert ema.decay(ema.updates, 4) == 0.5**4
+    assert ema.section.decay_after(ema.updates, 4) == 0.5**4
 
 
 def test_weights_are_matched_by_name_not_by_order() -> None:
@@ -73,4 +73,25 @@ def test_the_last_step_always_updates(steps) -> None:
 
 def test_without_a_ramp_the_decay_is_full_after_the_copy() -> None:
     ema = Ema({"w": torch.zeros(1)}, params(ramp={"name": "none"}), "cpu")
-    assert [ema.decay(updates, 1) for updates in (0, 1, 100)] == [0.0, 0.9, 0.9]
+    assert [ema.section.decay_after(updates, 1) for updates in (0, 1, 100)] == [0.0, 0.9, 0.9]
+
+
+@pytest.mark.parametrize("ramp", [{"name": "none"}, {"name": "reciprocal"}, {"name": "power", "inv_gamma": 1.0, "power": 0.75}])
+@pytest.mark.parametrize(("start_step", "every_steps", "steps"), [(0, 1, 40), (0, 5, 43), (7, 3, 40)])
+def test_the_share_of_the_copy_is_that_of_a_real_average(ramp, start_step, every_steps, steps) -> None:
+    section = params(decay=0.99, ramp=ramp, start_step=start_step, every_steps=every_steps)
+    ema = Ema({"w": torch.zeros(1)}, section, "cpu")
+    for step in range(1, steps + 1):
+        copied = section.decay_after(ema.updates, 1) == 0 and (step % every_steps == 0 or step == steps)
+        if copied:
+            ema.update({"w": torch.ones(1)}, step, last=step == steps)  # what is copied last is 1, all later weights are 0
+        else:
+            ema.update({"w": torch.zeros(1)}, step, last=step == steps)
+    assert section.share_of_copy(steps) == pytest.approx(ema.shadow["w"].item(), rel=1e-5)
+
+
+def test_a_short_average_without_a_ramp_is_mostly_its_first_weights() -> None:
+    section = params(decay=0.9999, ramp={"name": "none"})
+    assert section.share_of_copy(1400) == pytest.approx(0.9999**1399)
+    assert params(decay=0.9999).share_of_copy(1400) < 1e-9
+    assert params(start_step=100).share_of_copy(40) == params(every_steps=9).share_of_copy(4) == 0  # only copies

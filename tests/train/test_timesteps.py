@@ -48,3 +48,8 @@ def test_an_empty_or_too_long_range_is_refused() -> None:
         RangeTimesteps(name="range", begin=5, end=5, multiplier=2.0)
     with pytest.raises(ValueError, match=r"`train.objective.timesteps.end` is 2000, but the schedule has 1000"):
         probabilities_of(RangeTimesteps(name="range", begin=0, end=2000, multiplier=2.0))
+
+
+def test_a_portion_without_a_timestep_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`train.objective.timesteps.portion` is 0.0005, .* 1000"):
+        EndTimesteps(name="later", portion=0.0005, multiplier=2.0)(1000)
