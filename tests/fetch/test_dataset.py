@@ -2,6 +2,8 @@ import csv
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -10,7 +12,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from t2i.data.records import SPLITS
@@ -18,7 +24,7 @@ from t2i.fetch.dataset import Fetch, gather
 from t2i.fetch.screening import Screen
 from t2i.fetch.selection import Selection
 from t2i.fetch.source import Record
-from tests.images import many_scans
+from tests.images import encoded, many_scans
 from tests.projects import ROOT
 
 
@@ -336,3 +342,110 @@ def test_every_source_writes_the_same_bytes(project) -> None:
         )
     assert len(left[0]["captions.jsonl"].splitlines()) > 9
     assert all(files == left[0] for files in left)
+
+
+def local_source(kind: str) -> dict[str, object]:
+    """Returns `fetch.source` for a kind of local data."""
+    hub = {"id": None, "config": None, "split": "train", "revision": None, "streaming": False, "max_rows": None}
+    columns = {"image_column": "image", "caption_column": "text"}
+    sources: dict[str, dict[str, object]] = {
+        "folder": {"name": "folder", "caption_column": "text"},
+        "parquet": {"name": "parquet", "files": "*.parquet"} | columns,
+        "webdataset": {"name": "webdataset", "files": "*.tar", "image_extensions": ["png"], "caption": {"name": "txt"}},
+        "hub": {"name": "hub"} | hub | columns,
+        "hub of parquet": {"name": "hub"} | hub | columns,
+    }
+    return sources[kind]
+
+
+def write_words(folder: Path, kind: str, word: str) -> None:
+    """Writes 12 images with captions of one word; names, sizes and times are the same for words of the same length."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    images = [encoded(Image.new("RGB", (40, 32), (n * 20, len(word) + ord(word[0]), 9))) for n in range(12)]
+    if kind in ("parquet", "hub of parquet"):
+        struct = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+        cells = pyarrow.array([{"bytes": image, "path": None} for image in images], struct)
+        table = pyarrow.table({"image": cells, "text": [f"{word} {n}" for n in range(12)]})
+        pyarrow.parquet.write_table(table, folder / "a.parquet", compression="none")
+    elif kind == "webdataset":
+        with tarfile.open(folder / "a.tar", "w") as tar:
+            for n, image in enumerate(images):
+                for end, content in (("png", image), ("txt", f"{word} {n}".encode())):
+                    info = tarfile.TarInfo(f"{n:02d}.{end}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    else:
+        for n, image in enumerate(images):
+            (folder / f"{n:02d}.png").write_bytes(image)
+        lines = [json.dumps({"file_name": f"{n:02d}.png", "text": f"{word} {n}"}) + "\n" for n in range(12)]
+        (folder / "metadata.jsonl").write_text("".join(lines))
+    for path in folder.iterdir():
+        os.utime(path, (315532800, 315532800))  # 1980-01-01, as reproducible archives unpack
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "webdataset", "hub", "hub of parquet"])
+def test_content_of_the_same_size_and_time_is_read_anew(project, kind) -> None:
+    from stages import fetch
+
+    project.params["fetch"]["source"] = local_source(kind)
+    project.write()
+    for word in ("first", "other"):
+        write_words(project.folder / "images", kind, word)
+        fetch.dataset()
+        captions = [json.loads(line)["captions"][0] for line in (project.folder / "data/raw/captions.jsonl").open()]
+        assert {caption.split()[0] for caption in captions} == {word}
+
+
+def test_everything_found_is_counted_once(project, capsys) -> None:
+    from stages import fetch
+
+    images = project.folder / "images"
+    rows = [json.loads(line) for line in (images / "metadata.jsonl").read_text().splitlines()]
+    for n in range(6):
+        shutil.copyfile(images / f"000{n}.png", images / f"copy-{n}.png")
+        rows += [{"file_name": f"copy-{n}.png", "text": "the same square"}, {"file_name": f"000{n}.png", "text": "named twice"}]
+    rows += [{"file_name": "gone.png", "text": "gone"}, {"file_name": "0002.png", "text": " \u200b\ufeff"}]
+    (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copyfile(images / "0003.png", images / "unnamed.png")
+    project.params["fetch"] |= {"on_bad": "skip", "max_bad_fraction": 0.5, "max_train_records": 14}
+    project.write()
+    fetch.dataset()
+    metrics = project.json("data/reports/fetch-dataset/metrics.json")
+    assert metrics["found"] == len(rows) + 1
+    assert metrics["found"] == sum(metrics["records"].values()) + sum(
+        metrics[name] for name in ("skipped", "merged", "unnamed", "over_limit")
+    )
+    assert metrics["records"]["train"] == 14
+    assert metrics["over_limit"] > 0
+    assert metrics["merged"] > 0
+    assert metrics["unnamed"] == 1
+    listed = list(csv.DictReader((project.folder / "data/raw/skipped.csv").open(encoding="utf-8")))
+    kinds = Counter(row["reason"].partition(":")[0] for row in listed)
+    assert kinds == metrics["skipped_by_kind"] | {"merged": metrics["merged"], "unnamed": 1}
+    assert re.search(
+        r"of 39 found\nleft out: .*missing image.*1 images without a caption.*over the limits", capsys.readouterr().out
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["x", "y", "", None])), max_size=60), st.integers(1, 9))
+def test_found_is_the_sum_of_what_became_of_it(offered, most) -> None:
+    records = [record(f"r{name}", caption, content=drawing(name % 20)) for name, caption in offered]
+    selections, screen, _ = gathered(records, max_train_records=most, max_heldout_records=most)
+    kept = sum(len(selection.kept) for selection in selections.values())
+    assert screen.found == len(records) == kept + len(screen.skipped) + len(screen.merged) + screen.over_limit
+
+
+@pytest.mark.parametrize("text", ["\ufeff", "\u200b", "\u2060 \u00a0", "\ufeff\n", "\x1b\x07"])
+def test_a_caption_that_shows_nothing_is_blank(text) -> None:
+    _, screen, _ = gathered([record("a", text)])
+    assert screen.kinds() == {"blank caption": 1}
+
+
+def test_captions_keep_their_joiners_and_lose_byte_order_marks() -> None:
+    family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
+    selections, screen, _ = gathered([record("a", f"\ufeffa {family}", "\ufeffred\ufeff heart", "red heart")])
+    assert [kept.captions for selection in selections.values() for kept in selection.in_order()] == [
+        (f"a {family}", "red heart")
+    ]
+    assert not screen.skipped

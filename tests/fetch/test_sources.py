@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from t2i.data.chance import hash_fraction
 from t2i.fetch.source import Dataset, Record
 from t2i.fetch.sources import folder, hub, openmoji, parquet, webdataset
 from tests import tiny
+from tests.images import encoded
 
 OPENMOJI = {
     "name": "openmoji",
@@ -562,3 +564,199 @@ def test_hub_opens_nothing_outside_the_dataset(home, path, streaming) -> None:
     (record,) = hub.open_source(read, home / "data").records
     assert record.problem is not None
     assert f"{path!r} is outside the dataset" in record.problem
+
+
+def square(number: int) -> bytes:
+    return encoded(Image.new("RGB", (40, 32), (number * 15, 90, 9)))
+
+
+def test_names_in_a_tar_may_have_dots(tmp_path) -> None:
+    stems = [f"IMG_v1.{n:02d}" if n % 2 else f"{n:02d}" for n in range(16)]
+    write_tar(
+        tmp_path / "0.tar",
+        {
+            f"{stem}.{end}": square(n) if end == "png" else f"c {n}".encode()
+            for n, stem in enumerate(stems)
+            for end in ("png", "txt")
+        },
+    )
+    dataset = from_tars(tmp_path)
+    assert [(record.place, record.captions) for record in dataset.records] == [
+        (f"0.tar, {stem}", (f"c {n}",)) for n, stem in enumerate(stems)
+    ]
+    assert dataset.unnamed == []
+
+
+NAMED = {
+    "dotted beside plain": (["v1.png", "v1.txt", "v1.0.png", "v1.0.txt"], ["v1", "v1.0"], []),
+    "a mask": (["0.jpg", "0.seg.png", "0.txt"], ["0"], ["0.seg.png"]),
+    "a thumbnail of another kind": (["0.jpg", "0.txt", "0.small.webp"], ["0"], ["0.small.webp"]),
+    "a second caption file": (["0.jpg", "0.txt", "0.long.txt"], ["0"], []),
+    "a second image": (["0.jpg", "0.png", "0.txt"], ["0"], ["0.png"]),
+    "files of macOS": (["._0.jpg", "0.jpg", "0.txt"], ["0"], ["._0.jpg"]),
+    "folders with dots": (["a.b/0.jpg", "a.b/0.txt", "./c/1.jpg", "./c/1.txt"], ["a.b/0", "./c/1"], []),
+    "capitals": (["0.JPG", "0.TXT"], ["0"], []),
+    "an image without a caption": (["x.gif", "0.jpg", "0.txt"], ["0"], ["x.gif"]),
+    "images first": (["0.jpg", "1.jpg", "0.txt", "1.txt"], ["0", "1"], []),
+    "dots and images first": (["a.0.jpg", "a.1.jpg", "a.0.txt", "a.1.txt"], ["a.0", "a.1"], []),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_every_image_of_a_tar_is_a_record_or_named(tmp_path, kind) -> None:
+    names, keys, unnamed = NAMED[kind]
+    write_tar(tmp_path / "0.tar", {name: f"of {name}".encode() for name in names})
+    dataset = from_tars(tmp_path)
+    records = list(dataset.records)
+    assert [record.place for record in records] == [f"0.tar, {key}" for key in keys]
+    assert not [record.problem for record in records if record.problem]
+    assert dataset.unnamed == [f"0.tar, {name}" for name in unnamed]
+
+
+def test_a_dotted_image_without_any_caption_is_a_problem(tmp_path) -> None:
+    write_tar(tmp_path / "0.tar", {"v1.0.png": square(0)})
+    assert list(problems(from_tars(tmp_path))) == ["0.tar, v1.0"]
+
+
+def test_records_of_a_compressed_tar_must_be_together(tmp_path) -> None:
+    write_tar(tmp_path / "0.tar", dict.fromkeys(("0.jpg", "1.jpg", "0.txt", "1.txt"), b"x"), "w:gz")
+    with pytest.raises(ValueError, match=r"0.tar: the files of 1 .*`tar --sort=name`"):
+        list(from_tars(tmp_path).records)
+
+
+@pytest.mark.parametrize("listed", [["JPG"], [".jpg"], ["png", ".JPG"]])
+def test_extensions_are_taken_with_dots_and_capitals(tmp_path, listed) -> None:
+    write_tar(tmp_path / "0.tar", {"0.jpg": square(0), "0.txt": b"x"})
+    assert taken(from_tars(tmp_path, image_extensions=listed)) == [(square(0), ("x",))]
+
+
+@pytest.mark.parametrize(
+    ("start", "remedy"),
+    [
+        (b"\x28\xb5\x2f\xfd", "`zstd -d`"),
+        (b"PK\x03\x04", "unpack"),
+        (b"7z\xbc\xaf\x27\x1c", "unpack"),
+        (b"PAR1", "`parquet`"),
+        (b"version https://git-lfs.github.com/spec/v1", "`git lfs pull`"),
+    ],
+)
+def test_a_file_that_is_no_tar_is_told_what_it_is(tmp_path, start, remedy) -> None:
+    (tmp_path / "0.tar").write_bytes(start + bytes(2000))
+    with pytest.raises(ValueError, match=rf"0.tar: .*{remedy}") as caught:
+        list(from_tars(tmp_path).records)
+    assert "download" not in str(caught.value)
+
+
+def test_metadata_files_below_the_root_are_read(tmp_path) -> None:
+    images = tiny.make_images(tmp_path / "images", 3)
+    for name in ("train", "test"):
+        below = tiny.make_images(images / name, 2)
+        (below / "metadata.jsonl").write_text(
+            "".join(json.dumps({"file_name": f"000{n}.png", "text": f"{name} {n}"}) + "\n" for n in range(2))
+        )
+    dataset = folder.open_source(FOLDER, images)
+    captions = [captions[0] for _, captions in taken(dataset)]
+    assert captions == ["square 0", "square 1", "square 2", "test 0", "test 1", "train 0", "train 1"]
+    (images / "train/metadata.csv").write_text("file_name,text\n")
+    with pytest.raises(ValueError, match=r"images/train: found metadata.*wanted only one"):
+        folder.open_source(FOLDER, images)
+
+
+def test_images_that_no_line_names_are_listed(tmp_path) -> None:
+    images = tiny.make_images(tmp_path / "images", 8)
+    lines = (images / "metadata.jsonl").read_text().splitlines(keepends=True)
+    (images / "metadata.jsonl").write_text("".join(lines[:5]))
+    (images / "below").mkdir()
+    for name in ("below/photo.JPEG", "notes.txt", ".hidden.png"):
+        (images / name).touch()
+    dataset = folder.open_source(FOLDER, images)
+    assert len(list(dataset.records)) == 5
+    assert dataset.unnamed == [".hidden.png", "0005.png", "0006.png", "0007.png", "below/photo.JPEG"]
+
+
+def test_images_beside_parquet_files_that_no_row_names_are_listed(tmp_path) -> None:
+    tiny.make_images(tmp_path / "in", 3)
+    write_parquet(tmp_path / "a.parquet", [{"image": f"in/000{n}.png", "text": "x"} for n in range(2)])
+    dataset = from_parquet(tmp_path)
+    assert len(list(dataset.records)) == 2
+    assert dataset.unnamed == ["in/0002.png"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\n\n", "\n  \n\r\n"])
+def test_blank_lines_of_metadata_are_ignored(tmp_path, end) -> None:
+    images = tiny.make_images(tmp_path / "images", 2)
+    lines = (images / "metadata.jsonl").read_text().splitlines()
+    (images / "metadata.jsonl").write_text(end.join(lines) + end)
+    places = [record.place for record in folder.open_source(FOLDER, images).records]
+    last = 2 + end.count("\n") - 1
+    assert places == ["metadata.jsonl, line 1 (0000.png)", f"metadata.jsonl, line {last} (0001.png)"]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_absolute_path_inside_the_folder_is_read(tmp_path, linked) -> None:
+    images = tiny.make_images(tmp_path / "images", 1)
+    local = tmp_path / "link" if linked else images
+    if linked:
+        local.symlink_to(images)
+    rows = [{"file_name": str(path / "0000.png"), "text": "x"} for path in (images, local)]
+    write_metadata(images, "jsonl", [*rows, {"file_name": str(tmp_path / "0000.png"), "text": "x"}])
+    found = list(folder.open_source(FOLDER, local).records)
+    assert [record.problem is None for record in found] == [True, True, False]
+    assert "outside" in str(found[2].problem)
+    assert "`fetch.local`" in str(found[2].problem)
+    write_tar(images / "0.tar", {"0.jpg": square(0), "0.txt": b"x"})
+    assert len(taken(from_tars(local, files=str(local / "*.tar")))) == 1
+    with pytest.raises(ValueError, match=r"`fetch.source.files`.*inside `fetch.local`"):
+        from_tars(local, files=str(tmp_path / "*.tar"))
+
+
+def test_byte_order_marks_are_read_as_marks(tmp_path) -> None:
+    bom = b"\xef\xbb\xbf"
+    write_tar(tmp_path / "0.tar", {"0.jpg": square(0), "0.txt": bom + b"red heart", "0.json": bom + b'{"caption": "red"}'})
+    assert taken(from_tars(tmp_path))[0][1] == ("red heart",)
+    assert taken(from_tars(tmp_path, **JSON))[0][1] == ("red",)
+    images = tiny.make_images(tmp_path / "images", 1)
+    (images / "metadata.jsonl").write_bytes(bom + (images / "metadata.jsonl").read_bytes())
+    assert taken(folder.open_source(FOLDER, images))[0][1] == ("square 0",)
+
+
+def test_utf_16_is_named(tmp_path) -> None:
+    write_tar(tmp_path / "0.tar", {"0.jpg": square(0), "0.txt": "red heart".encode("utf-16")})
+    assert "UTF-16" in problems(from_tars(tmp_path))["0.tar, 0"]
+    images = tiny.make_images(tmp_path / "images", 1)
+    (images / "metadata.jsonl").write_text((images / "metadata.jsonl").read_text(), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"metadata.jsonl: text in UTF-16, wanted UTF-8"):
+        list(folder.open_source(FOLDER, images).records)
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ([[1, 2], [3]], r"column 'image' \(`fetch.source.image_column`\) is of type List.*wanted images"),
+        ([1, 2], r"column 'image' \(`fetch.source.image_column`\) is of type .*int64.*wanted images"),
+        ([{"a": 1}, {"a": 2}], r"column 'image' \(`fetch.source.image_column`\) is of type .*wanted images"),
+    ],
+    ids=["lists", "numbers", "structs"],
+)
+def test_hub_names_an_image_column_without_images(home, cells, said) -> None:
+    write_parquet(home / "set/a.parquet", [{"image": cell, "text": "x"} for cell in cells])
+    with pytest.raises(ValueError, match=said) as caught:
+        from_hub(home / "set")
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_reads_images_in_a_local_zip(home) -> None:
+    (home / "set").mkdir()
+    with zipfile.ZipFile(home / "set/a.zip", "w") as archive:
+        archive.writestr("0.png", square(0))
+        archive.writestr("metadata.jsonl", json.dumps({"file_name": "0.png", "text": "in a zip"}))
+    assert taken(from_hub(home / "set")) == [(square(0), ("in a zip",))]
+
+
+def test_hub_lists_local_images_without_a_caption(home) -> None:
+    images = tiny.make_images(home / "images", 4)
+    lines = (images / "metadata.jsonl").read_text().splitlines(keepends=True)
+    (images / "metadata.jsonl").write_text("".join(lines[:3]))
+    dataset = from_hub(images)
+    assert len(list(dataset.records)) == 3
+    assert dataset.unnamed == ["0003.png"]

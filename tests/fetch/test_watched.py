@@ -1,0 +1,91 @@
+"""What DVC does not see is refused; DVC itself is asked what it sees."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+
+from t2i.fetch.watched import check_watched
+from tests import tiny
+from tests.projects import ROOT
+
+
+def test_a_linked_folder_is_refused_by_name(tmp_path) -> None:
+    away = tiny.make_images(tmp_path / "away", 1)
+    local = tiny.make_images(tmp_path / "local", 1)
+    (local / "photos").symlink_to(away)
+    with pytest.raises(ValueError, match=rf"{local}/photos: a linked folder.*`fetch.local` to {away}"):
+        check_watched(local, "fetch.local")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_deep_links_and_dvc_projects_are_refused(tmp_path, inside) -> None:
+    (tmp_path / "local/a/b").mkdir(parents=True)
+    if inside:
+        (tmp_path / "local/a/b/.dvc").mkdir()
+    else:
+        (tmp_path / "local/a/b/c").symlink_to(tmp_path / "local/a", target_is_directory=True)
+    with pytest.raises(ValueError, match=r"local/a/b"):
+        check_watched(tmp_path / "local", "fetch.local")
+
+
+def test_a_broken_link_is_refused(tmp_path) -> None:
+    (tmp_path / "0.png").symlink_to("gone.png")
+    with pytest.raises(ValueError, match=r"0.png: a broken link to gone.png"):
+        check_watched(tmp_path, "fetch.local")
+
+
+def test_a_linked_root_and_linked_files_are_accepted(tmp_path) -> None:
+    images = tiny.make_images(tmp_path / "images", 2)
+    (images / "0002.png").symlink_to("0000.png")
+    (tmp_path / "local").symlink_to(images)
+    check_watched(tmp_path / "local", "fetch.local")
+
+
+@pytest.mark.slow
+def test_dvc_sees_what_is_accepted_and_not_what_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for name in ("linked", "away"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_text("1")
+    for name in ("photo~", ".#0.png", "a b#%.png"):
+        (tmp_path / "images" / name).write_text("1")
+    (tmp_path / "images/__pycache__").mkdir()
+    (tmp_path / "images/__pycache__/0.png").write_text("1")
+    (tmp_path / "images/single.png").symlink_to(tmp_path / "away/0.png")
+    (tmp_path / "images/folder").symlink_to(tmp_path / "away", target_is_directory=True)
+    (tmp_path / "root").symlink_to(tmp_path / "linked")
+    shutil.copyfile(ROOT / ".dvcignore", ".dvcignore")
+    (tmp_path / "dvc.yaml").write_text("stages:\n  fetch:\n    cmd: echo done\n    deps: [images, root]\n")
+
+    def seen(path: str) -> bool:
+        with Repo(".") as repo:
+            repo.reproduce("fetch")
+        (tmp_path / path).write_text("22")
+        os.utime(tmp_path / path, (1, 1))
+        with Repo(".") as repo:
+            return bool(repo.status())
+
+    Repo.init(".", no_scm=True).close()
+    watched = ("images/photo~", "images/.#0.png", "images/a b#%.png", "images/__pycache__/0.png", "images/single.png")
+    assert all(map(seen, (*watched, "root/0.png")))
+    (tmp_path / "images/single.png").unlink()
+    assert not seen("images/folder/0.png")
+    with pytest.raises(ValueError, match=r"images/folder"):
+        check_watched(Path("images"), "fetch.local")
+
+
+def test_a_base_with_a_linked_part_is_refused(tiny_base, tmp_path) -> None:
+    from t2i.fetch.base import fetch_base
+    from t2i.model.base import Base
+
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    (base / "unet").rename(tmp_path / "unet")
+    (base / "unet").symlink_to(tmp_path / "unet")
+    unset = {"hub": None, "revision": None, "variant": None, "vae": None, "clip_skip": 0}
+    section = Base(**({"family": "stable_diffusion", "local": str(base), "clip": str(base / "clip")} | unset))
+    with pytest.raises(ValueError, match=rf"base/unet: a linked folder.*`base.local` to {tmp_path}/unet"):
+        fetch_base(section, tmp_path / "out", tmp_path / "clip")
