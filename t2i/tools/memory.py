@@ -61,6 +61,20 @@ def peak_memory(runtime: Runtime) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def check_maps(shards: int) -> None:
+    """Checks that the shards of moments and embeddings can be mapped at once; training and validation each map them.
+
+    Raises:
+        ValueError: if the system allows fewer maps (Linux).
+    """
+    limit = Path("/proc/sys/vm/max_map_count")
+    if limit.is_file() and 2 * shards > (most := int(limit.read_text())) - 5000:
+        raise ValueError(
+            f"{shards} shards are mapped at once, which is too many for this system ({limit}: {most}): raise "
+            "`fetch.records_per_shard` and `encode.captions.records_per_shard`"
+        )
+
+
 @contextmanager
 def enough_memory(runtime: Runtime) -> Iterator[None]:
     """Converts PyTorch's out-of-memory errors in the block into a MemoryError.

@@ -16,7 +16,15 @@ from t2i.fetch.base import check_origin
 from t2i.fetch.dataset import Fetch
 from t2i.model.family import Family, check_base, load_family
 from t2i.model.runtime import Runtime
-from t2i.tools.memory import available_memory, checkpoints_bytes, count_weights, enough_memory, peak_memory, state_bytes
+from t2i.tools.memory import (
+    available_memory,
+    check_maps,
+    checkpoints_bytes,
+    count_weights,
+    enough_memory,
+    peak_memory,
+    state_bytes,
+)
 from t2i.tools.probe import Encoders, probe_encoders, probe_forward, probe_step
 from t2i.tools.sections import Sections, load_sections
 from t2i.train.execution import check_settings
@@ -84,8 +92,10 @@ def _base(sections: Sections, base: Path) -> Family:
 
 def _disk(sections: Sections, dataset: RecordCounts, encoders: Encoders, trained: int) -> Iterable[tuple[str, str]]:
     latents, embeds = cache_bytes(sections, dataset, encoders)
+    image_shards = sum(map(len, dataset.image_shards.values()))
     text_shards = sum(-(-len(counts) // sections.encode_captions.records_per_shard) for counts in dataset.captions.values())
-    yield "moments", f"{in_bytes(latents)} in {sum(map(len, dataset.image_shards.values()))} shards"
+    check_maps(image_shards + text_shards)
+    yield "moments", f"{in_bytes(latents)} in {image_shards} shards"
     yield "embeddings", f"{in_bytes(embeds)} in {text_shards} shards"
     kept = checkpoints_bytes(sections.runtime, trained)
     yield "checkpoints", f"{in_bytes(kept)} in {work_root()}; {in_bytes(free_bytes(work_root()))} are free there"

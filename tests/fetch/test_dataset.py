@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -344,11 +345,11 @@ def test_every_source_writes_the_same_bytes(project) -> None:
     assert all(files == left[0] for files in left)
 
 
-def local_source(kind: str) -> dict[str, object]:
+def local_source(kind: str) -> dict[str, Any]:
     """Returns `fetch.source` for a kind of local data."""
     hub = {"id": None, "config": None, "split": "train", "revision": None, "streaming": False, "max_rows": None}
     columns = {"image_column": "image", "caption_column": "text"}
-    sources: dict[str, dict[str, object]] = {
+    sources: dict[str, dict[str, Any]] = {
         "folder": {"name": "folder", "caption_column": "text"},
         "parquet": {"name": "parquet", "files": "*.parquet"} | columns,
         "webdataset": {"name": "webdataset", "files": "*.tar", "image_extensions": ["png"], "caption": {"name": "txt"}},

@@ -191,6 +191,17 @@ def test_a_checkout_inside_another_repository_is_accepted(checkout) -> None:
         (checkout.folder.parent / ".git").rmdir()
 
 
+def test_a_linked_folder_of_images_is_reported(checkout, tmp_path_factory) -> None:
+    (checkout.folder / "images/photos").symlink_to(tmp_path_factory.mktemp("photos"))
+    assert re.search("wrong  dataset: .*images/photos: a linked folder .*`fetch.local`", run(wrong=1))
+
+
+def test_a_missing_folder_of_images_is_reported(checkout) -> None:
+    checkout.params["fetch"]["local"] = "gone"
+    checkout.write()
+    assert re.search("wrong  dataset: `fetch.local` 'gone'", run(wrong=1))
+
+
 def test_outputs_behind_a_link_are_reported(checkout, tmp_path_factory) -> None:
     (checkout.folder / "data").symlink_to(tmp_path_factory.mktemp("disk"))
     assert re.search("wrong  checkout: data: a link .*cache.dir .*T2I_WORK_DIR", run(wrong=1))
