@@ -160,7 +160,8 @@ def gather(
                 screen.leave_out(record.place, str(error))
                 continue
             kept = Kept(record.key, record.place, rank, captions, extension, spool.tell(), len(content))
-            screen.over_limit += selection.add(kept)
+            if removed := selection.add(kept):
+                screen.give_way(removed.place)
             spool.write(content)
 
 

@@ -31,7 +31,7 @@ def checked_captions(captions: tuple[Any, ...]) -> tuple[str, ...]:
         got = f"got {repr(caption)[:80]}"
         if not isinstance(caption, str):
             raise ValueError(f"caption is not text: {got}")
-        if all(unicodedata.category(letter) in _INVISIBLE for letter in caption):
+        if all(unicodedata.category(letter) in _INVISIBLE or letter in _EMPTY for letter in caption):
             raise ValueError(f"blank caption: {got}")
         if "\0" in caption:
             raise ValueError(f"caption has a NUL character: {got}")
@@ -43,6 +43,8 @@ def checked_captions(captions: tuple[Any, ...]) -> tuple[str, ...]:
 
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
 """The Unicode categories of characters that show nothing: controls, marks such as U+FEFF and U+200B, and spaces."""
+_EMPTY = {"\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0", *map(chr, range(0xFE00, 0xFE10))}
+"""Letters and marks that show nothing: Hangul's fillers, the blank Braille pattern, the joiner, variation selectors."""
 
 
 def check_image(content: bytes, max_pixels: int, min_side_px: int) -> str:
@@ -98,7 +100,7 @@ class Screen:
         self.over_limit = 0
         """Number of records that were not drawn, or gave way to others, because of the limits per split."""
         self.skipped: list[tuple[str, str]] = []
-        self.merged: list[tuple[str, str]] = []
+        self._merged: dict[str, list[tuple[str, str]]] = {}
         self.unnamed: list[tuple[str, str]] = []
         self._on_bad, self._max_bad_fraction = on_bad, max_bad_fraction
 
@@ -118,7 +120,16 @@ class Screen:
 
     def merge(self, place: str, kept: str) -> None:
         """Notes that a record has the same image as one that is kept, and so gives it its captions."""
-        self.merged.append((place, f"merged: same image as {kept}"))
+        self._merged.setdefault(kept, []).append((place, f"merged: same image as {kept}"))
+
+    def give_way(self, kept: str) -> None:
+        """Notes that a kept record gave way to another one, and with it those that were merged with it."""
+        self.over_limit += 1 + len(self._merged.pop(kept, ()))
+
+    @property
+    def merged(self) -> list[tuple[str, str]]:
+        """The records with the same image as one that is kept, and their reasons."""
+        return [row for rows in self._merged.values() for row in rows]
 
     def note_unnamed(self, places: list[str]) -> None:
         """Notes images that no caption names."""

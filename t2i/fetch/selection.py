@@ -42,16 +42,15 @@ class Selection:
         """Returns whether a record with this rank belongs to the selection so far."""
         return self._limit is None or len(self.kept) < self._limit or rank < -self._worst[0][0]
 
-    def add(self, record: Kept) -> int:
-        """Adds a record; if there are then too many, removes the one with the largest rank. Returns the number removed."""
+    def add(self, record: Kept) -> Kept | None:
+        """Adds a record; if there are then too many, removes the one with the largest rank, and returns it."""
         self.kept[record.key] = record
         if self._limit is None:
-            return 0
+            return None
         heapq.heappush(self._worst, (-record.rank, record.key))
         if len(self.kept) <= self._limit:
-            return 0
-        del self.kept[heapq.heappop(self._worst)[1]]
-        return 1
+            return None
+        return self.kept.pop(heapq.heappop(self._worst)[1])
 
     def in_order(self) -> list[Kept]:
         """Returns the kept records, sorted by key."""

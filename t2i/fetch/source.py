@@ -111,8 +111,10 @@ def read_inside(local: Path, name: str, beside: Path | None = None) -> bytes:
 
 def other_images(local: Path, named: Collection[str]) -> list[str]:
     """Returns the images in a folder that are not among the named ones, sorted; `named` has absolute paths."""
-    found = (path for path in local.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
-    return sorted(str(path.relative_to(local)) for path in found if os.path.abspath(path) not in named)
+    images = (path for path in local.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
+    found = (str(path.relative_to(local)) for path in images)
+    roots = (os.path.abspath(local), os.path.realpath(local))  # two names if the folder is a link
+    return sorted(name for name in found if not any(os.path.join(root, name) in named for root in roots))
 
 
 def open_text(path: Path, newline: str | None = None) -> TextIO:
@@ -124,13 +126,14 @@ def open_text(path: Path, newline: str | None = None) -> TextIO:
         ValueError: if the file is in UTF-16.
     """
     with path.open("rb") as file:
-        check_not_utf_16(file.read(2), str(path))
+        check_not_utf_16(file.read(16), str(path))
     return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
 def check_not_utf_16(start: bytes, place: str) -> None:
-    """Raises a ValueError if a text begins with the byte-order mark of UTF-16."""
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    """Raises a ValueError if a text begins with the byte-order mark of UTF-16, or has a zero in every second byte."""
+    zeros = len(start) > 3 and any(start[:2]) and not (any(start[:16:2]) and any(start[1:16:2]))
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or zeros:
         raise ValueError(f"{place}: text in UTF-16, wanted UTF-8: save the file as UTF-8")
 
 

@@ -73,10 +73,11 @@ def _json_rows(path: Path, caption_column: str) -> Iterator[tuple[str, Any]]:
     del caption_column
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
+            text = line.lstrip("\ufeff")  # the mark of a file that was appended to this one
+            if not text.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(text)
             except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"{path}, line {number}: wanted a JSON object, got {_shown(line.rstrip())} ({error})"

@@ -2,17 +2,19 @@
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import ZipFile
 
 from pydantic import Field
 
 from t2i.core.params import Section
 from t2i.fetch.hub import Repository, asking, why
-from t2i.fetch.source import Dataset, Record, is_inside, other_images, record_of
+from t2i.fetch.source import IMAGES, Dataset, Record, is_inside, other_images, record_of
 
 
 class Source(Section):
@@ -64,30 +66,46 @@ def open_source(section: Source, local: Path) -> Dataset:
     commit = _commit(asked) if asked else None
     name = f"folder {folder.name}" if folder else section.id
     try:
-        rows = _rows(str(folder or section.id), section, commit, local=folder is not None)
+        rows, files = _rows(section, commit, folder)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"`fetch.source`: {name}: {why(error, asked)}") from None
     rows = _undecoded(rows, section, name)
     unnamed: list[str] = []
     description = {"source": name, "split": section.split, "commit": commit}
-    return Dataset(_records(rows, section, folder, asked, unnamed), description, unnamed)
+    return Dataset(_records(rows, files, section, folder, asked, unnamed), description, unnamed)
 
 
-def _rows(named: str, section: Source, commit: str | None, *, local: bool) -> Any:
-    """Returns the rows of the split.
+def _rows(section: Source, commit: str | None, folder: Path | None) -> tuple[Any, dict[str, list[str]]]:
+    """Returns the rows of the split, and the files of each split if the rows are streamed.
 
-    A local folder is always streamed: `datasets` would cache it by the times of its files, and show old content.
+    A local folder is always streamed, with an empty cache: `datasets` would take what it cached, the rows or the columns, for
+    another content of the same path and time.
     """
     import datasets
     from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
     WebDataset.DECODERS.pop("pth", None)  # it would unpickle .pth members of tars, even if their column is not read
-    if not section.streaming and not local:
-        return datasets.load_dataset(named, section.config, split=section.split, revision=commit)
-    builder = datasets.load_dataset_builder(named, section.config, revision=commit)
-    if hasattr(builder.config, "decode_num_threads"):
-        builder.config.decode_num_threads = 0  # these threads would decode images, even with Image(decode=False)
-    return builder.as_streaming_dataset(split=section.split)
+    if not section.streaming and not folder:
+        return datasets.load_dataset(section.id, section.config, split=section.split, revision=commit), {}
+    with tempfile.TemporaryDirectory() as empty:
+        cache, named = (empty, str(folder)) if folder else (None, section.id)
+        builder = datasets.load_dataset_builder(named, section.config, revision=commit, cache_dir=cache)
+        if hasattr(builder.config, "decode_num_threads"):
+            builder.config.decode_num_threads = 0  # these threads would decode images, even with Image(decode=False)
+        rows = _sliced(builder, section.split) if folder else builder.as_streaming_dataset(split=section.split)
+    return rows, {str(split): list(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
+
+
+def _sliced(builder: Any, split: str) -> Any:
+    """Returns the streamed rows of a split, or of slices such as `train[:10%]+test`, for which all rows are counted first."""
+    from datasets import ReadInstruction, concatenate_datasets
+
+    if re.fullmatch(r"\w+(\.\w+)*", split) and split != "all":
+        return builder.as_streaming_dataset(split=split)
+    streams = builder.as_streaming_dataset()
+    counts = {name: sum(1 for _ in stream.with_format("arrow")) for name, stream in streams.items()}
+    slices = ReadInstruction.from_spec("+".join(streams) if split == "all" else split).to_absolute(counts)
+    return concatenate_datasets([streams[one.splitname].skip(one.from_).take(one.to - one.from_) for one in slices])
 
 
 def _undecoded(rows: Any, section: Source, name: str | None) -> Any:
@@ -140,20 +158,38 @@ def _commit(dataset: Repository) -> str | None:
     return commit
 
 
-def _records(rows: Any, section: Source, folder: Path | None, asked: Repository | None, unnamed: list[str]) -> Iterator[Record]:
+def _records(
+    rows: Any,
+    files: dict[str, list[str]],
+    section: Source,
+    folder: Path | None,
+    asked: Repository | None,
+    unnamed: list[str],
+) -> Iterator[Record]:
     number, named = 0, set()
     try:
         for number, row in enumerate(islice(rows, section.max_rows)):
             cell = row[section.image_column]
             cell = cell if isinstance(cell, dict) else {"path" if isinstance(cell, str) else "bytes": cell}
             if folder and cell.get("bytes") is None and cell.get("path"):
-                named.add(os.path.abspath(folder / cell["path"]))
+                named.add(cell["path"] if "://" in cell["path"] else os.path.abspath(folder / cell["path"]))
             yield record_of(f"{section.split}, row {number}", partial(_content, cell, folder), row[section.caption_column])
     except Exception as error:
         place = f"{section.id or folder}, near row {number} of {section.split}"
         raise ValueError(f"`fetch.source`: {place}: {why(error, asked)}") from None
-    if folder:
-        unnamed += other_images(folder, named)
+    if folder and section.max_rows is None and section.split in files:  # else only some rows were read
+        unnamed += _others(folder, section.split, files, named)
+
+
+def _others(folder: Path, split: str, files: dict[str, list[str]], named: set[str]) -> Iterator[str]:
+    """Yields the images that no row names, in the folder, except in other splits, and in the zips of the split."""
+    elsewhere = {os.path.abspath(file) for name, some in files.items() if name != split for file in some}
+    yield from other_images(folder, named | elsewhere)
+    for archive in (file for file in files[split] if file.endswith(".zip")):
+        with ZipFile(archive) as opened:
+            for name in opened.namelist():
+                if name.lower().endswith(tuple(IMAGES)) and f"zip://{name}::{archive}" not in named:
+                    yield f"{os.path.relpath(archive, os.path.realpath(folder))}, {name}"
 
 
 def _content(cell: dict[str, Any], folder: Path | None) -> bytes:

@@ -57,7 +57,10 @@ class Source(Section):
     @field_validator("image_extensions")
     @classmethod
     def _plain(cls, extensions: list[str]) -> list[str]:
-        return [extension.lower().removeprefix(".") for extension in extensions]
+        plain = [extension.strip().lower().removeprefix(".") for extension in extensions]
+        if "" in plain:
+            raise ValueError("wanted extensions such as jpg")
+        return plain
 
 
 class Group(NamedTuple):
