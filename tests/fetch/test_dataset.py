@@ -450,3 +450,18 @@ def test_captions_keep_their_joiners_and_lose_byte_order_marks() -> None:
         (f"a {family}", "red heart")
     ]
     assert not screen.skipped
+
+
+@pytest.mark.parametrize("text", ["\ufe0f", "\u3164", "\u2800", "\u00ad \u034f"])
+def test_letters_that_draw_nothing_are_blank(text) -> None:
+    _, screen, _ = gathered([record("a", text)])
+    assert screen.kinds() == {"blank caption": 1}
+
+
+def test_a_record_gives_way_with_those_merged_with_it() -> None:
+    names = [f"r{n}" for n in range(60)]
+    selections, screen, _ = gathered([record(name, "x") for name in names for _ in range(2)], max_train_records=3)
+    kept = {one.place for selection in selections.values() for one in selection.in_order()}
+    assert {reason.removeprefix("merged: same image as ") for _, reason in screen.merged} == kept
+    assert len(screen.merged) == len(kept)
+    assert screen.found == 120 == 2 * len(kept) + screen.over_limit

@@ -528,7 +528,7 @@ def test_hub_stream_reads_only_the_requested_rows(home) -> None:
 def test_hub_names_the_existing_columns_and_splits(home) -> None:
     images = tiny.make_images(home / "images", 2)
     for streaming in (False, True):
-        with pytest.raises(ValueError, match="no column 'title'; it has image, text"):
+        with pytest.raises(ValueError, match=r"no column 'title' \(`fetch.source.caption_column`\); it has image, text"):
             from_hub(images, caption_column="title", streaming=streaming)
         with pytest.raises(ValueError, match=r"`fetch.source`: folder images: .*validation"):
             from_hub(images, split="validation", streaming=streaming)
@@ -732,9 +732,9 @@ def test_utf_16_is_named(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("cells", "said"),
     [
-        ([[1, 2], [3]], r"column 'image' \(`fetch.source.image_column`\) is of type List.*wanted images"),
-        ([1, 2], r"column 'image' \(`fetch.source.image_column`\) is of type .*int64.*wanted images"),
-        ([{"a": 1}, {"a": 2}], r"column 'image' \(`fetch.source.image_column`\) is of type .*wanted images"),
+        ([[1, 2], [3]], r"column 'image' \(`fetch.source.image_column`\) is of type list.*wanted bytes"),
+        ([1, 2], r"column 'image' \(`fetch.source.image_column`\) is of type int64; wanted bytes"),
+        ([{"a": 1}, {"a": 2}], r"column 'image' \(`fetch.source.image_column`\) is of type .*wanted bytes"),
     ],
     ids=["lists", "numbers", "structs"],
 )
@@ -760,3 +760,118 @@ def test_hub_lists_local_images_without_a_caption(home) -> None:
     dataset = from_hub(images)
     assert len(list(dataset.records)) == 3
     assert dataset.unnamed == ["0003.png"]
+
+
+WRONG_CAPTIONS = {
+    "number": 1,
+    "null": None,
+    "bytes": b"x",
+    "struct": {"a": "b"},
+    "list of numbers": [1],
+    "nested list": [["x"]],
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_CAPTIONS)
+def test_a_caption_column_of_a_wrong_type_is_named(home, kind) -> None:
+    texts = [WRONG_CAPTIONS[kind]]
+    (home / "set").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"image": [b"x"], "text": texts}), home / "set/train-0.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"file_name": ["0.png"], "text": texts}), home / "metadata.parquet")
+    said = r"column 'text' \(`fetch.source.caption_column`\) is of type .+; wanted text"
+    with pytest.raises(ValueError, match=rf"train-0.parquet: {said}"):
+        list(from_parquet(home / "set").records)
+    with pytest.raises(ValueError, match=rf"`fetch.source`: folder set: {said}"):
+        from_hub(home / "set")
+    with pytest.raises(ValueError, match=rf"metadata.parquet: {said}"):
+        list(folder.open_source(FOLDER, home).records)
+
+
+@pytest.mark.parametrize("texts", [["a"], [["a", "b"], []]])
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
+def test_captions_of_every_text_type_are_read(home, texts, kind) -> None:
+    column = pyarrow.array(texts, pyarrow.list_(kind) if isinstance(texts[0], list) else kind)
+    images = pyarrow.array(IMAGES[: len(texts)], pyarrow.large_binary())
+    (home / "set").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"image": images, "text": column}), home / "set/train-0.parquet")
+    assert taken(from_parquet(home / "set")) == taken(from_hub(home / "set"))
+
+
+def test_hub_reads_slices_and_sums_of_splits_of_a_folder(home) -> None:
+    for split, count in (("train", 5), ("test", 2)):
+        tiny.make_images(home / "set" / split, count)
+    wanted = {"test": 2, "train": 5, "train[:2]": 2, "train[-40%:]+test": 4, "all": 7}
+    for split, count in wanted.items():
+        dataset = from_hub(home / "set", split=split)
+        assert len(taken(dataset)) == count
+        assert dataset.unnamed == []
+
+
+def test_hub_trusts_no_columns_that_were_cached(home) -> None:
+    """`datasets` names its cache of a folder by path and mtime, and reads the columns from it even if it streams."""
+    import datasets
+
+    path = home / "set/train-0.parquet"
+    for column in ("text", "said"):
+        write_parquet(path, [{"image": IMAGES[0], column: "x"}])
+        os.utime(path, (315_532_800, 315_532_800))
+        if column == "text":
+            datasets.load_dataset(str(home / "set"), split="train", cache_dir=str(home / "cache"))
+    assert taken(from_hub(home / "set", caption_column="said")) == [(IMAGES[0], ("x",))]
+
+
+def test_hub_leaves_nothing_in_the_cache_for_a_folder(home) -> None:
+    assert len(taken(from_hub(tiny.make_images(home / "images", 2)))) == 2
+    assert not list((home / "cache").rglob("*"))
+
+
+def test_images_below_a_linked_root_are_named(home) -> None:
+    images = tiny.make_images(home / "images", 2)
+    (home / "link").symlink_to("images")
+    for dataset in (from_hub(home / "link"), folder.open_source(FOLDER, home / "link")):
+        assert len(taken(dataset)) == 2
+        assert dataset.unnamed == []
+    (images / "other.png").write_bytes(b"x")
+    dataset = from_hub(home / "link")
+    assert len(taken(dataset)) == 2
+    assert dataset.unnamed == ["other.png"]
+
+
+def test_hub_names_none_that_it_did_not_look_for(home) -> None:
+    images = tiny.make_images(home / "images", 3)
+    limited = from_hub(images, max_rows=1)
+    assert len(taken(limited)) == 1
+    assert limited.unnamed == []
+
+
+def test_hub_lists_unnamed_images_in_a_zip(home) -> None:
+    images = tiny.make_images(home / "images", 3)
+    lines = (images / "metadata.jsonl").read_text().splitlines()
+    (images / "metadata.jsonl").write_text("\n".join(lines[:2]))
+    (home / "zipped").mkdir()
+    with zipfile.ZipFile(home / "zipped/a.zip", "w") as archive:
+        for path in sorted(images.iterdir()):
+            archive.write(path, f"in/{path.name}")
+    dataset = from_hub(home / "zipped")
+    assert len(taken(dataset)) == 2
+    assert dataset.unnamed == ["a.zip, in/0002.png"]
+
+
+def test_a_byte_order_mark_may_be_in_the_middle(tmp_path) -> None:
+    images = tiny.make_images(tmp_path / "images", 2)
+    metadata = images / "metadata.jsonl"
+    metadata.write_text("".join(f"\ufeff{line}\n" for line in metadata.read_text().splitlines()), encoding="utf-8")
+    assert len(taken(folder.open_source(FOLDER, images))) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_named(tmp_path, encoding) -> None:
+    images = tiny.make_images(tmp_path / "images", 1)
+    (images / "metadata.jsonl").write_bytes((images / "metadata.jsonl").read_text().encode(encoding))
+    with pytest.raises(ValueError, match=r"metadata.jsonl: .*UTF-16"):
+        list(folder.open_source(FOLDER, images).records)
+
+
+def test_webdataset_wants_extensions_that_are_not_empty(tmp_path) -> None:
+    with pytest.raises(ParamsError, match=r"`fetch.source.image_extensions`"):
+        from_tars(tmp_path, image_extensions=["."])

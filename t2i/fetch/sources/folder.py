@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from t2i.core.params import Section
+from t2i.fetch.columns import check_columns
 from t2i.fetch.source import Dataset, Record, open_text, other_images, read_inside, record_of
 
 
@@ -112,6 +113,7 @@ def _parquet_rows(path: Path, caption_column: str) -> Iterator[tuple[str, Any]]:
             names = table.schema_arrow.names
             if missing := {"file_name", caption_column} - set(names):
                 raise ValueError(_no_columns(path, missing, names))
+            check_columns(str(path), table.schema_arrow, None, caption_column)
             number = 0
             for batch in table.iter_batches(batch_size=1024, columns=["file_name", caption_column]):
                 for row in batch.to_pylist():

@@ -13,6 +13,7 @@ from zipfile import ZipFile
 from pydantic import Field
 
 from t2i.core.params import Section
+from t2i.fetch.columns import check_columns
 from t2i.fetch.hub import Repository, asking, why
 from t2i.fetch.source import IMAGES, Dataset, Record, is_inside, other_images, record_of
 
@@ -67,9 +68,12 @@ def open_source(section: Source, local: Path) -> Dataset:
     name = f"folder {folder.name}" if folder else section.id
     try:
         rows, files = _rows(section, commit, folder)
+        schema = _schema(rows)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"`fetch.source`: {name}: {why(error, asked)}") from None
-    rows = _undecoded(rows, section, name)
+    check_columns(f"`fetch.source`: {name}", schema, section.image_column, section.caption_column)
+    if rows.features and isinstance(rows.features[section.image_column], datasets.Image):
+        rows = rows.cast_column(section.image_column, datasets.Image(decode=False))
     unnamed: list[str] = []
     description = {"source": name, "split": section.split, "commit": commit}
     return Dataset(_records(rows, files, section, folder, asked, unnamed), description, unnamed)
@@ -108,28 +112,14 @@ def _sliced(builder: Any, split: str) -> Any:
     return concatenate_datasets([streams[one.splitname].skip(one.from_).take(one.to - one.from_) for one in slices])
 
 
-def _undecoded(rows: Any, section: Source, name: str | None) -> Any:
-    """Returns the rows with no image decoded, after checking that they have both columns and that images can be in one."""
-    import datasets
+def _schema(rows: Any) -> Any:
+    """Returns the Arrow schema of the rows; without one (CSV, JSON), that of the first row, with its nulls as text."""
+    import pyarrow
 
-    features = rows.features or dict.fromkeys(next(iter(rows), {}))  # streamed JSON and CSV have columns without types
-    for column in (section.image_column, section.caption_column):
-        if column not in features:
-            raise ValueError(f"`fetch.source`: {name} has no column {column!r}; it has {', '.join(features) or 'none'}")
-    kind = features[section.image_column]
-    if isinstance(kind, datasets.Image):
-        return rows.cast_column(section.image_column, datasets.Image(decode=False))
-    dtype = str(getattr(kind, "dtype", "")).removeprefix("large_")
-    if (
-        kind is not None
-        and dtype not in ("string", "binary")
-        and not (isinstance(kind, dict) and {"bytes", "path"} & kind.keys())
-    ):
-        raise ValueError(
-            f"`fetch.source`: {name}: column {section.image_column!r} (`fetch.source.image_column`) is of type {kind}; wanted "
-            "images, bytes, or paths"
-        )
-    return rows
+    if rows.features:
+        return rows.features.arrow_schema
+    first: dict[str, Any] = next(iter(rows), {})
+    return pyarrow.Table.from_pylist([{name: "" if cell is None else cell for name, cell in first.items()}]).schema
 
 
 def _folder(section: Source, local: Path) -> Path | None:
@@ -169,11 +159,11 @@ def _records(
     number, named = 0, set()
     try:
         for number, row in enumerate(islice(rows, section.max_rows)):
-            cell = row[section.image_column]
+            cell = row.get(section.image_column)
             cell = cell if isinstance(cell, dict) else {"path" if isinstance(cell, str) else "bytes": cell}
             if folder and cell.get("bytes") is None and cell.get("path"):
                 named.add(cell["path"] if "://" in cell["path"] else os.path.abspath(folder / cell["path"]))
-            yield record_of(f"{section.split}, row {number}", partial(_content, cell, folder), row[section.caption_column])
+            yield record_of(f"{section.split}, row {number}", partial(_content, cell, folder), row.get(section.caption_column))
     except Exception as error:
         place = f"{section.id or folder}, near row {number} of {section.split}"
         raise ValueError(f"`fetch.source`: {place}: {why(error, asked)}") from None

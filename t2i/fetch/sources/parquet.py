@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from t2i.core.params import Section
+from t2i.fetch.columns import check_columns
 from t2i.fetch.source import Dataset, Record, matching, other_images, read_inside, record_of
 
 _ROWS = 16
@@ -56,7 +57,7 @@ def _records(section: Source, local: Path, files: list[Path], unnamed: list[str]
         try:
             # Without these, pyarrow reads ahead through the whole file.
             with ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True) as table:
-                _check_columns(path, table.schema_arrow, section)
+                check_columns(str(path), table.schema_arrow, section.image_column, section.caption_column)
                 for batch in table.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False):
                     images, captions = (batch.column(name).to_pylist() for name in columns)
                     for image, caption in zip(images, captions, strict=True):
@@ -67,24 +68,6 @@ def _records(section: Source, local: Path, files: list[Path], unnamed: list[str]
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{path}: not valid Parquet after row {number}: {error}; download the file again") from None
     unnamed += other_images(local, named)
-
-
-def _check_columns(path: Path, schema: Any, section: Source) -> None:
-    import pyarrow.types as kinds
-
-    for parameter, name in (("image_column", section.image_column), ("caption_column", section.caption_column)):
-        if name not in schema.names:
-            raise ValueError(
-                f"{path}: no column {name!r} (`fetch.source.{parameter}`); it has {', '.join(schema.names) or 'none'}"
-            )
-    kind = schema.field(section.image_column).type
-    bytes_or_text = kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_string(kind) or kinds.is_large_string(kind)
-    struct = kinds.is_struct(kind) and {field.name for field in kind} & {"bytes", "path"}
-    if not bytes_or_text and not struct:
-        raise ValueError(
-            f"{path}: column {section.image_column!r} (`fetch.source.image_column`) is of type {kind}; "
-            "wanted bytes, a struct of `bytes` and `path`, or a path"
-        )
 
 
 def _path(cell: Any) -> str | None:

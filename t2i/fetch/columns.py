@@ -1,0 +1,53 @@
+"""Columns: the types that a column of images or of captions may have, in any table."""
+
+from typing import Any
+
+
+def check_columns(place: str, schema: Any, image_column: str | None, caption_column: str) -> None:
+    """Checks that a table has the columns of the images and of the captions, and that they can hold them.
+
+    Args:
+        place: the table, for messages.
+        schema: its Arrow schema.
+        image_column: `fetch.source.image_column`; None if the table names image files.
+        caption_column: `fetch.source.caption_column`.
+
+    Raises:
+        ValueError: names the column, its type and the parameter.
+    """
+    images = "bytes, a struct of `bytes` and `path`, or a path"
+    checks = [("caption_column", caption_column, _holds_captions, "text, or lists of texts")]
+    if image_column is not None:
+        checks.insert(0, ("image_column", image_column, _holds_images, images))
+    for parameter, name, holds, wanted in checks:
+        given = f"{name!r} (`fetch.source.{parameter}`)"
+        if name not in schema.names:
+            raise ValueError(f"{place}: no column {given}; it has {', '.join(schema.names) or 'none'}")
+        if not holds(kind := schema.field(name).type):
+            raise ValueError(f"{place}: column {given} is of type {kind}; wanted {wanted}")
+
+
+def _holds_images(kind: Any) -> bool:
+    if _is(kind, "struct"):
+        checks = {"bytes": ("null", *_BYTES), "path": ("null", *_TEXT)}
+        fields = [field for field in kind if field.name in checks]
+        return bool(fields) and all(_is(field.type, *checks[field.name]) for field in fields)
+    return _is(kind, *_BYTES, *_TEXT)
+
+
+def _holds_captions(kind: Any) -> bool:
+    if _is(kind, "list", "large_list", "fixed_size_list"):
+        return _is(kind.value_type, "null", *_TEXT)
+    return _is(kind, *_TEXT)
+
+
+def _is(kind: Any, *names: str) -> bool:
+    """Returns whether an Arrow type, or what a dictionary of it holds, has one of some names."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return any(getattr(types, f"is_{name}")(kind) for name in names)
+
+
+_TEXT = ("string", "large_string", "string_view")
+_BYTES = ("binary", "large_binary", "binary_view")
