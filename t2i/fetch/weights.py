@@ -78,11 +78,12 @@ def _other_weights(stem: str, files: Collection[str], variant: str | None) -> st
         return f"{wanted}, found only {what}: set `base.variant: {found[0]}`"
     if found:
         return f"{wanted}, found shards of it without an index: restore {stem}.safetensors.index.json"
-    pickled = sorted(file for file in files if file.endswith(_PICKLES))
-    return (
-        f"{wanted}, found {pickled[0] if pickled else 'none'} (pickles, such as .bin, can run code and are not accepted): "
-        "convert them with `model.save_pretrained(folder, safe_serialization=True)`"
-    )
+    if pickled := sorted(file for file in files if file.endswith(_PICKLES)):
+        return (
+            f"{wanted}, found {pickled[0]} (pickles, such as .bin, can run code and are not accepted): convert it with "
+            "`model.save_pretrained(folder, safe_serialization=True)`"
+        )
+    return f"{wanted}, found no weights: restore the file, or download the model again"
 
 
 def check_weights(file: Path) -> None:

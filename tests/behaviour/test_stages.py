@@ -345,7 +345,7 @@ def test_only_the_trainable_parameters_change(project) -> None:
 
 def test_random_weights_depend_on_the_seed(project, monkeypatch) -> None:
     project.fetch_and_encode()
-    project.params["train"] |= {"init": "random", "steps": 1}
+    project.params["train"] |= {"init": "random", "steps": 1, "warmup_steps": 0}
     project.train()
     first = weights(project)
     monkeypatch.setenv("T2I_RESUME", "never")
@@ -383,7 +383,7 @@ def test_pickled_weights_are_refused(project, tiny_base, part, suffix) -> None:
     weights.rename(weights.with_suffix(suffix))
     project.params["base"] |= {"local": str(other), "clip": str(other / "clip")}
     project.write()
-    said = rf"{part}: wanted .safetensors weights, found {weights.stem}{suffix} .*`model.save_pretrained\("
+    said = rf"{part}: wanted {weights.stem}.safetensors, found {weights.stem}{suffix} .*`model.save_pretrained\("
     with pytest.raises(ValueError, match=said):
         fetch.base()
     assert not (project.folder / "data/base").exists()

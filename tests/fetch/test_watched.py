@@ -16,7 +16,7 @@ def test_a_linked_folder_is_refused_by_name(tmp_path) -> None:
     away = tiny.make_images(tmp_path / "away", 1)
     local = tiny.make_images(tmp_path / "local", 1)
     (local / "photos").symlink_to(away)
-    with pytest.raises(ValueError, match=rf"{local}/photos: a linked folder.*`fetch.local` to {away}"):
+    with pytest.raises(ValueError, match=rf"{local}/photos: a link to the folder {away}.*`fetch.local` may"):
         check_watched(local, "fetch.local")
 
 
@@ -37,6 +37,14 @@ def test_a_broken_link_is_refused(tmp_path) -> None:
         check_watched(tmp_path, "fetch.local")
 
 
+def test_emacs_lock_files_pass_and_files_that_dvc_ignores_do_not(tmp_path) -> None:
+    (tmp_path / ".#metadata.jsonl").symlink_to("me@host.1234:1700000000")
+    check_watched(tmp_path, "fetch.local")
+    (tmp_path / ".#0.png").write_text("1")
+    with pytest.raises(ValueError, match=r".#0.png: DVC ignores such names"):
+        check_watched(tmp_path, "fetch.local")
+
+
 def test_a_linked_root_and_linked_files_are_accepted(tmp_path) -> None:
     images = tiny.make_images(tmp_path / "images", 2)
     (images / "0002.png").symlink_to("0000.png")
@@ -51,10 +59,11 @@ def test_dvc_sees_what_is_accepted_and_not_what_is_refused(tmp_path, monkeypatch
     for name in ("linked", "away"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_text("1")
-    for name in ("photo~", ".#0.png", "a b#%.png"):
+    for name in ("photo~", "a b#%.png"):
         (tmp_path / "images" / name).write_text("1")
     (tmp_path / "images/__pycache__").mkdir()
     (tmp_path / "images/__pycache__/0.png").write_text("1")
+    (tmp_path / "images/.#lock.png").symlink_to("me@host.1234:1700000000")
     (tmp_path / "images/single.png").symlink_to(tmp_path / "away/0.png")
     (tmp_path / "images/folder").symlink_to(tmp_path / "away", target_is_directory=True)
     (tmp_path / "root").symlink_to(tmp_path / "linked")
@@ -70,10 +79,12 @@ def test_dvc_sees_what_is_accepted_and_not_what_is_refused(tmp_path, monkeypatch
             return bool(repo.status())
 
     Repo.init(".", no_scm=True).close()
-    watched = ("images/photo~", "images/.#0.png", "images/a b#%.png", "images/__pycache__/0.png", "images/single.png")
+    watched = ("images/photo~", "images/a b#%.png", "images/__pycache__/0.png", "images/single.png")
     assert all(map(seen, (*watched, "root/0.png")))
     (tmp_path / "images/single.png").unlink()
     assert not seen("images/folder/0.png")
+    (tmp_path / "images/.#lock.png").unlink()
+    assert not seen("images/.#lock.png")
     with pytest.raises(ValueError, match=r"images/folder"):
         check_watched(Path("images"), "fetch.local")
 
@@ -87,5 +98,5 @@ def test_a_base_with_a_linked_part_is_refused(tiny_base, tmp_path) -> None:
     (base / "unet").symlink_to(tmp_path / "unet")
     unset = {"hub": None, "revision": None, "variant": None, "vae": None, "clip_skip": 0}
     section = Base(**({"family": "stable_diffusion", "local": str(base), "clip": str(base / "clip")} | unset))
-    with pytest.raises(ValueError, match=rf"base/unet: a linked folder.*`base.local` to {tmp_path}/unet"):
+    with pytest.raises(ValueError, match=rf"base/unet: a link to the folder {tmp_path}/unet"):
         fetch_base(section, tmp_path / "out", tmp_path / "clip")

@@ -193,7 +193,7 @@ def test_a_checkout_inside_another_repository_is_accepted(checkout) -> None:
 
 def test_a_linked_folder_of_images_is_reported(checkout, tmp_path_factory) -> None:
     (checkout.folder / "images/photos").symlink_to(tmp_path_factory.mktemp("photos"))
-    assert re.search("wrong  dataset: .*images/photos: a linked folder.*`fetch.local`", run(wrong=1))
+    assert re.search("wrong  dataset: .*images/photos: a link to the folder.*`fetch.local`", run(wrong=1))
 
 
 def test_a_missing_folder_of_images_is_reported(checkout) -> None:
