@@ -33,7 +33,7 @@ def files(folder: Path) -> dict[str, bytes]:
 )
 def test_one_training_record_fills_every_batch(project, length, steps) -> None:
     keep(project, train=1, heldout=1)
-    project.params["train"] |= length
+    project.params["train"] |= {"warmup_steps": 0, **length}
     project.write()
     project.fetch_and_encode()
     project.train()
@@ -69,11 +69,16 @@ def test_identical_images_count_as_one_record(project) -> None:
         fetch.dataset()
 
 
-def test_duplicated_metadata_lines_change_nothing(project) -> None:
+def test_duplicated_metadata_lines_are_listed_and_change_nothing_else(project) -> None:
     fetch.dataset()
     once = files(project.folder / "data/raw")
     metadata = project.folder / "images/metadata.jsonl"
-    metadata.write_text(metadata.read_text() * 3)
+    lines = metadata.read_text()
+    metadata.write_text(lines * 3)
     fetch.dataset()
-    assert files(project.folder / "data/raw") == once
+    thrice = files(project.folder / "data/raw")
+    listed = thrice.pop("skipped.csv").decode().splitlines()[1:]
+    assert len(listed) == 2 * len(lines.splitlines())
+    assert all("merged: same image as " in row for row in listed)
+    assert thrice | {"skipped.csv": once["skipped.csv"]} == once
     assert set(SPLITS) <= {name.removeprefix("images/").partition("-")[0] for name in once}

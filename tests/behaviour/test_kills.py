@@ -191,11 +191,11 @@ def test_training_killed_between_checkpoints_gives_the_same_bits(ready) -> None:
     wanted = trained(ready)
     untrained(ready)
     assert victim(command("train"), TRAINING, {13: KILL}).code == KILLED
-    stopped = victim(command("train"), TRAINING, {11: signal.SIGTERM})  # in step 6
-    assert "stopped after step 6 of 12" in stopped.said
+    stopped = victim(command("train"), TRAINING, {11: signal.SIGTERM})  # in step 6, which is given up
+    assert "stopped after step 5 of 12" in stopped.said
     for _ in range(2):
-        ended = victim(command("train"), TRAINING, {9: KILL})  # in step 11, twice
+        ended = victim(command("train"), TRAINING, {9: KILL})  # in step 10, twice
         assert ended.code == KILLED
-        assert "resuming after step 6 " in ended.said
+        assert "resuming after step 5 " in ended.said
     run("train")
     assert trained(ready) == wanted
