@@ -29,8 +29,8 @@ def in_process_group() -> bool:
     wrong = [f"{name}={value}" for name, value in numbers.items() if not value.isdecimal()]
     if wrong or not os.environ.get("MASTER_ADDR"):
         raise ValueError(
-            f"WORLD_SIZE={size} says that this process is one of {size}, but {', '.join(wrong) or 'MASTER_ADDR='} is no place "
-            "in a group: unset WORLD_SIZE for a single process, or start all processes with torchrun"
+            f"WORLD_SIZE={size} says that this process is one of {size}, but {', '.join(wrong) or 'MASTER_ADDR='} does "
+            "not say where: unset WORLD_SIZE for a single process, or start all processes with torchrun"
         )
     return int(size) > 1
 
