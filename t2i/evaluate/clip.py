@@ -1,4 +1,4 @@
-"""CLIP for metrics: maps images and texts to unit vectors (Radford et al. 2021, arXiv 2103.00020)."""
+"""CLIP for metrics: maps images and texts to unit vectors."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -9,19 +9,16 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from t2i.model.pretrained import load_pretrained
+from t2i.model.clip import load_clip
 
 
 class Clip:
     """A CLIPModel with its tokenizer and image processor, in fp32."""
 
     def __init__(self, folder: Path, device: str, batch_size: int) -> None:
-        from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
-
         self.device, self.batch_size = device, batch_size
-        self.model = load_pretrained(CLIPModel, folder).eval().to(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self.processor = CLIPImageProcessorPil.from_pretrained(folder)
+        model, self.tokenizer, self.processor = load_clip(folder)
+        self.model = model.eval().to(device)
 
     @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:

@@ -6,65 +6,18 @@ Configurations come first, and the family checks them. The weights, which are gi
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from t2i.core.files import fresh, write_json
 from t2i.core.params import ParamsError
-from t2i.fetch.hub import Repository, download, files_of, split_revision
+from t2i.fetch.hub import Repository, download
+from t2i.fetch.model import Model, Source, name_of, source_of
 from t2i.fetch.watched import check_watched
-from t2i.fetch.weights import Weights, check_weights, pick_weights
+from t2i.fetch.weights import Weights
 from t2i.model.base import NOT_TAKEN, Base
+from t2i.model.clip import check_clip
 from t2i.model.family import check_base
-from t2i.model.layout import parts, read_json, read_object, setting
-
-
-@dataclass(frozen=True)
-class Source:
-    """A pipeline or a single model: a local folder, or a snapshot in the cache of the Hub's client."""
-
-    folder: Path
-    name: str
-    """The folder or the Hub id, as the model card shows it."""
-    repository: Repository | None
-    """The repository at its commit; None for a local folder."""
-
-    def fetch(self, patterns: list[str]) -> None:
-        """Downloads the files that match the patterns, if the source is on the Hub."""
-        if self.repository:
-            download(self.repository, patterns)
-
-    @property
-    def origin(self) -> dict[str, str | None]:
-        """Name and commit."""
-        return {"source": self.name, "commit": self.repository.revision if self.repository else None}
-
-    @cached_property
-    def files(self) -> list[str]:
-        """The paths of all files, also of those that are not downloaded yet."""
-        listed = files_of(self.repository) if self.repository else None
-        found = (path for path in self.folder.rglob("*") if path.is_file())
-        return [path.relative_to(self.folder).as_posix() for path in found] if listed is None else listed
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model of the pipeline: the place of its files."""
-
-    source: Source
-    place: str
-    """Its folder in the source; `.` if the source is a single model."""
-
-    @property
-    def folder(self) -> Path:
-        """Folder of its configuration."""
-        return self.source.folder / self.place
-
-    def weights(self, variant: str | None) -> Weights:
-        """Returns the names of its weight files."""
-        here = [Path(file).name for file in self.source.files if Path(file).parent == Path(self.place)]
-        return pick_weights(self.folder, here, variant)
+from t2i.model.layout import parts, read_object, setting
 
 
 def fetch_base(section: Base, out: Path, clip_out: Path) -> str:
@@ -78,13 +31,13 @@ def fetch_base(section: Base, out: Path, clip_out: Path) -> str:
     """
     with fresh(out) as folder, fresh(clip_out) as clip_folder:
         base, models = configure(section, folder)
-        clip = Model(_source(section, "clip", section.clip), ".")
-        _copy_configuration(clip, clip_folder)
+        clip = configure_clip(section, clip_folder)
         for name, model, weights in [*_weights(section, models), ("clip", clip, clip.weights(None))]:  # picks all, then copies
-            _copy_weights(model, weights, clip_folder if name == "clip" else folder / name)
+            model.copy_weights(weights, clip_folder if name == "clip" else folder / name)
         if section.clip_skip:
             _remove_skipped_layers(folder / "text_encoder")
         _check(section, folder)
+        _check_clip(section, clip_folder)
         origin = _origin(section, base, models)
         write_json(folder / "source.json", origin)
         write_json(clip_folder / "source.json", clip.source.origin)
@@ -107,9 +60,9 @@ def configure(section: Base, folder: Path) -> tuple[Source, dict[str, Model]]:
     if "safety_checker" in index:
         index["requires_safety_checker"] = False
     if section.vae is not None:
-        models["vae"] = Model(_source(section, "vae", section.vae), ".")
+        models["vae"] = Model(source_of(section, "vae", section.vae), ".")
     for name, model in models.items():
-        _copy_configuration(model, folder / name)
+        model.copy_configuration(folder / name)
     write_json(folder / "model_index.json", index)
     for licence in filter(Path.is_file, base.folder.glob("LICENSE*")):
         shutil.copyfile(licence, folder / (licence.name if licence.suffix in (".md", ".txt") else f"{licence.name}.txt"))
@@ -117,6 +70,18 @@ def configure(section: Base, folder: Path) -> tuple[Source, dict[str, Model]]:
         _skip_layers(folder / "text_encoder", section.clip_skip)
     _check(section, folder)
     return base, {name: model for name, model in models.items() if (model.folder / "config.json").is_file()}
+
+
+def configure_clip(section: Base, folder: Path) -> Model:
+    """Writes the configurations of the CLIP model for the metrics, and checks them; returns the model.
+
+    Raises:
+        ValueError: if it is not a whole CLIP.
+    """
+    clip = Model(source_of(section, "clip", section.clip), ".")
+    clip.copy_configuration(folder)
+    _check_clip(section, folder)
+    return clip
 
 
 def check_origin(section: Base, fetched: Path) -> None:
@@ -128,7 +93,7 @@ def check_origin(section: Base, fetched: Path) -> None:
     if not (fetched / "source.json").is_file():
         return  # `fetch base` did not write it
     found = read_object(fetched / "source.json")
-    wanted = {"source": section.hub or _named(section.local)} | _changes(section)
+    wanted = {"source": section.hub or name_of(section.local)} | _changes(section)
     if section.hub and re.fullmatch(r"[0-9a-f]{40}", section.revision or ""):
         wanted["commit"] = str(section.revision)
     for name in ("source", "commit", "variant", "vae_source", "clip_skip"):
@@ -149,7 +114,7 @@ def check_origin(section: Base, fetched: Path) -> None:
 def _changes(section: Base) -> dict[str, str]:
     """Returns what the section changes in the base, for source.json."""
     changes = {"variant": section.variant, "clip_skip": str(section.clip_skip) if section.clip_skip else None}
-    changes["vae_source"] = None if section.vae is None else _named(section.vae.partition("@")[0])
+    changes["vae_source"] = None if section.vae is None else name_of(section.vae.partition("@")[0])
     return {name: value for name, value in changes.items() if value is not None}
 
 
@@ -162,30 +127,12 @@ def _pipeline(section: Base) -> Source:
     """Returns the base with its configurations downloaded."""
     if section.hub is None:
         check_watched(Path(section.local), "base.local")
-        return Source(Path(section.local), _named(section.local), None)
+        return Source(Path(section.local), name_of(section.local), None)
     asked = Repository("base.hub", section.hub, section.revision)
     snapshot = download(asked, ["model_index.json"])
     base = Source(snapshot, section.hub, asked._replace(revision=snapshot.name))
     base.fetch([f"{name}/{pattern}" for name in parts(snapshot) for pattern in ("*.json", "*.txt")])
     return base
-
-
-def _source(section: Base, key: str, named: str) -> Source:
-    """Returns the source of a single model, with its configuration downloaded."""
-    if Path(named).is_dir():
-        if not Path(named).resolve().is_relative_to(Path(section.local).resolve()):
-            raise ValueError(f"`base.{key}` {named!r} must be inside `base.local` {section.local!r}, so that DVC tracks it")
-        check_watched(Path(section.local), "base.local")
-        return Source(Path(named), _named(named), None)
-    name, revision = split_revision(named)
-    asked = Repository(f"base.{key}", name, revision)
-    snapshot = download(asked, ["*.json", "*.txt"])
-    return Source(snapshot, name, asked._replace(revision=snapshot.name))
-
-
-def _named(folder: str) -> str:
-    """Returns a folder's name for the model card, without the absolute path, which is private."""
-    return Path(folder).name if Path(folder).is_absolute() else folder
 
 
 def _check(section: Base, folder: Path) -> None:
@@ -198,30 +145,16 @@ def _check(section: Base, folder: Path) -> None:
         raise ValueError(f"{name}: {str(error).replace(f'{folder}/', '')}") from None
 
 
-def _copy_configuration(model: Model, out: Path) -> None:
-    """Copies the configurations and vocabularies of a part; an index of weights is written with the weights."""
-    if not model.folder.is_dir():
-        raise ValueError(f"{model.folder}: missing, though model_index.json names it")
-    out.mkdir(parents=True, exist_ok=True)
-    for file in [*model.folder.glob("*.json"), *model.folder.glob("*.txt")]:
-        if ".safetensors." in file.name:
-            continue
-        if file.suffix == ".json":
-            (read_object if file.name.endswith("config.json") else read_json)(file)
-        shutil.copyfile(file, out / file.name)
+def _check_clip(section: Base, folder: Path) -> None:
+    try:
+        check_clip(folder)
+    except ValueError as error:
+        raise ValueError(f"`base.clip` {section.clip}: {re.sub(rf'{re.escape(str(folder))}(/|: )', '', str(error))}") from None
 
 
 def _weights(section: Base, models: dict[str, Model]) -> list[tuple[str, Model, Weights]]:
     """Returns the weights of all models; a VAE of its own has no variant."""
     return [(name, model, model.weights(None if model.place == "." else section.variant)) for name, model in models.items()]
-
-
-def _copy_weights(model: Model, weights: Weights, out: Path) -> None:
-    model.source.fetch([(Path(model.place) / file).as_posix() for file in weights.names.values()])
-    for name, file in weights.names.items():
-        check_weights(model.folder / file)
-        shutil.copyfile(model.folder / file, out / name)
-    weights.write_index(model.folder, out)
 
 
 def _skip_layers(text_encoder: Path, count: int) -> None:

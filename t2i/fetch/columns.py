@@ -1,4 +1,4 @@
-"""Columns: the types that a column of images or of captions may have, in any table."""
+"""Columns: the types that a column of images or of captions may have in any table, and the values in it."""
 
 from typing import Any
 
@@ -25,6 +25,26 @@ def check_columns(place: str, schema: Any, image_column: str | None, caption_col
             raise ValueError(f"{place}: no column {given}; it has {', '.join(schema.names) or 'none'}")
         if not holds(kind := schema.field(name).type):
             raise ValueError(f"{place}: column {given} is of type {kind}; wanted {wanted}")
+
+
+def values(column: Any) -> list[Any]:
+    """Returns the values of an Arrow array. A byte of a text that is not UTF-8 becomes a lone surrogate, as in `open_text`."""
+    try:
+        found: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(cell) for cell in column]
+    return found
+
+
+def _value(cell: Any) -> Any:
+    if not cell.is_valid:
+        return None
+    if _is(cell.type, "struct"):
+        return {name: _value(inner) for name, inner in cell.items()}
+    if _is(cell.type, "list", "large_list", "fixed_size_list"):
+        return [_value(inner) for inner in cell.values]
+    cell = cell.value if hasattr(cell, "dictionary") else cell
+    return cell.as_buffer().to_pybytes().decode(errors="surrogateescape") if _is(cell.type, *_TEXT) else cell.as_py()
 
 
 def _holds_images(kind: Any) -> bool:

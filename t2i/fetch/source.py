@@ -15,8 +15,9 @@ from typing import Any, TextIO
 
 from t2i.data.pixels import EXTENSIONS
 
-IMAGES = {f".{extension}" for extension in (*EXTENSIONS.values(), "jpeg", "jfif", "tiff")}
-"""The ends of the names of image files."""
+_OTHERS = "apng dib heic heif j2k jfif jpe jpeg jpx jxl pbm pgm pnm tga tiff"
+IMAGES = {f".{extension}" for extension in (*EXTENSIONS.values(), *_OTHERS.split())}
+"""The ends of the names of image files, also of formats that are not supported."""
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def check_text(tokenizer: Path, encoder: Path) -> tuple[int, int]:
     Raises:
         ValueError: if a file of the tokenizer is missing, or it gives other tokens than the encoder takes.
     """
-    from transformers import CLIPTextConfig, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     missing = [name for name in ("vocab.json", "merges.txt") if not (tokenizer / name).is_file()]
     if missing and not (tokenizer / "tokenizer.json").is_file():  # transformers would load an empty vocabulary
@@ -119,6 +119,8 @@ def check_text(tokenizer: Path, encoder: Path) -> tuple[int, int]:
         length, largest = loaded.model_max_length, max(loaded.get_vocab().values())
         if isinstance(length, int) and length <= most:
             loaded([""], padding="max_length", truncation=True)
+        with torch.device("meta"):
+            CLIPTextModel(config)
     except Exception as error:  # json, tokenizers and transformers raise many types
         raise ValueError(f"{tokenizer.name}, {encoder.name}: cannot be loaded ({_line(error)}); restore their files") from None
     if not isinstance(length, int) or length > most:

@@ -86,7 +86,8 @@ def relaunch(module: str, words: Sequence[str], processes: int) -> int:
     received: list[int] = []
     first_at = 0.0
     # Saving a large checkpoint can take longer than the 30 s that torchrun waits for its processes to end.
-    environment = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}  # torchrun's options
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "600"
     child = subprocess.Popen([*command, *words], env=environment, start_new_session=True, preexec_fn=end_with_parent)
 
     def forward(number: int, frame: FrameType | None) -> None:

@@ -25,6 +25,8 @@ def parts(pipeline: Path) -> dict[str, list[str]]:
     for name in found:
         if not re.fullmatch(r"\w+", name):
             raise ValueError(f"{file}: unsafe name {name!r}, wanted the name of a part, such as `unet`")
+        if not all(isinstance(word, str) for word in found[name]):
+            raise ValueError(f"{file}: got {name} {found[name]!r}, wanted the names of a library and a class: restore the file")
     return found
 
 
@@ -56,5 +58,7 @@ def read_json(file: Path) -> Any:
     """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{file}: missing: restore it, or download the model again") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not valid JSON ({error}): restore the original file") from None

@@ -15,7 +15,7 @@ from t2i.data.pixels import EXTENSIONS
 from t2i.data.records import SPLITS
 from t2i.data.shards import index
 from t2i.encode.roundtrip import psnr_of_records
-from t2i.fetch.base import check_origin, configure
+from t2i.fetch.base import check_origin, configure, configure_clip
 from t2i.fetch.dataset import Fetch
 from t2i.fetch.watched import check_watched
 from t2i.fetch.weights import check_weights
@@ -98,6 +98,8 @@ def _local(section: Base) -> str:
     """Checks the configurations of a local base, with the changes that the section asks for."""
     with tempfile.TemporaryDirectory() as folder:
         configure(section, Path(folder))
+        if Path(section.clip).is_dir():
+            configure_clip(section, Path(folder) / "clip")
     return f"{section.local}: can be trained as family {section.family}"
 
 

@@ -283,6 +283,24 @@ def test_parquet_reports_null_images_as_problems(tmp_path) -> None:
     assert (last.read(), last.captions) == (b"", (None,))
 
 
+@pytest.mark.parametrize("name", ["a", "metadata"])
+def test_parquet_with_bytes_that_are_no_text_names_the_record(tmp_path, name) -> None:
+    tiny.make_images(local := tmp_path / "images", 3)
+    (local / "metadata.jsonl").unlink()
+    files = pyarrow.array([b"0000.png", b"000\xff.png", b"0002.png"]).view(pyarrow.string())
+    texts = pyarrow.array([b"caf\xe9", b"cafe", b"caf\xc3\xa9"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"file_name": files, "text": texts}), local / f"{name}.parquet")
+    section = {"name": "folder", "caption_column": "text"}
+    found = (
+        folder.open_source(check(folder.Source, section, "fetch.source"), local)
+        if name == "metadata"
+        else from_parquet(local, image_column="file_name")
+    )
+    first, second, third = found.records
+    assert [record.captions for record in (first, third)] == [("caf\udce9",), ("café",)]
+    assert "no such file '000\\udcff.png'" in (second.problem or "")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -169,6 +169,12 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "vocabulary alone": (tokenizer_files("vocab.json"), r"tokenizer/merges.txt: missing"),
     "merges alone": (tokenizer_files("merges.txt"), r"tokenizer/vocab.json: missing"),
     "no tokenizer": (tokenizer_files(), r"tokenizer/vocab.json: missing"),
+    "an unknown activation": (put("text_encoder/config.json", hidden_act="zz"), r"tokenizer, text_encoder: .*zz.*restore"),
+    "a class that is a number": (
+        put("model_index.json", scheduler=["diffusers", 5]),
+        r"model_index.json: got scheduler \['diffusers', 5\], wanted the names",
+    ),
+    "no configuration of the UNet": (removed("unet/config.json"), r"unet/config.json: missing: restore it"),
     "a small vocabulary": (put("text_encoder/config.json", vocab_size=20), r"tokenizer: has tokens up to \d+, .*vocab_size"),
 }
 

@@ -36,7 +36,8 @@ def lives(number: int) -> bool:
         return False
 
 
-def test_every_process_runs(tmp_path) -> None:
+def test_every_process_runs(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PET_NNODES", "2")  # torchrun takes its options from such variables
     code = "import os, pathlib; pathlib.Path(os.environ['RANK'] + '-of-' + os.environ['WORLD_SIZE']).touch()"
     assert launch(code, tmp_path).wait(timeout=60) == 0
     assert {path.name for path in tmp_path.glob("*-of-2")} == {"0-of-2", "1-of-2"}

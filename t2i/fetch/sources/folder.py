@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from t2i.core.params import Section
-from t2i.fetch.columns import check_columns
+from t2i.fetch.columns import check_columns, values
 from t2i.fetch.source import Dataset, Record, open_text, other_images, read_inside, record_of
 
 
@@ -116,8 +116,8 @@ def _parquet_rows(path: Path, caption_column: str) -> Iterator[tuple[str, Any]]:
             check_columns(str(path), table.schema_arrow, None, caption_column)
             number = 0
             for batch in table.iter_batches(batch_size=1024, columns=["file_name", caption_column]):
-                for row in batch.to_pylist():
-                    yield f"row {number}", row
+                for file, caption in zip(*map(values, batch.columns), strict=True):
+                    yield f"row {number}", {"file_name": file, caption_column: caption}
                     number += 1
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: not valid Parquet: {error}") from None

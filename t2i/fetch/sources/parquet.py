@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from t2i.core.params import Section
-from t2i.fetch.columns import check_columns
+from t2i.fetch.columns import check_columns, values
 from t2i.fetch.source import Dataset, Record, matching, other_images, read_inside, record_of
 
 _ROWS = 16
@@ -59,7 +59,7 @@ def _records(section: Source, local: Path, files: list[Path], unnamed: list[str]
             with ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True) as table:
                 check_columns(str(path), table.schema_arrow, section.image_column, section.caption_column)
                 for batch in table.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False):
-                    images, captions = (batch.column(name).to_pylist() for name in columns)
+                    images, captions = (values(batch.column(name)) for name in columns)
                     for image, caption in zip(images, captions, strict=True):
                         if (name := _path(image)) is not None:
                             named.add(os.path.abspath(local / name))
