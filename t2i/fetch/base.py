@@ -142,14 +142,19 @@ def _check(section: Base, folder: Path) -> None:
         raise
     except ValueError as error:
         name = f"{section.hub or section.local}{f' with `base.vae` {section.vae}' if section.vae else ''}"
-        raise ValueError(f"{name}: {str(error).replace(f'{folder}/', '')}") from None
+        raise ValueError(f"{name}: {_without(folder, error)}") from None
 
 
 def _check_clip(section: Base, folder: Path) -> None:
     try:
         check_clip(folder)
     except ValueError as error:
-        raise ValueError(f"`base.clip` {section.clip}: {re.sub(rf'{re.escape(str(folder))}(/|: )', '', str(error))}") from None
+        raise ValueError(f"`base.clip` {section.clip}: {_without(folder, error)}") from None
+
+
+def _without(folder: Path, error: ValueError) -> str:
+    """Returns a message without the temporary folder."""
+    return re.sub(rf"{re.escape(str(folder))}(/|: )", "", str(error))
 
 
 def _weights(section: Base, models: dict[str, Model]) -> list[tuple[str, Model, Weights]]:

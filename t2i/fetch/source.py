@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from t2i.data.pixels import EXTENSIONS
+from t2i.fetch.watched import UNSEEN
 
 _OTHERS = "apng dib heic heif j2k jfif jpe jpeg jpx jxl pbm pgm pnm tga tiff"
 IMAGES = {f".{extension}" for extension in (*EXTENSIONS.values(), *_OTHERS.split())}
@@ -83,9 +84,15 @@ def broken(place: str, problem: str) -> Record:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Returns whether a path is inside a folder, which may be a link; links below the folder are not followed."""
+    """Returns whether a path is inside a folder, which may be a link, where DVC sees it; links below are not followed."""
     whole = Path(os.path.abspath(path))
-    return any(whole.is_relative_to(root) for root in (os.path.abspath(folder), folder.resolve()))
+    roots = [root for root in (Path(os.path.abspath(folder)), folder.resolve()) if whole.is_relative_to(root)]
+    return any(not set(UNSEEN) & set(whole.relative_to(root).parts) for root in roots)
+
+
+def files_in(local: Path, pattern: str) -> list[Path]:
+    """Returns the files in a folder that match a pattern and that DVC sees, sorted."""
+    return sorted(path for path in local.glob(pattern) if path.is_file() and is_inside(path, local))
 
 
 def read_inside(local: Path, name: str, beside: Path | None = None) -> bytes:
@@ -112,8 +119,7 @@ def read_inside(local: Path, name: str, beside: Path | None = None) -> bytes:
 
 def other_images(local: Path, named: Collection[str]) -> list[str]:
     """Returns the images in a folder that are not among the named ones, sorted; `named` has absolute paths."""
-    images = (path for path in local.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
-    found = (str(path.relative_to(local)) for path in images)
+    found = (str(path.relative_to(local)) for path in files_in(local, "**/*") if path.suffix.lower() in IMAGES)
     roots = (os.path.abspath(local), os.path.realpath(local))  # two names if the folder is a link
     return sorted(name for name in found if not any(os.path.join(root, name) in named for root in roots))
 
@@ -147,6 +153,6 @@ def matching(local: Path, pattern: str) -> list[Path]:
     if not is_inside(local / pattern, local):
         raise ValueError(f"`fetch.source.files` {pattern!r}: wanted a pattern inside `fetch.local`, such as `*.tar`")
     relative = os.path.relpath(os.path.abspath(local / pattern), os.path.abspath(local)) if pattern else "*"
-    if not (found := sorted(path for path in local.glob(relative) if path.is_file())):
+    if not (found := files_in(local, relative)):
         raise ValueError(f"`fetch.source.files` {pattern!r} matches no file in {local}; change it, or `fetch.local`")
     return found

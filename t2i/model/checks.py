@@ -58,6 +58,7 @@ def check_scheduler(pipeline: Path) -> None:
         ValueError: if not; flow matching has no noise schedule, for example.
     """
     import diffusers
+    from diffusers.schedulers import KarrasDiffusionSchedulers
 
     name = parts(pipeline).get("scheduler", ["", "none"])[-1]
     kind: Any = getattr(diffusers, name, None)
@@ -66,14 +67,25 @@ def check_scheduler(pipeline: Path) -> None:
     config = read_object(pipeline / "scheduler" / "scheduler_config.json")
     try:
         built, trained = kind.from_config(config), diffusers.DDPMScheduler.from_config(config)
+        if hasattr(built, "betas"):
+            built.set_timesteps(10)
+    except ImportError as error:
+        raise ValueError(f"scheduler: {name}: {_line(error).split('.')[0]}: install it, or choose another scheduler") from None
     except Exception as error:  # their constructors check little: TypeError, NotImplementedError, ImportError, ...
         raise ValueError(f"scheduler: {name} cannot be built from scheduler_config.json ({_line(error)}); restore it") from None
-    if not hasattr(built, "betas"):
+    if not hasattr(built, "betas") or config.get("use_flow_sigmas"):
         raise ValueError(f"scheduler: {name} has no noise schedule (flow matching and EDM have none); {_OTHER_SCHEDULER}")
-    if not bool(torch.isfinite(trained.alphas_cumprod).all()):
-        raise ValueError("scheduler: its noise schedule is not finite; restore scheduler_config.json")
+    if name not in {known.name for known in KarrasDiffusionSchedulers} | _FURTHER_SCHEDULERS:
+        raise ValueError(f"scheduler: {name} does not draw images with Stable Diffusion; {_OTHER_SCHEDULER}")
+    alphas, timesteps = trained.alphas_cumprod, trained.config.num_train_timesteps
+    if len(alphas) != timesteps or not bool(((alphas >= 0) & (alphas < 1)).all()):
+        raise ValueError(
+            f"scheduler: its noise schedule has {len(alphas)} values of alphas_cumprod from {alphas.max():g} to "
+            f"{alphas.min():g}, wanted {timesteps} below 1 and not below 0: restore scheduler_config.json"
+        )
 
 
+_FURTHER_SCHEDULERS = {f"{name}Scheduler" for name in ("DDIMParallel", "DDPMParallel", "LCM", "SASolver", "TCD")}
 _OTHER_SCHEDULER = "wanted one for Stable Diffusion, such as DDIMScheduler"
 
 
@@ -109,25 +121,23 @@ def check_text(tokenizer: Path, encoder: Path) -> tuple[int, int]:
     """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    missing = [name for name in ("vocab.json", "merges.txt") if not (tokenizer / name).is_file()]
-    if missing and not (tokenizer / "tokenizer.json").is_file():  # transformers would load an empty vocabulary
-        raise ValueError(f"{tokenizer.name}/{missing[0]}: missing; restore it, or add tokenizer.json")
+    check_vocabulary(tokenizer)
     try:
         config = CLIPTextConfig.from_dict(read_object(encoder / "config.json"))
         most, vocabulary = int(config.max_position_embeddings), int(config.vocab_size)
         loaded = CLIPTokenizer.from_pretrained(tokenizer)
         length, largest = loaded.model_max_length, max(loaded.get_vocab().values())
-        if isinstance(length, int) and length <= most:
+        if isinstance(length, int) and 2 < length <= most:
             loaded([""], padding="max_length", truncation=True)
         with torch.device("meta"):
             CLIPTextModel(config)
     except Exception as error:  # json, tokenizers and transformers raise many types
         raise ValueError(f"{tokenizer.name}, {encoder.name}: cannot be loaded ({_line(error)}); restore their files") from None
-    if not isinstance(length, int) or length > most:
+    if not isinstance(length, int) or not 2 < length <= most:
         stated = "none" if isinstance(length, int) and length > 10**9 else repr(length)
         raise ValueError(
-            f"{tokenizer.name}/tokenizer_config.json: got model_max_length {stated}, wanted a number up to {most}, the text "
-            f'encoder\'s max_position_embeddings: write "model_max_length": {most}'
+            f"{tokenizer.name}/tokenizer_config.json: got model_max_length {stated}, wanted a number from 3 to {most}, the "
+            f'text encoder\'s max_position_embeddings: write "model_max_length": {most}'
         )
     if largest >= vocabulary:
         raise ValueError(
@@ -135,6 +145,23 @@ def check_text(tokenizer: Path, encoder: Path) -> tuple[int, int]:
             f"(vocab_size): they are of different models; restore both, or {_ANOTHER}"
         )
     return length, int(config.hidden_size)
+
+
+def check_vocabulary(tokenizer: Path) -> None:
+    """Checks that a CLIP tokenizer knows words: without its files, transformers loads an empty vocabulary.
+
+    Raises:
+        ValueError: if a file is missing, or has no words.
+    """
+    whole, missing = tokenizer / "tokenizer.json", [name for name in _VOCABULARY if not (tokenizer / name).is_file()]
+    if missing and not whole.is_file():
+        raise ValueError(f"{tokenizer / missing[0]}: missing; restore it, or add tokenizer.json")
+    stored = (read_object(whole).get("model") or {}).get("vocab") if whole.is_file() else read_object(tokenizer / "vocab.json")
+    if not stored:
+        raise ValueError(f"{whole if whole.is_file() else tokenizer / 'vocab.json'}: no words; restore the original file")
+
+
+_VOCABULARY = ("vocab.json", "merges.txt")
 
 
 def check_unet(unet: Path, latent_channels: int, conditioning: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from t2i.model.checks import check_vocabulary
 from t2i.model.layout import read_object
 from t2i.model.pretrained import load_pretrained
 
@@ -39,10 +40,7 @@ def check_clip(folder: Path) -> None:
             "openai/clip-vit-large-patch14"
         )
     read_object(folder / "preprocessor_config.json")
-    names = ("tokenizer.json", "vocab.json", "merges.txt")
-    there = [(folder / name).is_file() for name in names]
-    if not there[0] and not all(there[1:]):  # transformers would load an empty vocabulary
-        raise ValueError(f"{names[1 if not there[1] else 2]}: missing; restore it, or add tokenizer.json")
+    check_vocabulary(folder)
     try:
         _inputs(folder)[0]([""], padding=True, truncation=True)
     except Exception as error:  # json, tokenizers and transformers raise many types

@@ -21,10 +21,12 @@ def load_pretrained(kind: Any, folder: Path) -> Any:
         reporting["ignore_mismatched_sizes"] = True  # transformers then lists the tensors, as diffusers always does
     try:
         model, said = kind.from_pretrained(folder, **reporting)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, LookupError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: {' '.join(str(error).split()).split('. If you')[0]}; {_REMEDY}") from None
+    # Of sharded weights, diffusers does not report the missing tensors: it leaves them without values.
+    empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     for problem in ("missing", "unexpected", "mismatched"):
-        if names := sorted(map(_described, said[f"{problem}_keys"])):
+        if names := sorted({_described(key) for key in [*said[f"{problem}_keys"], *(empty if problem == "missing" else [])]}):
             raise ValueError(f"{folder}: {len(names)} {problem} tensors, such as {names[0]}; {_REMEDY}")
     return model
 

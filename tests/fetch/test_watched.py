@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from t2i.fetch.watched import check_watched
+from t2i.fetch.sources.folder import Source, open_source
+from t2i.fetch.watched import UNSEEN, check_watched
 from tests import tiny
 from tests.projects import ROOT
 
@@ -37,12 +38,41 @@ def test_a_broken_link_is_refused(tmp_path) -> None:
         check_watched(tmp_path, "fetch.local")
 
 
-def test_emacs_lock_files_pass_and_files_that_dvc_ignores_do_not(tmp_path) -> None:
+def test_emacs_lock_files_pass(tmp_path) -> None:
     (tmp_path / ".#metadata.jsonl").symlink_to("me@host.1234:1700000000")
     check_watched(tmp_path, "fetch.local")
-    (tmp_path / ".#0.png").write_text("1")
-    with pytest.raises(ValueError, match=r".#0.png: DVC ignores such names"):
-        check_watched(tmp_path, "fetch.local")
+
+
+def test_files_that_dvcignore_excludes_are_refused_if_they_can_be_read(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    shutil.copyfile(ROOT / ".dvcignore", tmp_path / ".dvcignore")
+    local = tiny.make_images(tmp_path / "data/local", 2)
+    for name in ("README.md", ".DS_Store", "Thumbs.db", "0000.png~"):
+        (local / name).write_text("1")
+    (tmp_path / ".dvcignore").open("a").write("Thumbs.db\n*~\n.DS_Store\n")
+    check_watched(local, "fetch.local")
+    (local / ".#0.png").write_text("1")
+    with pytest.raises(ValueError, match=r".#0.png: a pattern in .dvcignore .*dvc check-ignore"):
+        check_watched(local, "fetch.local")
+    (local / ".#0.png").unlink()
+    (local / ".dvcignore").write_text("*1.png\n")
+    with pytest.raises(ValueError, match=r"0001.png: a pattern in .dvcignore"):
+        check_watched(local, "fetch.local")
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_nothing_is_read_below_folders_that_dvc_ignores(tmp_path, name) -> None:
+    local = tiny.make_images(tmp_path / "local", 2)
+    tiny.make_images(local / name, 3)
+    (local / name / "linked").symlink_to(tmp_path)
+    check_watched(local, "fetch.local")
+    dataset = open_source(Source(name="folder", caption_column="text"), local)
+    assert len(list(dataset.records)) == 2
+    assert dataset.unnamed == []
+    (local / "metadata.jsonl").write_text(f'{{"file_name": "{name}/0000.png", "text": "x"}}')
+    (record,) = open_source(Source(name="folder", caption_column="text"), local).records
+    assert "outside" in (record.problem or "")
 
 
 def test_a_linked_root_and_linked_files_are_accepted(tmp_path) -> None:

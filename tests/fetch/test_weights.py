@@ -141,6 +141,18 @@ def test_a_missing_shard_is_named(tiny_base, tmp_path, part) -> None:
     assert not list((tmp_path / "data").iterdir())
 
 
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_tensor_missing_from_a_shard_is_named(tiny_base, tmp_path, part) -> None:
+    base = with_weights(tiny_base, tmp_path / "other", sharded=True)
+    shard = sorted((base / part).glob("*-of-*"))[0]
+    tensors = load_file(shard)
+    name = sorted(tensors)[0]
+    save_file({other: tensor for other, tensor in tensors.items() if other != name}, shard, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"other: {part}: 1 missing tensors, such as (text_model\.)?{re.escape(name)}"):
+        fetch(base, tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize(
     ("there", "asked", "remedy"), [("fp16", None, "fp16"), (None, "fp16", "null"), ("bf16", "fp16", "bf16")]

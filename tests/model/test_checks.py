@@ -69,6 +69,17 @@ def removed(file: str) -> Change:
     return lambda base: (base / file).unlink()
 
 
+def put_words(file: str) -> Change:
+    """Returns a change that leaves a tokenizer without words."""
+
+    def change(base: Path) -> None:
+        content = json.loads((base / file).read_text())
+        content["model"]["vocab"] = {}
+        (base / file).write_text(json.dumps(content))
+
+    return change
+
+
 def tokenizer_files(*kept: str) -> Change:
     """Returns a change that leaves the tokenizer its configuration and the given files, written anew."""
 
@@ -169,6 +180,33 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "vocabulary alone": (tokenizer_files("vocab.json"), r"tokenizer/merges.txt: missing"),
     "merges alone": (tokenizer_files("merges.txt"), r"tokenizer/vocab.json: missing"),
     "no tokenizer": (tokenizer_files(), r"tokenizer/vocab.json: missing"),
+    "flow matching by a flag": (
+        scheduler("UniPCMultistepScheduler", use_flow_sigmas=True),
+        r"scheduler: UniPC.*noise schedule",
+    ),
+    "an inverse scheduler": (
+        scheduler("DDIMInverseScheduler"),
+        r"scheduler: DDIMInverseScheduler does not draw.*DDIMScheduler",
+    ),
+    "a scheduler of audio": (scheduler("IPNDMScheduler"), r"scheduler: IPNDMScheduler does not draw"),
+    "a schedule of one step": (
+        put("scheduler/scheduler_config.json", trained_betas=[0.1]),
+        r"scheduler: .*1 values.*wanted 1000",
+    ),
+    "a schedule without noise": (put("scheduler/scheduler_config.json", beta_start=0.0), r"scheduler: .* from 1 to .*below 1"),
+    "an unknown spacing": (
+        put("scheduler/scheduler_config.json", timestep_spacing="bogus"),
+        r"scheduler: DDIMScheduler cannot be built.*bogus",
+    ),
+    "epsilon at zero terminal SNR": (
+        put("scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
+        r"epsilon does not work at zero terminal SNR.*scheduler_config.json",
+    ),
+    "a length of 0": (
+        put("tokenizer/tokenizer_config.json", model_max_length=0),
+        r"model_max_length 0, wanted a number from 3",
+    ),
+    "no words": (put_words("tokenizer/tokenizer.json"), r"tokenizer/tokenizer.json: no words"),
     "an unknown activation": (put("text_encoder/config.json", hidden_act="zz"), r"tokenizer, text_encoder: .*zz.*restore"),
     "a class that is a number": (
         put("model_index.json", scheduler=["diffusers", 5]),

@@ -39,7 +39,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda clip: (clip / "tokenizer.json").unlink(),
         r"vocab.json: missing; restore it, or add tokenizer.json",
     ),
-    "a damaged tokenizer": (lambda clip: (clip / "tokenizer.json").write_text("{}"), r"tokenizer .*cannot be loaded"),
+    "no words": (lambda clip: (clip / "tokenizer.json").write_text("{}"), r"tokenizer.json: no words"),
+    "a damaged preprocessor": (
+        lambda clip: (clip / "preprocessor_config.json").write_text('{"size": "large"}'),
+        r"tokenizer or preprocessor_config.json cannot be loaded",
+    ),
     "a missing tensor": (fewer_tensors, r"1 missing tensors"),
     "another width": (put(projection_dim=12), r"mismatched tensors, such as \w+_projection.weight"),
 }

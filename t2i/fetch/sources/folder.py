@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from t2i.core.params import Section
 from t2i.fetch.columns import check_columns, values
-from t2i.fetch.source import Dataset, Record, open_text, other_images, read_inside, record_of
+from t2i.fetch.source import Dataset, Record, files_in, open_text, other_images, read_inside, record_of
 
 
 class Source(Section):
@@ -38,7 +38,7 @@ def open_source(section: Source, local: Path) -> Dataset:
     Raises:
         ValueError: if there is no metadata file, a folder has two of them, or a line cannot be read; names the line.
     """
-    found = sorted((path for name in ROWS for path in local.rglob(name) if path.is_file()), key=lambda path: path.parent)
+    found = sorted((path for name in ROWS for path in files_in(local, f"**/{name}")), key=lambda path: path.parent)
     if not found:
         raise ValueError(
             f"{local / 'metadata.jsonl'}: missing, and there is no metadata.csv or metadata.parquet; wanted one of them, "

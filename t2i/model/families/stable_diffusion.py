@@ -63,8 +63,12 @@ class Family:
             )
         if scheduler.config.prediction_type == "epsilon" and self.alphas_cumprod[-1] == 0:
             raise ValueError(
-                f"{folder}: the prediction type epsilon does not work at zero terminal SNR: "
-                "set `train.objective.prediction_type` to v_prediction, or `zero_terminal_snr` to false"
+                f"{folder}: the prediction type epsilon does not work at zero terminal SNR: set "
+                + (
+                    "`train.objective.prediction_type` to v_prediction, or `zero_terminal_snr` to false"
+                    if self._scheduler_changes
+                    else "prediction_type in scheduler/scheduler_config.json of the base to v_prediction"
+                )
             )
         self.prediction_type: PredictionType = scheduler.config.prediction_type
 
