@@ -19,8 +19,9 @@ _STARTED = time.monotonic()
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-# oneDNN would compute fp32 in this type, also if it is bf16; `train.precision` decides.
-for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"):
+# By the first two, oneDNN would compute fp32 in another type, which `train.precision` decides; by the others, transformers and
+# diffusers would do without torch.
+for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "USE_TORCH", "USE_TF", "USE_FLAX", "USE_JAX"):
     os.environ.pop(name, None)
 
 # transformers and diffusers print messages at import that a user of these commands cannot act on.

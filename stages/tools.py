@@ -43,11 +43,12 @@ def sample(
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Draws images from prompts. The metadata of each PNG holds its prompt, seed, settings and the hash of the model."""
-    from t2i.data.records import plain
+    from t2i.data.records import readable
     from t2i.model.family import open_family
     from t2i.tools.sample import drawing, read_prompts, sample
 
-    if not (wanted := [*map(plain, prompts or []), *(read_prompts(prompts_file) if prompts_file else [])]):
+    wanted = [readable(prompt, "prompt") if prompt else "" for prompt in prompts or []]  # "" draws without a prompt
+    if not (wanted := [*wanted, *(read_prompts(prompts_file) if prompts_file else [])]):
         raise typer.BadParameter('give a prompt (t2i sample "red heart") or --prompts-file')
     how = drawing(params_file, num_inference_steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
     families = {"base": open_family(params_file, base, "t2i fetch base")} if compare else {}

@@ -1,7 +1,9 @@
 """Records: the split of each record, and the file of captions."""
 
 import json
+import unicodedata
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,12 +15,37 @@ Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
-def plain(text: str) -> str:
-    """Returns a text without byte-order marks (U+FEFF)."""
+def readable(text: str, what: str) -> str:
+    """Returns a text without byte-order marks (U+FEFF), after checking that a text encoder can read it.
+
+    Args:
+        text: the text.
+        what: `caption` or `prompt`, for the message.
+
+    Raises:
+        ValueError: if the text shows nothing, has a NUL character, or is not valid Unicode; the message is `kind: detail`.
+    """
+    got = f"got {repr(text)[:80]}"
+    if is_blank(text):
+        raise ValueError(f"blank {what}: {got}")
+    if "\0" in text:
+        raise ValueError(f"{what} has a NUL character: {got}")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{what} is not valid Unicode: {got}")
     return text.replace("\ufeff", "")
 
 
-Prompt = Annotated[str, AfterValidator(plain)]
+def is_blank(text: str) -> bool:
+    """Returns whether a text shows nothing."""
+    return all(unicodedata.category(letter) in _INVISIBLE or letter in _EMPTY for letter in text)
+
+
+_INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
+"""The Unicode categories of characters that show nothing: controls, marks such as U+FEFF and U+200B, and spaces."""
+_EMPTY = {"\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0", *map(chr, range(0xFE00, 0xFE10))}
+"""Letters and marks that show nothing: Hangul's fillers, the blank Braille pattern, the joiner, variation selectors."""
+
+Prompt = Annotated[str, AfterValidator(partial(readable, what="prompt"))]
 """A prompt in params.yaml."""
 
 

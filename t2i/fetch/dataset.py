@@ -117,7 +117,7 @@ def fetch_dataset(section: Fetch, out: Path) -> Fetched:
         screen.check_fraction()
         kept = {split: selection.in_order() for split, selection in selections.items()}
         counts = {split: len(records) for split, records in kept.items()}
-        _check_counts(counts)
+        _check_counts(counts, len(screen.skipped))
         _write_images(kept, folder / "images", section.records_per_shard, spool)
         with (folder / "captions.jsonl").open("w", encoding="utf-8") as file:
             for split, records in kept.items():
@@ -165,12 +165,14 @@ def gather(
             spool.write(content)
 
 
-def _check_counts(counts: dict[Split, int]) -> None:
+def _check_counts(counts: dict[Split, int], skipped: int) -> None:
     for split, count in counts.items():
         if not count:
+            bad = f", {skipped} skipped" if skipped else ""
             raise ValueError(
-                f"`fetch`: split {split!r} has no records (train {counts['train']}, held out {counts['heldout']}): "
+                f"`fetch`: split {split!r} has no records (train {counts['train']}, held out {counts['heldout']}{bad}): "
                 "add records, or change `fetch.heldout_fraction`"
+                + ("; `fetch.on_bad: error` names the first bad one" if skipped else "")
             )
 
 

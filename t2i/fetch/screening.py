@@ -1,7 +1,6 @@
 """Screening: finds records that cannot be used, and either stops at the first one or leaves them out."""
 
 import csv
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t2i.data.pixels import decode, identify
-from t2i.data.records import plain
+from t2i.data.records import readable
 from t2i.fetch.bounds import Bounded
 
 OnBad = Literal["error", "skip"]
@@ -28,23 +27,10 @@ def checked_captions(captions: tuple[Any, ...]) -> tuple[str, ...]:
     for caption in captions:
         if caption is None:
             raise ValueError("null caption: wanted text")
-        got = f"got {repr(caption)[:80]}"
         if not isinstance(caption, str):
-            raise ValueError(f"caption is not text: {got}")
-        if all(unicodedata.category(letter) in _INVISIBLE or letter in _EMPTY for letter in caption):
-            raise ValueError(f"blank caption: {got}")
-        if "\0" in caption:
-            raise ValueError(f"caption has a NUL character: {got}")
-        if any("\ud800" <= letter <= "\udfff" for letter in caption):
-            raise ValueError(f"caption is not valid Unicode: {got}")
-        texts[plain(caption)] = None
+            raise ValueError(f"caption is not text: got {repr(caption)[:80]}")
+        texts[readable(caption, "caption")] = None
     return tuple(texts)
-
-
-_INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
-"""The Unicode categories of characters that show nothing: controls, marks such as U+FEFF and U+200B, and spaces."""
-_EMPTY = {"\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0", *map(chr, range(0xFE00, 0xFE10))}
-"""Letters and marks that show nothing: Hangul's fillers, the blank Braille pattern, the joiner, variation selectors."""
 
 
 def check_image(content: bytes, max_pixels: int, min_side_px: int) -> str:

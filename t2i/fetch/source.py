@@ -141,7 +141,7 @@ def check_not_utf_16(start: bytes, place: str) -> None:
     """Raises a ValueError if a text begins with the byte-order mark of UTF-16, or has a zero in every second byte."""
     zeros = len(start) > 3 and any(start[:2]) and not (any(start[:16:2]) and any(start[1:16:2]))
     if start[:2] in (b"\xff\xfe", b"\xfe\xff") or zeros:
-        raise ValueError(f"{place}: text in UTF-16, wanted UTF-8: save the file as UTF-8")
+        raise ValueError(f"{place}: text in UTF-16 or UTF-32, wanted UTF-8: save the file as UTF-8")
 
 
 def matching(local: Path, pattern: str) -> list[Path]:

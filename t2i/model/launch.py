@@ -22,11 +22,13 @@ def in_process_group() -> bool:
     Raises:
         ValueError: if the environment describes only a part of a group.
     """
-    size = os.environ.get("WORLD_SIZE", "1")
+    size = os.environ.get("WORLD_SIZE") or "1"
     if size == "1":
         return False
     numbers = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")}
     wrong = [f"{name}={value}" for name, value in numbers.items() if not value.isdecimal()]
+    if not wrong and int(numbers["RANK"]) >= int(size):
+        wrong = [f"RANK={numbers['RANK']}"]
     if wrong or not os.environ.get("MASTER_ADDR"):
         raise ValueError(
             f"WORLD_SIZE={size} says that this process is one of {size}, but {', '.join(wrong) or 'MASTER_ADDR='} does "

@@ -16,10 +16,16 @@ def parts(pipeline: Path) -> dict[str, list[str]]:
     """
     file = pipeline / "model_index.json"
     if not file.is_file():
-        raise ValueError(
-            f"{file}: missing: {pipeline} is not a pipeline in diffusers' layout; convert a single-file checkpoint with "
-            "`StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)`"
+        remedy = (
+            "convert a single-file checkpoint with `StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)`"
         )
+        if any((pipeline / name).is_file() for name in ("adapter_config.json", "pytorch_lora_weights.safetensors")):
+            remedy = "it holds LoRA weights, which need a pipeline: name that one"
+        elif (pipeline / "config.json").is_file():
+            remedy = (
+                f"it is a single {read_object(pipeline / 'config.json').get('_class_name', 'model')}: name a whole pipeline"
+            )
+        raise ValueError(f"{file}: missing: {pipeline} is not a pipeline in diffusers' layout; {remedy}")
     entries = read_object(file).items()
     found = {name: kind for name, kind in entries if isinstance(kind, list) and any(kind[:1]) and name not in NOT_TAKEN}
     for name in found:

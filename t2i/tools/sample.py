@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 from t2i.core.files import whole
 from t2i.core.params import load_section
 from t2i.data.digests import fingerprint, sha256_of
-from t2i.data.records import plain
+from t2i.data.records import is_blank, readable
 from t2i.encode.views import EncodeImages
 from t2i.evaluate.grid import draw_grid
 from t2i.evaluate.section import Evaluate
@@ -23,15 +23,18 @@ def read_prompts(path: Path) -> list[str]:
     """Returns the prompts in a text file, one per line; lines that show nothing are left out.
 
     Raises:
-        ValueError: if the file cannot be read as text in UTF-8.
+        ValueError: if the file cannot be read as text in UTF-8, or a line has a NUL character.
     """
     content = path.read_bytes()
     try:
-        text = plain(content.decode("utf-8"))
+        lines = content.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         kind = "in UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else f"not UTF-8 at byte {error.start}"
         raise ValueError(f"{path}: {kind}: save the file as UTF-8") from None
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    try:
+        return [readable(line, "prompt").strip() for line in lines if not is_blank(line)]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def drawing(

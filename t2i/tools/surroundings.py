@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 import re
 import time
@@ -15,6 +16,7 @@ import torch
 
 import t2i.core.params
 from t2i.core.files import check_in_repository
+from t2i.model.launch import in_process_group
 from t2i.tools.sections import Sections
 from t2i.train.execution import check_settings
 
@@ -49,6 +51,11 @@ def checkout(data: Path) -> Iterator[Finding]:
             yield Finding("wrong", "checkout", f"neither {here} nor a folder above it has a {name}: {remedy}")
     if not Path("dvc.yaml").exists():
         yield Finding("wrong", "checkout", f"{here} has no dvc.yaml: change to the folder that has it")
+    try:
+        if in_process_group():
+            yield Finding("note", "checkout", f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: `train` waits for as many processes")
+    except ValueError as error:
+        yield Finding("wrong", "checkout", str(error))
     try:
         check_in_repository(data)
     except ValueError as error:

@@ -22,6 +22,7 @@ from t2i.model.launch import is_first_process
 from t2i.model.runtime import Runtime
 from t2i.train import checkpoint
 from t2i.train.card import write_card
+from t2i.train.change import relative_change
 from t2i.train.checkpoint import Checkpoint
 from t2i.train.execution import take_over_threads
 from t2i.train.history import COLUMNS, History
@@ -38,6 +39,14 @@ DECIDED_BY = (
     *(f"train/{name}.py" for name in ("section", "timesteps", "validation", "weighting")),
 )
 """The code that determines the contents of a checkpoint: a run only resumes from checkpoints of the same code."""
+
+LEAST_CHANGE = 1e-6
+"""Relative change of the weights below which a run has taught nothing; a step of AdamW at a rate of 1e-6 gives about 1e-5."""
+
+TAUGHT_NOTHING = (
+    "the run taught nothing: its weights differ from the base's by {:.1e} of their norm; raise `train.learning_rate`, or "
+    "train longer"
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,8 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
         prepared.close()
         if not first:
             return {}
+        if section.init == "base" and (change := relative_change(inputs.base / "unet", prepared.ema.shadow)) < LEAST_CHANGE:
+            print(f"note: {TAUGHT_NOTHING.format(change)}", file=sys.stderr)
         with fresh(outputs.model, size_of(inputs.base)) as folder:
             family.export(prepared.averaged_weights(), folder)
             write_card(folder, inputs.dataset, made_by)

@@ -63,7 +63,7 @@ class Objective:
         device: device of the UNet.
 
     Raises:
-        ValueError: if DREAM is set and the model predicts v.
+        ValueError: if DREAM is set and the model predicts v, or the schedule lacks the timesteps that the section names.
     """
 
     def __init__(self, section: ObjectiveSection, family: Family, device: torch.device | str) -> None:
@@ -73,6 +73,7 @@ class Objective:
             )
         self.section, self.family = section, family
         self.alphas_cumprod = family.alphas_cumprod.to(device)
+        self._cumulated = cumulated_probabilities(section.timesteps(len(self.alphas_cumprod)))
 
     def batches(self, records: CachedRecords, batch_size: int, use_flips: bool, prompt_dropout: float, seed: int) -> Batches:
         """Returns the batches of training."""
@@ -81,7 +82,7 @@ class Objective:
             batch_size=batch_size,
             use_flips=use_flips,
             prompt_dropout=prompt_dropout,
-            timestep_at=partial(draw_timestep, cumulated_probabilities(self.section.timesteps(len(self.alphas_cumprod)))),
+            timestep_at=partial(draw_timestep, self._cumulated),
             noise_offset=self.section.noise_offset,
             input_perturbation=self.section.input_perturbation,
             seed=seed,

@@ -364,6 +364,15 @@ def test_epochs_are_converted_to_steps(project) -> None:
     assert project.json("data/reports/train/metrics.json")["steps"] == -(-2 * records // 4)
 
 
+def test_a_run_that_taught_nothing_says_so(ready, capfd) -> None:
+    ready.params["train"] |= {"learning_rate": 1e-30, "steps": 2, "warmup_steps": 0}
+    ready.train()
+    assert "note: the run taught nothing" in capfd.readouterr().err
+    ready.params["train"]["learning_rate"] = 1e-5
+    ready.train()
+    assert "taught nothing" not in capfd.readouterr().err
+
+
 def test_training_lowers_the_heldout_loss(project) -> None:
     project.params["train"] |= {"steps": 150, "learning_rate": 3e-3, "batch_size": 8}
     project.write()

@@ -743,7 +743,7 @@ def test_utf_16_is_named(tmp_path) -> None:
     assert "UTF-16" in problems(from_tars(tmp_path))["0.tar, 0"]
     images = tiny.make_images(tmp_path / "images", 1)
     (images / "metadata.jsonl").write_text((images / "metadata.jsonl").read_text(), encoding="utf-16")
-    with pytest.raises(ValueError, match=r"metadata.jsonl: text in UTF-16, wanted UTF-8"):
+    with pytest.raises(ValueError, match=r"metadata.jsonl: text in UTF-16 or UTF-32, wanted UTF-8"):
         list(folder.open_source(FOLDER, images).records)
 
 

@@ -207,6 +207,28 @@ def test_outputs_behind_a_link_are_reported(checkout, tmp_path_factory) -> None:
     assert re.search("wrong  checkout: data: a link .*cache.dir .*T2I_WORK_DIR", run(wrong=1))
 
 
+def test_another_clip_than_the_fetched_one_is_noted(checkout) -> None:
+    fetch.base()
+    checkout.params["base"]["clip"] = "someone/clip"
+    checkout.write()
+    assert re.search(r"note   base: data/base-clip: its source is clip, but `base.clip` is someone/clip", run())
+
+
+def test_a_group_that_the_environment_describes_is_noted(checkout, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "WORLD_SIZE=2" in run(wrong=1)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert "note   checkout: WORLD_SIZE is 2: `train` waits" in run()
+
+
+def test_timesteps_that_the_schedule_lacks_are_reported(checkout) -> None:
+    fetch.base()
+    checkout.params["train"]["objective"]["timesteps"] = {"name": "range", "begin": 0, "end": 5000, "multiplier": 2.0}
+    checkout.write()
+    assert "`train.objective.timesteps.end` is 5000, but the schedule has 1000" in run(wrong=1)
+
+
 def test_another_base_than_the_fetched_one_is_noted(checkout) -> None:
     fetch.base()
     checkout.params["base"]["hub"] = "someone/something"

@@ -76,7 +76,7 @@ def test_a_missing_model_names_the_command_that_writes_it(project) -> None:
 
 
 def test_prompts_have_no_byte_order_marks(project, run) -> None:
-    lines = "\ufeffsquare 1\n\ufeff\nsquare\u20282\f!\r\n"
+    lines = "\ufeffsquare 1\n\ufeff\n\u200b\n\0\nsquare\u20282\f!\r\n"
     (project.folder / "prompts.txt").write_bytes(lines.encode())
     assert run("\ufeffsquare 3", "--prompts-file", "prompts.txt", "--num", "1").exit_code == 0
     prompts = []
@@ -88,11 +88,21 @@ def test_prompts_have_no_byte_order_marks(project, run) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"square 1\ncaf\xe9\n", "prompts.txt: not UTF-8 at byte 12"), ("x".encode("utf-16"), "prompts.txt: in UTF-16")],
+    [
+        (b"square 1\ncaf\xe9\n", "prompts.txt: not UTF-8 at byte 12"),
+        ("x".encode("utf-16"), "prompts.txt: in UTF-16"),
+        (b"a\0b", "prompts.txt: prompt has a NUL"),
+    ],
 )
 def test_a_prompts_file_that_is_not_utf_8_is_named(project, run, content, said) -> None:
     (project.folder / "prompts.txt").write_bytes(content)
     assert said in str(run("--prompts-file", "prompts.txt").exception)
+
+
+@pytest.mark.parametrize("prompt", ["caf\udce9", "\u200b", "a\0b"])
+def test_a_prompt_that_is_no_text_is_refused(project, run, prompt) -> None:
+    assert re.search("blank prompt|not valid Unicode|NUL", str(run(prompt).exception))
+    assert not (project.folder / "samples").exists()
 
 
 def test_a_prompt_without_letters_has_a_file_name(project, run) -> None:

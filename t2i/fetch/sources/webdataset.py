@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
@@ -58,8 +59,9 @@ class Source(Section):
     @classmethod
     def _plain(cls, extensions: list[str]) -> list[str]:
         plain = [extension.strip().lower().removeprefix(".") for extension in extensions]
-        if "" in plain:
-            raise ValueError("wanted extensions such as jpg")
+        for extension in plain:
+            if not re.fullmatch(r"[\w.]+", extension):
+                raise ValueError(f"got {extension!r}, wanted extensions such as jpg")
         return plain
 
 
@@ -93,7 +95,10 @@ def _records(section: Source, local: Path, files: list[Path], unnamed: list[str]
     for path in files:
         with opened(path) as tar:
             found = members(tar, lambda name: name.lower().endswith(ends))
-            groups = group(found, section.image_extensions, caption)
+            try:
+                groups = group(found, section.image_extensions, caption)
+            except ValueError as error:
+                raise ValueError(f"{path.relative_to(local)}, {error}") from None
             if not isinstance(tar.fileobj, io.BufferedReader):
                 _check_order(path, groups, found)
             place = path.relative_to(local)
