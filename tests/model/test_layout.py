@@ -1,3 +1,6 @@
+import pytest
+
+from t2i.model.layout import parts
 
 
 @pytest.mark.parametrize(
