@@ -15,9 +15,7 @@ def images(
     base: Annotated[Path, typer.Option(help="The base model, from `fetch base`.")] = Path("data/base"),
     raw: Annotated[Path, typer.Option(help="Folder of image shards, from `fetch dataset`.")] = Path("data/raw/images"),
     out: Annotated[Path, typer.Option(help="Output folder for the moments.")] = Path("data/latents"),
-    report: Annotated[Path, typer.Option(help="Output file for the metrics.")] = Path(
-        "data/reports/encode-images/metrics.json"
-    ),
+    report: Annotated[Path, typer.Option(help="Output folder for the metrics.")] = Path("data/reports/encode-images"),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Encodes every image with the VAE and stores the moments: the mean and log-variance of its latents.
@@ -40,7 +38,7 @@ def images(
     metrics = encode_images(
         section, family, base, raw, out, batch_size=runtime.encode_batch_size, device=runtime.torch_device()
     )
-    write_json(report, metrics)
+    write_json(report / "metrics.json", metrics)
     psnr = f"PSNR after decoding: mean {metrics['psnr_mean']:.1f} dB, lowest {metrics['psnr_min']:.1f} dB"
     print(f"{metrics['records']} images encoded in {took()}; {psnr}")
 
@@ -53,9 +51,7 @@ def captions(
     validation_prompts: Annotated[
         Path, typer.Option(help="Output folder for the embeddings of the prompts that are sampled during training.")
     ] = Path("data/validation-prompts"),
-    report: Annotated[Path, typer.Option(help="Output file for the metrics.")] = Path(
-        "data/reports/encode-captions/metrics.json"
-    ),
+    report: Annotated[Path, typer.Option(help="Output folder for the metrics.")] = Path("data/reports/encode-captions"),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Encodes every caption with the text encoder and stores the embeddings."""
@@ -79,7 +75,7 @@ def captions(
         batch_size=runtime.encode_batch_size,
         device=runtime.torch_device(),
     )
-    write_json(report, metrics)
+    write_json(report / "metrics.json", metrics)
     counts = f"{metrics['captions']} captions of {metrics['records']} records"
     print(f"{counts} encoded in {took()}; {metrics['truncated']} were cut to the tokenizer's maximum length")
 

@@ -31,9 +31,7 @@ def base(
 @app.command()
 def dataset(
     out: Annotated[Path, typer.Option(help="Output folder for image shards and captions.")] = Path("data/raw"),
-    report: Annotated[Path, typer.Option(help="Output file for the metrics.")] = Path(
-        "data/reports/fetch-dataset/metrics.json"
-    ),
+    report: Annotated[Path, typer.Option(help="Output folder for the metrics.")] = Path("data/reports/fetch-dataset"),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Copies the images and captions of a source into shards, split by hash into training and held-out records."""
@@ -44,7 +42,7 @@ def dataset(
     section = load_section(params_file, "fetch", Fetch)
     print(f"fetching the dataset from source {section.source.name}", file=sys.stderr)
     fetched = fetch_dataset(section, out)
-    write_json(report, fetched.metrics())
+    write_json(report / "metrics.json", fetched.metrics())
     kept = " and ".join(f"{count} {split}" for split, count in fetched.kept.items())
     print(f"dataset fetched in {took()}: {kept} records of {fetched.found} found")
     if left_out := fetched.left_out():

@@ -67,7 +67,7 @@ def test_a_command_names_the_stage_that_writes_an_input(encoded, project, capsys
         (("sample", "x", "--prompts-file", "images"), "images: Is a directory"),
         (("sample", "x", "--prompts-file", "gone.txt"), "gone.txt: No such file"),
         (("preset", "sd15", "--presets", "gone"), "gone: no preset 'sd15'"),
-        (("fetch", "dataset", "--report", "images/0000.png/metrics.json"), "images/0000.png: File exists"),
+        (("fetch", "dataset", "--report", "images/0000.png"), "images/0000.png: File exists"),
     ],
 )
 def test_a_wrong_path_is_named_without_a_number(project, capsys, words, error) -> None:
