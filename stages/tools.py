@@ -61,16 +61,19 @@ def sample(
 def preset(
     name: Annotated[str | None, typer.Argument(help="Name of the preset.")] = None,
     list_them: Annotated[bool, typer.Option("--list", help="List all presets with their purpose.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Put back the values that presets replaced; your edits stay.")] = False,
     presets: Annotated[Path, typer.Option(help="Folder of preset files.")] = Path("presets"),
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Applies a preset to params.yaml. To undo it, run `git checkout params.yaml`."""
+    """Applies a preset to params.yaml, or undoes it."""
     from t2i.tools.preset import presets as known_presets
-    from t2i.tools.preset import write_preset
+    from t2i.tools.preset import undo_preset, write_preset
 
-    if (name is None) != list_them:
-        raise typer.BadParameter("give the name of a preset, or --list to see all")
-    if name is None:
+    if (name is not None) + list_them + undo != 1:
+        raise typer.BadParameter("give the name of a preset, or --list to see all, or --undo")
+    if undo:
+        lines = undo_preset(presets, params_file)
+    elif name is None:
         lines = [f"{known}: {use}" for known, use in known_presets(presets).items()]
     else:
         lines = write_preset(name, presets, params_file)

@@ -1,7 +1,7 @@
-"""Applies a preset, a YAML file of changed parameters, to params.yaml, and keeps the comments there."""
+"""Applies a preset, a YAML file of changed parameters, to params.yaml, and keeps the comments there; undoes it."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,19 @@ from ruamel.yaml import YAML
 from t2i.core.files import write_text
 from t2i.core.params import ParamsError, read
 
+_UNDO = ".undo.yaml"
+"""What presets replaced, in the folder of the presets: `{place: {before, preset}}`."""
+
 
 def presets(folder: Path) -> dict[str, str]:
     """Returns the purpose of each preset in a folder, by name: the comment on the first line of its file."""
-    first_lines = {path.stem: path.read_text(encoding="utf-8-sig").partition("\n")[0] for path in sorted(folder.glob("*.yaml"))}
+    files = sorted(path for path in folder.glob("*.yaml") if path.name != _UNDO)
+    first_lines = {path.stem: path.read_text(encoding="utf-8-sig").partition("\n")[0] for path in files}
     return {name: line.removeprefix("# ") for name, line in first_lines.items()}
 
 
 def write_preset(name: str, folder: Path, params_file: Path) -> list[str]:
-    """Applies a preset to a parameter file.
+    """Applies a preset to a parameter file, and keeps what it replaces in `<folder>/.undo.yaml`, for `undo_preset`.
 
     Returns:
         One line per changed parameter, such as `train.steps: 1500 -> 15000`.
@@ -33,31 +37,86 @@ def write_preset(name: str, folder: Path, params_file: Path) -> list[str]:
         )
     for file in (params_file, path):
         read(file)  # says what is wrong with it
+    undo = folder / _UNDO
+    replaced = _load(undo) if undo.exists() else {}
+    whole = _load(params_file)
+    changed = []
+    for place, value in _leaves(_load(path)):
+        section, key = _section_of(whole, place, f"preset {name}")
+        if (before := section[key]) != value:
+            changed.append(f"{place}: {_shown(before)} -> {_shown(value)}")
+            section[key] = value
+            replaced[place] = {"before": replaced.get(place, {"before": before})["before"], "preset": value}
+    _dump(whole, params_file)
+    if changed:
+        _dump(replaced, undo)
+    return changed
+
+
+def undo_preset(folder: Path, params_file: Path) -> list[str]:
+    """Puts back the values that presets replaced, except those that were changed after that.
+
+    Returns:
+        One line per parameter that a preset changed.
+
+    Raises:
+        ParamsError: no preset was applied, or it was undone.
+    """
+    undo = folder / _UNDO
+    if not undo.exists():
+        raise ParamsError(f"{params_file}: no preset to undo; `git checkout {params_file}` gives back the committed file")
+    read(params_file)
+    whole = _load(params_file)
+    lines = []
+    for place, value in _load(undo).items():
+        section, key = _section_of(whole, place, "undo")
+        now = section[key]
+        if now == value["preset"]:
+            section[key] = value["before"]
+            lines.append(f"{place}: {_shown(now)} -> {_shown(value['before'])}")
+        else:
+            lines.append(f"{place}: stays {_shown(now)}, since the preset had set {_shown(value['preset'])}")
+    _dump(whole, params_file)
+    undo.unlink()
+    return lines
+
+
+def _yaml() -> YAML:
+    """Returns a reader and writer of YAML that keeps comments and the form of each value."""
     yaml = YAML()
     yaml.width, yaml.preserve_quotes = 128, True
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.representer.add_representer(type(None), lambda shown, _: shown.represent_scalar("tag:yaml.org,2002:null", "null"))
-    whole = yaml.load(params_file.read_text(encoding="utf-8-sig"))
-    changed = _merge(whole, yaml.load(path.read_text(encoding="utf-8-sig")), name)
+    return yaml
+
+
+def _load(file: Path) -> Any:
+    return _yaml().load(file.read_text(encoding="utf-8-sig"))
+
+
+def _dump(content: Any, file: Path) -> None:
     text = io.StringIO()
-    yaml.dump(whole, text)
-    write_text(params_file, text.getvalue())
-    return changed
+    _yaml().dump(content, text)
+    write_text(file, text.getvalue())
 
 
-def _merge(node: Any, differences: Mapping[str, Any], preset: str, place: str = "") -> list[str]:
-    """Writes changed values into a section. A value with a `name` replaces the whole previous value."""
-    changed = []
+def _leaves(differences: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the path and the value of each changed parameter. A value with a `name` replaces the whole previous value."""
     for key, value in differences.items():
-        if key not in node:
-            raise ParamsError(f"preset {preset}: unknown parameter `{place}{key}`")
-        chosen = isinstance(value, Mapping) and "name" in value
-        if isinstance(value, Mapping) and not chosen:
-            changed += _merge(node[key], value, preset, f"{place}{key}.")
-        elif node[key] != value:
-            changed.append(f"{place}{key}: {_shown(node[key])} -> {_shown(value)}")
-            node[key] = value
-    return changed
+        if isinstance(value, Mapping) and "name" not in value:
+            yield from _leaves(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}", value
+
+
+def _section_of(whole: Any, place: str, who: str) -> tuple[Any, str]:
+    """Returns the section that holds a parameter, and the key of the parameter in it."""
+    *sections, key = place.split(".")
+    for name in sections:
+        whole = whole[name] if isinstance(whole, Mapping) and name in whole else {}
+    if key not in whole:
+        raise ParamsError(f"{who}: unknown parameter `{place}`")
+    return whole, key
 
 
 def _shown(value: Any) -> str:

@@ -1,3 +1,4 @@
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from ruamel.yaml import YAML
 
 from stages import tools
 from t2i.core.params import ParamsError, load_section
-from t2i.tools.preset import presets, write_preset
+from t2i.tools.preset import presets, undo_preset, write_preset
 from t2i.tools.sections import MODELS
 from tests import tiny
 from tests.projects import ROOT
@@ -19,7 +20,10 @@ NAMES = list(presets(ROOT / "presets"))
 def preset(name: str, folder: Path) -> Path:
     path = folder / "params.yaml"
     path.write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    assert write_preset(name, ROOT / "presets", path)
+    for file in (ROOT / "presets").glob("[!.]*.yaml"):
+        (folder / "presets").mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / "presets" / file.name)
+    assert write_preset(name, folder / "presets", path)
     return path
 
 
@@ -32,7 +36,7 @@ def test_a_preset_gives_a_complete_valid_parameter_file(tmp_path, name) -> None:
     comments = [line for line in (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     assert comments
     assert all(comment in text.splitlines() for comment in comments)
-    assert write_preset(name, ROOT / "presets", path) == []  # nothing is left to change
+    assert write_preset(name, tmp_path / "presets", path) == []  # nothing is left to change
 
 
 def test_naruto_preset_matches_the_guide(tmp_path) -> None:
@@ -53,7 +57,7 @@ def test_a_preset_replaces_all_values_of_another_preset(tmp_path, name) -> None:
     alone = YAML(typ="safe").load(preset(name, tmp_path).read_text(encoding="utf-8"))
     for other in NAMES:
         path = preset(other, tmp_path)
-        write_preset(name, ROOT / "presets", path)
+        write_preset(name, tmp_path / "presets", path)
         assert YAML(typ="safe").load(path.read_text(encoding="utf-8")) == alone
 
 
@@ -102,17 +106,34 @@ def test_an_unknown_preset_or_key_changes_nothing(tmp_path) -> None:
     path = preset("sd21-v", tmp_path)
     before = path.read_text(encoding="utf-8")
     with pytest.raises(ParamsError, match=r"presets: .*'sd21'.* naruto-sd15, sd15, sd21-v"):
-        write_preset("sd21", ROOT / "presets", path)
+        write_preset("sd21", tmp_path / "presets", path)
     (tmp_path / "odd.yaml").write_text("# Odd.\ntrain: {stepps: 3}\n")
     with pytest.raises(ParamsError, match=r"preset odd: .*`train.stepps`"):
         write_preset("odd", tmp_path, path)
     assert path.read_text(encoding="utf-8") == before
 
 
+def test_undo_puts_back_what_presets_replaced_and_keeps_edits(tmp_path) -> None:
+    read = YAML(typ="safe").load
+    original = read((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    path = preset("sd15", tmp_path)
+    write_preset("naruto-sd15", tmp_path / "presets", path)
+    for old, new in (("steps: 15000", "steps: 77"), ("seed: 0", "seed: 8")):  # of the preset, and not of it
+        assert old in path.read_text(encoding="utf-8")
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+    lines = undo_preset(tmp_path / "presets", path)
+    assert any(line.startswith("train.steps: stays 77") for line in lines)
+    original["train"]["steps"], original["fetch"]["seed"] = 77, 8
+    assert read(path.read_text(encoding="utf-8")) == original
+    with pytest.raises(ParamsError, match="no preset to undo"):
+        undo_preset(tmp_path / "presets", path)
+
+
 def test_the_command_lists_presets_and_applies_one(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(ROOT)
     path = preset("naruto-sd15", tmp_path)
-    for arguments in (["--list"], ["sd21-v", "--params", str(path)]):
+    for arguments in (["--list"], ["sd21-v"], ["--undo"]):
+        arguments += ["--params", str(path), "--presets", str(tmp_path / "presets")]
         monkeypatch.setattr(sys, "argv", ["t2i", "preset", *arguments])
         with pytest.raises(SystemExit) as done:
             tools.main()
@@ -120,3 +141,4 @@ def test_the_command_lists_presets_and_applies_one(tmp_path, monkeypatch, capsys
     text = capsys.readouterr().out
     assert f"naruto-sd15: {presets(ROOT / 'presets')['naruto-sd15']}" in text
     assert "encode.images.resolution_px: 512 -> 768" in text
+    assert "encode.images.resolution_px: 768 -> 64" in text
