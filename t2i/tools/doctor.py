@@ -23,7 +23,7 @@ from t2i.model.base import Base
 from t2i.model.family import Family, check_base, load_family
 from t2i.tools.memory import available_memory, check_maps, checkpoints_bytes, count_weights, state_bytes
 from t2i.tools.sections import Sections, load_sections, unread
-from t2i.tools.surroundings import Finding, checkout, device, dvc, tried
+from t2i.tools.surroundings import Finding, checkout, device, dvc, tracked, tried
 from t2i.train import checkpoint
 from t2i.train.objective import Objective
 
@@ -52,6 +52,13 @@ def doctor(params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
         )
     yield from device(sections)
     yield from tried("dataset", partial(_watched, sections.fetch))
+    if sections.fetch.source.reads_local and not tracked(Path(sections.fetch.local)):
+        yield Finding(
+            "note",
+            "dataset",
+            f"neither git nor DVC tracks {sections.fetch.local}: queued experiments and other clones do not have it; "
+            "`dvc add` a folder in it",
+        )
     yield from _base_and_what_is_made_from_it(sections, params_file, data, deep=deep)
 
 

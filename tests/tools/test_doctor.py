@@ -196,6 +196,14 @@ def test_a_linked_folder_of_images_is_reported(checkout, tmp_path_factory) -> No
     assert re.search("wrong  dataset: .*images/photos: a link to the folder.*`fetch.local`", run(wrong=1))
 
 
+def test_images_that_nothing_tracks_are_noted(checkout) -> None:
+    checkout.params["fetch"]["local"] = "images"
+    checkout.write()
+    assert "note   dataset: neither git nor DVC tracks images: " in run()
+    (checkout.folder / "images.dvc").touch()
+    assert "nor DVC tracks" not in run()
+
+
 def test_a_missing_folder_of_images_is_reported(checkout) -> None:
     checkout.params["fetch"]["local"] = "gone"
     checkout.write()
