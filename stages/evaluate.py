@@ -118,7 +118,8 @@ def report(
     require({samples / "base": "t2i evaluate base", samples / "model": "t2i evaluate model"})
     outputs = StageOutputs(DataFolders(raw, latents, embeds), validation_prompts, samples, reports, validation, model)
     text = params_file.read_text(encoding="utf-8")
-    warnings = evaluate_report(shown, section, family, tuned, outputs, text, pictures, page, runtime.torch_device())
+    verdict, warnings = evaluate_report(shown, section, family, tuned, outputs, text, pictures, page, runtime.torch_device())
+    print("\n".join([verdict.title, *verdict.reasons]))
     for warning in warnings:
         print(f"warning: {warning.what} {warning.to_try}")
     print(f"report written to {page} in {took()}; image grid: {pictures / 'grid.png'}")

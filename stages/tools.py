@@ -1,7 +1,7 @@
 """The console script `t2i`: the stages as subcommands, and the commands that are not stages of the pipeline."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -87,11 +87,19 @@ def plan(
     records: Annotated[
         int | None, typer.Option(min=2, help="Plan for this number of records. The dataset does not have to be fetched.")
     ] = None,
+    base_size: Annotated[
+        Literal["sd15", "sd21"] | None,
+        typer.Option(help="Only show what this base needs on GPUs of each size. Nothing has to be fetched."),
+    ] = None,
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Estimates what a run needs before you start it: disk space, memory, steps, and time, from short measurements."""
+    from t2i.tools.cards import table
     from t2i.tools.plan import plan
 
+    if base_size:
+        print("\n".join(table(base_size)))
+        return
     for name, estimate in plan(params_file, base, raw, records):
         print(f"{name:22} {estimate}")
 

@@ -1,6 +1,6 @@
 """Advice: the warnings that the metrics of a run give rise to, each with a remedy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,10 @@ class StageMetrics:
     """The 95 % intervals of `evaluation`."""
     images: Mapping[str, float | int]
     captions: Mapping[str, float | int]
+    familiar: Sequence[str] = ()
+    """The retention prompts that captions of the dataset name."""
+    strange: Sequence[str] = ()
+    """The validation prompts that have no word in common with any caption."""
 
 
 class Warning(NamedTuple):
@@ -27,7 +31,7 @@ class Warning(NamedTuple):
 
 def warnings(figures: StageMetrics) -> list[Warning]:
     """Returns all warnings, the most serious first."""
-    checks = (overfitting, copying, forgetting, no_gain, truncation, loss_of_detail)
+    checks = (overfitting, copying, forgetting, no_gain, familiar_prompts, strange_prompts, truncation, loss_of_detail)
     return [warning for check in checks if (warning := check(figures)) is not None]
 
 
@@ -84,6 +88,32 @@ def no_gain(f: StageMetrics) -> Warning | None:
         f"No gain: the held-out loss is {now:.3g}; the base's is {before:.3g}.",
         "Check the loss curves: `train.learning_rate` may be too high or too low, or `train.steps` too few.",
     )
+
+
+def familiar_prompts(f: StageMetrics) -> Warning | None:
+    """Warns if captions of the dataset name what retention prompts name."""
+    if not f.familiar:
+        return None
+    return Warning(
+        f"{len(f.familiar)} retention prompts are in the dataset ({_some(f.familiar)}): for them, `retention_retrieval` does "
+        "not measure forgetting.",
+        "Set `evaluate.retention_prompts` to things that the base can draw and that your images do not show.",
+    )
+
+
+def strange_prompts(f: StageMetrics) -> Warning | None:
+    """Warns if validation prompts have no word in common with the captions."""
+    if not f.strange:
+        return None
+    return Warning(
+        f"{len(f.strange)} validation prompts have no word in common with any caption ({_some(f.strange)}): their pictures "
+        "during training do not show what the model learns.",
+        "Set `encode.captions.validation_prompts` to prompts for what your images show.",
+    )
+
+
+def _some(prompts: Sequence[str]) -> str:
+    return ", ".join([*prompts[:5], *(["..."] if len(prompts) > 5 else [])])
 
 
 def truncation(f: StageMetrics) -> Warning | None:

@@ -17,6 +17,7 @@ from t2i.data.digests import sha256_of
 from t2i.evaluate import charts
 from t2i.evaluate.advice import Warning
 from t2i.evaluate.metrics import METRICS
+from t2i.evaluate.verdict import Verdict
 
 Reports = dict[str, dict[str, Any]]
 """The JSON files that the stages wrote, by path, such as `train/metrics.json`."""
@@ -26,6 +27,7 @@ def render(
     page: Path,
     folder: Path,
     reports: Reports,
+    verdict: Verdict,
     warnings: list[Warning],
     galleries: dict[str, Any],
     provenance: dict[str, str],
@@ -37,21 +39,17 @@ def render(
         page: the HTML file to write.
         folder: the folder with the reports of the stages, for the curves.
         reports: the contents of their JSON files.
+        verdict: what the metrics say about the model.
         warnings: the warnings to show.
         galleries: the images, by their variable in the template.
         provenance: what the model was made from, one row per fact.
         parameters: the text of params.yaml.
     """
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup, escape
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["code"] = lambda text: Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text))))
     metrics = reports["evaluate/metrics.json"]
     write_text(
         page,
-        environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8")).render(
-            summary=summary(metrics),
+        _template().render(
+            verdict=verdict,
             warnings=warnings,
             figures=figures(metrics, reports["evaluate/intervals.json"]),
             prompts=metrics["prompts"],
@@ -62,6 +60,15 @@ def render(
             **galleries,
         ),
     )
+
+
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup, escape
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["code"] = lambda text: Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text))))
+    return environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 
 
 def embedded(image: Image.Image, most_px: int = 256) -> str:
@@ -92,17 +99,6 @@ def figures(metrics: dict[str, float | int], intervals: dict[str, list[float]]) 
                 }
             )
     return rows
-
-
-def summary(metrics: dict[str, float | int]) -> str:
-    """Returns the result in two sentences."""
-    m = metrics
-    return (
-        f"Style: the distance to real images (CMMD) went from {m['cmmd_base']:.3g} for the base to {m['cmmd']:.3g} for the "
-        f"fine-tuned model; between two sets of real images it is {m['cmmd_floor']:.3g}. Content: CLIP matches the right "
-        f"prompt to {m['prompt_retrieval']:.0%} of the fine-tuned samples, {m['prompt_retrieval_base']:.0%} of the base's "
-        f"samples and {m['prompt_retrieval_real']:.0%} of the real images."
-    )
 
 
 def curves(reports: Path) -> list[dict[str, str]]:

@@ -18,8 +18,10 @@ from t2i.data.shards import read_tensors
 from t2i.evaluate import advice
 from t2i.evaluate.grid import draw_grid
 from t2i.evaluate.heldout import DataFolders, HeldOut, captions, heldout, images_of, some_keys
+from t2i.evaluate.motifs import in_captions, strange_to
 from t2i.evaluate.page import embedded, provenance, render
 from t2i.evaluate.section import Evaluate
+from t2i.evaluate.verdict import Verdict, verdict
 from t2i.model.family import Family
 from t2i.model.latents import sample_latents
 
@@ -62,8 +64,8 @@ def evaluate_report(
     pictures: Path,
     page: Path,
     device: str,
-) -> list[advice.Warning]:
-    """Writes grid.png, training.png and moments.png to `pictures`, and the page; returns the warnings that it shows.
+) -> tuple[Verdict, list[advice.Warning]]:
+    """Writes grid.png, training.png and moments.png to `pictures`, and the page; returns its verdict and its warnings.
 
     Args:
         shown: the section `report`.
@@ -84,12 +86,28 @@ def evaluate_report(
     report = _reports(outputs.reports)
     if not _asked_alike(family, tuned):
         del report["evaluate/metrics.json"]["heldout_loss_base"]
-    stages = ("evaluate/metrics.json", "evaluate/intervals.json", "encode-images/metrics.json", "encode-captions/metrics.json")
-    warnings = advice.warnings(advice.StageMetrics(*(report[stage] for stage in stages)))
+    metrics = _metrics(report, section, training, captions_of)
+    warnings = advice.warnings(metrics)
     nearest = _nearest(report["evaluate/nearest.json"], outputs, captions_of)
     galleries = _galleries(side_by_side, _retention(section, outputs.samples), nearest, moments, training)
-    render(page, outputs.reports, report, warnings, galleries, provenance(outputs.model, outputs.data.raw, report), parameters)
-    return warnings
+    facts = provenance(outputs.model, outputs.data.raw, report)
+    judged = verdict(metrics)
+    render(page, outputs.reports, report, judged, warnings, galleries, facts, parameters)
+    return judged, warnings
+
+
+def _metrics(
+    report: dict[str, Any], section: Evaluate, training: "Training", captions_of: dict[str, list[str]]
+) -> advice.StageMetrics:
+    texts = [text for its in captions_of.values() for text in its]
+    return advice.StageMetrics(
+        evaluation=report["evaluate/metrics.json"],
+        intervals=report["evaluate/intervals.json"],
+        images=report["encode-images/metrics.json"],
+        captions=report["encode-captions/metrics.json"],
+        familiar=in_captions(section.retention_prompts, texts),
+        strange=strange_to([prompt for prompt, _ in training.rows], texts),
+    )
 
 
 def _galleries(

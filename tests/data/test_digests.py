@@ -14,7 +14,14 @@ ALWAYS |= {"data/manifest.py", "model/base.py", "model/checks.py", "model/export
 """How files take their names, who may write, what is refused; the values of parameters are in the fingerprint themselves."""
 NOT_DECISIVE = {
     "train": ALWAYS
-    | {"data/pixels.py", "model/launch.py", "train/card.py", "train/pace.py", "train/trackers.py"},  # pixels: for trackers
+    | {
+        "data/pixels.py",
+        "model/launch.py",
+        "train/card.py",
+        "train/change.py",
+        "train/pace.py",
+        "train/trackers.py",
+    },  # pixels: for trackers
     "encode-images": ALWAYS | {"encode/roundtrip.py", "model/latents.py", "model/prediction.py"},  # latents: to decode back
     "encode-captions": ALWAYS | {"model/prediction.py"},
 }

@@ -51,6 +51,18 @@ def test_each_warning_fires_alone_and_has_a_remedy(part, change, expected) -> No
     assert found.to_try
 
 
+@pytest.mark.parametrize("prompts", [["owl"], ["owl"] * 9])
+def test_prompts_that_do_not_suit_the_dataset_are_named(prompts) -> None:
+    for change, parameter in (
+        ({"familiar": prompts}, "evaluate.retention_prompts"),
+        ({"strange": prompts}, "validation_prompts"),
+    ):
+        (found,) = warnings(replace(GOOD, **change))
+        assert "owl" in found.what
+        assert len(found.what) < 200
+        assert parameter in found.to_try
+
+
 def test_no_retention_prompts_give_no_forgetting_warning() -> None:
     without = {name: value for name, value in GOOD.evaluation.items() if not name.startswith("retention")}
     assert warnings(replace(GOOD, evaluation=without)) == []

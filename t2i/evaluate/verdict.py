@@ -1,0 +1,77 @@
+"""Verdict: what the metrics of a run say about the model, in words. docs/metrics.md has the thresholds."""
+
+from typing import Literal, NamedTuple
+
+from t2i.evaluate.advice import StageMetrics, copying, forgetting, overfitting
+
+SHARE_LEARNT, SHARE_PARTLY = 0.75, 0.4
+"""Least share of the way from the base's CMMD to that of real images, for a look that is learnt, or partly learnt."""
+SAME_LOOK = 2.0
+"""The base already draws in the look of the images if its CMMD is below this multiple of that of real images."""
+KEPT = 0.75
+"""Least share of the base's prompt retrieval that content which is kept has."""
+READABLE = 0.3
+"""Least prompt retrieval of real images: below it, this CLIP does not recognize what they show."""
+
+Word = Literal["use", "check", "do not use"]
+TITLES: dict[Word, str] = {
+    "use": "Use this model.",
+    "check": "Look at the pictures before you use this model.",
+    "do not use": "Do not use this model.",
+}
+
+
+class Verdict(NamedTuple):
+    """Whether to use a model, and why."""
+
+    word: Word
+    reasons: list[str]
+    """One sentence for the look, one for the content, and one for each other finding."""
+
+    @property
+    def title(self) -> str:
+        """The verdict as a sentence."""
+        return TITLES[self.word]
+
+
+def verdict(figures: StageMetrics) -> Verdict:
+    """Returns the verdict on the fine-tuned model: the worst of what its look, content and memory deserve."""
+    found = [_look(figures), _content(figures), *_memory(figures)]
+    words: list[Word] = ["use", "check", "do not use"]
+    return Verdict(max((word for word, _ in found), key=words.index), [reason for _, reason in found])
+
+
+def _look(f: StageMetrics) -> tuple[Word, str]:
+    now, base, floor = (f.evaluation[name] for name in ("cmmd", "cmmd_base", "cmmd_floor"))
+    figures = f"CMMD {base:.2g} for the base, {now:.2g} now, {floor:.2g} between real images"
+    if base < SAME_LOOK * floor:
+        return "do not use", f"Look: nothing to learn, the base already draws like these images ({figures})."
+    share = (base - now) / (base - floor)
+    if share >= SHARE_LEARNT:
+        return "use", f"Look: learnt ({figures})."
+    if share >= SHARE_PARTLY:
+        return "check", f"Look: learnt in part ({figures})."
+    return "do not use", f"Look: not learnt ({figures})."
+
+
+def _content(f: StageMetrics) -> tuple[Word, str]:
+    now, base, real = (f.evaluation[f"prompt_retrieval{of}"] for of in ("", "_base", "_real"))
+    figures = f"CLIP matches {base:.0%} of the base's samples, {now:.0%} now and {real:.0%} of the real images to their prompts"
+    if real < READABLE:
+        return "check", f"Content: not known, this CLIP does not recognize what such images show ({figures})."
+    if f.intervals["prompt_retrieval"][1] < KEPT * base:
+        return "do not use", f"Content: lost, the samples no longer show what the prompts say ({figures})."
+    if max(now, base) < KEPT * real:
+        return "check", f"Content: not learnt, neither model draws what the prompts say ({figures})."
+    return "use", f"Content: kept ({figures})."
+
+
+def _memory(f: StageMetrics) -> list[tuple[Word, str]]:
+    found: list[tuple[Word, str]] = []
+    if copying(f):
+        found.append(("do not use", "Memory: the samples repeat training images, which the model has learnt by heart."))
+    elif overfitting(f):
+        found.append(("check", "Memory: the model has begun to learn the training images by heart."))
+    if forgetting(f) and f.evaluation["prompt_retrieval_real"] >= READABLE:
+        found.append(("check", "Other prompts: forgotten in part, the base draws them better."))
+    return found
