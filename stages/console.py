@@ -97,7 +97,7 @@ def _explained(error: Exception) -> str | None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if not isinstance(error, RuntimeError):
         return str(error)
-    if "CUDA out of memory" in str(error) or "allocate memory" in str(error):  # the words of PyTorch on a GPU and on a CPU
+    if "out of memory" in str(error) or "allocate memory" in str(error):  # the words of PyTorch on a GPU and on a CPU
         return f"{error}: lower `runtime.micro_batch_size` for training, `runtime.encode_batch_size` otherwise"
     return None
 

@@ -1,6 +1,7 @@
 """Fixtures: a tiny checkpoint, built once, and a project around it for running stages."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,18 @@ def project(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     tiny.make_images(tmp_path / "images", 24)
     return Project(tmp_path, tiny_base)
+
+
+@pytest.fixture
+def machine_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+    """Returns a function that sets the accelerator that PyTorch finds: its name, or None."""
+
+    def found(accelerator: str | None) -> None:
+        device = torch.device(accelerator) if accelerator else None
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: device)
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: device is not None)
+
+    return found
 
 
 @pytest.fixture

@@ -43,9 +43,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Returns a copy of the batch on a device."""
+        # On mps, a copy that does not block can read its source after it was freed (pytorch/pytorch#189690).
+        non_blocking = torch.device(device).type != "mps"
 
         def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+            return tensor.to(device, non_blocking=non_blocking)
 
         drawn = {field.name: moved(getattr(self.draws, field.name)) for field in fields(Draws)}
         conditioning = {name: moved(tensor) for name, tensor in self.conditioning.items()}

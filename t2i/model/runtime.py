@@ -1,10 +1,12 @@
 """Runtime: settings that change at most rounding, or only what is shown. A change never reruns a stage."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from t2i.core.params import Section
+
+Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 
 
 class Validation(Section):
@@ -27,8 +29,9 @@ class Validation(Section):
 class Runtime(Section):
     """Section `runtime`, which DVC does not track: a run can resume with other values, such as more processes."""
 
-    device: Literal["auto", "cpu", "cuda"]
-    """`auto`: a GPU if there is one, else the CPU."""
+    device: Device
+    """`cuda`: a GPU of NVIDIA, or of AMD with PyTorch for ROCm. `mps`: of Apple. `xpu`: of Intel. `auto`: the one of these
+    that PyTorch finds, else the CPU."""
     processes: int = Field(ge=1)
     """Number of training processes on this machine: one per GPU, or several that share the CPU cores."""
     micro_batch_size: int | None = Field(ge=1)
@@ -37,10 +40,10 @@ class Runtime(Section):
     """Recomputes activations in the backward pass: less memory, 25 to 45 % slower."""
     attention: Literal["auto", "eager", "sdpa", "xformers"]
     """`eager`: plain matrix products; trains a third faster on a CPU in bf16, but its memory grows with the square of the
-    number of latents. `sdpa`: fused kernels of PyTorch. `xformers`: needs that extra and a GPU. `auto`: eager on a CPU in
-    bf16, else sdpa."""
+    number of latents. `sdpa`: fused kernels of PyTorch. `xformers`: needs that extra and `cuda`. `auto`: eager on a CPU
+    in bf16, else sdpa."""
     tf32: bool
-    """Allows fp32 matrix products on recent GPUs to round their operands to TF32."""
+    """Allows fp32 matrix products on recent GPUs to round their operands to TF32; only on `cuda`."""
     checkpoint_every_seconds: float = Field(gt=0)
     """Seconds of training between checkpoints: the most that a crash can lose."""
     ema_device: Literal["cpu"] | None
@@ -62,12 +65,23 @@ class Runtime(Section):
     """What training measures and samples while it runs."""
 
     def torch_device(self) -> str:
-        """Returns `cuda` or `cpu`."""
+        """Returns `cpu`, `cuda`, `mps` or `xpu`.
+
+        Raises:
+            ValueError: if `device` names one that this machine, or this build of PyTorch, does not have.
+        """
         import torch
 
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("`runtime.device` is cuda, but PyTorch sees no GPU here: set it to auto or cpu")
-        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
+        if self.device == "cpu":
+            return "cpu"
+        found = torch.accelerator.current_accelerator(check_available=True)
+        here = ["cpu", found.type] if found is not None and found.type in get_args(Device) else ["cpu"]
+        if self.device not in ("auto", *here):
+            raise ValueError(
+                f"`runtime.device` is {self.device}, but PyTorch {torch.__version__} finds only {' and '.join(here)} here: "
+                f"set it to {', '.join(['auto', *here[:-1]])} or {here[-1]}"
+            )
+        return here[-1]
 
     def attention_here(self, precision: str) -> str:
         """Returns the attention to train with: `eager`, `sdpa` or `xformers`."""

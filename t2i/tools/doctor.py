@@ -1,5 +1,6 @@
 """Checks everything that a long run depends on, and says what is wrong and how to fix it."""
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -134,17 +135,25 @@ def _needs(sections: Sections, base: Path, data: Path) -> Iterator[Finding]:
             "base",
             f"`train.trainable` is {sections.train.trainable!r}, which matches no parameter of the UNet: change the pattern",
         )
+    with contextlib.suppress(ValueError):  # the device is not there: a finding before this one says so
+        yield _memory(sections, trained, whole)
+    kept, model, work = checkpoints_bytes(sections.runtime, trained), 2 * size_of(base), work_root()
+    yield _room("checkpoints", kept, work, "free some space, or set T2I_WORK_DIR to a folder on another disk")
+    yield _room("model", model, data, "free some space")
+
+
+def _memory(sections: Sections, trained: int, whole: int) -> Finding:
+    """Returns a finding about the memory of the device; raises a ValueError if there is no such device."""
     state, memory = state_bytes(sections.train, sections.runtime, trained, whole), available_memory(sections.runtime)
     message = (
         f"training {trained / 1e6:.3g} of {whole / 1e6:.3g} M parameters needs {in_bytes(state)}, {in_bytes(memory)} are free"
     )
-    remedy = (
-        "train fewer parameters (`train.trainable`), or set `train.optimizer.name: adamw_8bit` or `runtime.ema_device: cpu`"
-    )
-    yield Finding("ok", "memory", message) if state < memory else Finding("wrong", "memory", f"{message}: {remedy}")
-    kept, model, work = checkpoints_bytes(sections.runtime, trained), 2 * size_of(base), work_root()
-    yield _room("checkpoints", kept, work, "free some space, or set T2I_WORK_DIR to a folder on another disk")
-    yield _room("model", model, data, "free some space")
+    if state < memory:
+        return Finding("ok", "memory", message)
+    remedy = "train fewer parameters (`train.trainable`)"
+    if sections.runtime.torch_device() == "cuda":
+        remedy += ", or set `train.optimizer.name: adamw_8bit` or `runtime.ema_device: cpu`"
+    return Finding("wrong", "memory", f"{message}: {remedy}")
 
 
 def _room(about: str, size: int, folder: Path, remedy: str) -> Finding:

@@ -15,6 +15,9 @@ from t2i.core.files import in_bytes
 from t2i.model.runtime import Runtime
 from t2i.train.section import Train
 
+_IN_RAM = ("cpu", "mps")
+"""The devices that compute in the memory of the computer. Apple's GPUs share it with the processor."""
+
 
 def count_weights(unet: Path, trainable: str) -> tuple[int, int]:
     """Returns the numbers of trained and of all parameters of a UNet; reads only the headers of its files."""
@@ -29,15 +32,15 @@ def count_weights(unet: Path, trainable: str) -> tuple[int, int]:
 
 
 def state_bytes(section: Train, runtime: Runtime, trained: int, all_weights: int) -> int:
-    """Returns the bytes that weights, gradients, optimizer and EMA take on a device; no EMA if it is kept on the CPU.
+    """Returns the bytes that weights, gradients, optimizer and EMA take on a device; no EMA if it is kept in other memory.
 
     All processes on a CPU share its memory and are counted together. Each process on a GPU has a device of its own.
     """
     optimizer = 2 if section.optimizer.name == "adamw_8bit" else 8
     buckets = 4 if runtime.processes > 1 else 0
-    cpu = runtime.torch_device() == "cpu"
-    ema = 0 if runtime.ema_device == "cpu" and not cpu else 4
-    return (all_weights * 4 + trained * (4 + optimizer + ema + buckets)) * (runtime.processes if cpu else 1)
+    device = runtime.torch_device()
+    ema = 0 if runtime.ema_device == "cpu" and device not in _IN_RAM else 4
+    return (all_weights * 4 + trained * (4 + optimizer + ema + buckets)) * (runtime.processes if device == "cpu" else 1)
 
 
 def checkpoints_bytes(runtime: Runtime, trained: int) -> int:
@@ -46,17 +49,20 @@ def checkpoints_bytes(runtime: Runtime, trained: int) -> int:
 
 
 def available_memory(runtime: Runtime) -> int:
-    """Returns the free memory in bytes of the device that training runs on."""
-    if runtime.torch_device() == "cpu":
+    """Returns the free memory in bytes of the device that training runs on; on `cpu` and `mps`, that of the computer."""
+    if runtime.torch_device() in _IN_RAM:
         return int(psutil.virtual_memory().available)
-    torch.cuda.empty_cache()
-    return int(torch.cuda.mem_get_info()[0])
+    torch.accelerator.empty_cache()
+    return int(torch.accelerator.get_memory_info()[0])
 
 
 def peak_memory(runtime: Runtime) -> int:
-    """Returns the peak memory in bytes of this process: on the GPU if training runs there, else in RAM."""
-    if runtime.torch_device() != "cpu":
-        return torch.cuda.max_memory_allocated()
+    """Returns the peak memory in bytes of this process: on the GPU if training runs there, else in RAM.
+
+    PyTorch knows no peak on `mps`. What it holds there is close: it keeps freed memory for reuse.
+    """
+    if (device := runtime.torch_device()) != "cpu":
+        return torch.mps.driver_allocated_memory() if device == "mps" else torch.accelerator.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -96,7 +102,7 @@ def enough_memory(runtime: Runtime) -> Iterator[None]:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Returns whether an error of PyTorch means out of memory: on a GPU, in cuBLAS, or on the CPU."""
+    """Returns whether an error of PyTorch means out of memory: on a GPU, in cuBLAS, on the CPU, or on mps."""
     return isinstance(error, torch.OutOfMemoryError) or any(
-        words in str(error) for words in ("ALLOC_FAILED", "allocate memory")
+        words in str(error) for words in ("ALLOC_FAILED", "allocate memory", "out of memory")
     )

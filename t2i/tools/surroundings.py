@@ -124,21 +124,32 @@ def device(sections: Sections) -> Iterator[Finding]:
     """Yields findings about the device that training runs on, and whether it supports the settings."""
     train, runtime = sections.train, sections.runtime
 
-    def kind() -> str:
-        if runtime.torch_device() == "cpu":
-            return f"{psutil.cpu_count()} CPU cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, torch {torch.__version__}"
-
     def settings() -> str:
         micro_batches = len(check_settings(train, runtime))
         return f"steps of {train.batch_size} images, {runtime.processes} process(es) with {micro_batches} micro-batch(es) each"
 
-    yield from tried("device", kind)
-    yield from tried("settings", settings)
     for note in train.notes(train.steps) if train.steps else []:
         yield Finding("note", "settings", note)
-    if runtime.device == "cpu" or (runtime.device == "auto" and not torch.cuda.is_available()):
+    try:
+        here = runtime.torch_device()
+    except ValueError as error:
+        yield Finding("wrong", "device", str(error))
+        return
+    yield Finding("ok", "device", f"{_named(here)}, torch {torch.__version__}")
+    if here in ("mps", "xpu") or (here == "cuda" and torch.version.hip):
+        kind = "cuda through ROCm" if here == "cuda" else here
+        yield Finding("note", "device", f"{kind} is not tested by this project; `runtime.device: cpu` is")
+    yield from tried("settings", settings)
+    if here == "cpu":
         yield bf16_finding(bf16_time(), {"train": train.precision, "evaluate": sections.evaluate.precision})
+
+
+def _named(device: str) -> str:
+    """Returns what a device is: `cpu: 8 CPU cores, 4 threads`, or the number of GPUs and their name."""
+    if device == "cpu":
+        return f"cpu: {psutil.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
+    name = "GPU of Apple" if device == "mps" else torch.get_device_module(device).get_device_name()
+    return f"{device}: {torch.accelerator.device_count()} x {name}"
 
 
 def bf16_time() -> float:

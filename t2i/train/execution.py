@@ -9,6 +9,7 @@ import torch
 
 from t2i.data.batches import micro_batches
 from t2i.model.family import Family
+from t2i.model.launch import in_process_group
 from t2i.model.precision import Precision
 from t2i.model.runtime import Runtime
 from t2i.train.optim import make_optimizer
@@ -27,14 +28,21 @@ def make_accelerator(precision: Precision, runtime: Runtime) -> Any:
         runtime: gives the device and whether TF32 is allowed.
 
     Raises:
-        ValueError: if this machine does not support the device or the precision.
+        ValueError: if this machine does not support the device or the precision, or Accelerate chooses another device.
     """
     from accelerate import Accelerator
 
     check_precision(precision, runtime)
+    device = runtime.torch_device()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = runtime.tf32
     _forget_environment()
-    return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=runtime.torch_device() == "cpu")
+    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=device == "cpu")
+    if accelerator.device.type != device:  # Accelerate prefers the devices of packages such as torch_xla
+        raise ValueError(
+            f"`runtime.device` is {device} here, but Accelerate chooses {accelerator.device.type}: remove the package that "
+            f"adds {accelerator.device.type} to PyTorch, or set `runtime.device` to cpu"
+        )
+    return accelerator
 
 
 def _forget_environment() -> None:
@@ -54,23 +62,42 @@ def check_settings(section: Train, runtime: Runtime) -> list[range]:
     Raises:
         ValueError: if it does not; says which setting to change.
     """
+    device = runtime.torch_device()
     check_precision(section.precision, runtime)
     check_installed(runtime.trackers)
-    if runtime.attention == "xformers" and (runtime.torch_device() == "cpu" or importlib.util.find_spec("xformers") is None):
-        raise ValueError(_no_xformers("there is no GPU" if runtime.torch_device() == "cpu" else "it is not installed"))
+    if runtime.attention == "xformers" and (device != "cuda" or importlib.util.find_spec("xformers") is None):
+        raise ValueError(_no_xformers(f"the device is {device}" if device != "cuda" else "it is not installed"))
+    if section.optimizer.name == "adamw_8bit" and device != "cuda":
+        raise ValueError(f"`train.optimizer.name` is adamw_8bit, which needs cuda, but the device is {device}: set it to adamw")
+    _check_group(device, runtime.processes)
     make_optimizer([torch.zeros(1, requires_grad=True)], section.optimizer)
     return micro_batches(section.batch_size, 0, runtime.processes, runtime.micro_batch_size)
 
 
 def _no_xformers(reason: str) -> str:
-    advice = "install the extra `xformers` on a machine with a GPU, or set `runtime.attention` to auto"
+    advice = "install the extra `xformers` on a machine with cuda, or set `runtime.attention` to auto"
     return f"`runtime.attention` is xformers, which does not work here ({reason}): {advice}"
 
 
+def _check_group(device: str, processes: int) -> None:
+    """Raises a ValueError if several processes, as `runtime` or a launcher starts them, cannot train together on a device."""
+    if device not in ("mps", "xpu") or (processes == 1 and not in_process_group()):
+        return
+    if device == "mps":
+        raise ValueError("several processes cannot train on mps: set `runtime.processes` to 1, or `runtime.device` to cpu")
+    if not torch.distributed.is_xccl_available():
+        raise ValueError(
+            f"several processes on xpu need XCCL, which PyTorch {torch.__version__} here lacks: set `runtime.processes` to 1"
+        )
+
+
 def check_precision(precision: Precision, runtime: Runtime) -> None:
-    """Raises a ValueError if the device cannot train in the precision."""
-    if precision == "fp16" and runtime.torch_device() == "cpu":
+    """Raises a ValueError if the device cannot train in the precision. Accelerate scales the loss of fp16 on GPUs only."""
+    device = runtime.torch_device()
+    if precision == "fp16" and device == "cpu":
         raise ValueError("`train.precision` fp16 needs a GPU: on a CPU, set it to bf16 or fp32")
+    if precision == "bf16" and device == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise ValueError("`train.precision` bf16 on mps needs macOS 14 or newer: set it to fp16 or fp32")
 
 
 def prepared_unet(family: Family, runtime: Runtime, precision: Precision, *, random: bool) -> Any:

@@ -166,7 +166,7 @@ class Prepared:
 
     def close(self) -> None:
         """Destroys the process group on GPUs, as NCCL requires. On CPUs, the group ends with the processes."""
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":
             self.accelerator.end_training()
 
     @property

@@ -6,13 +6,45 @@ from t2i.model.runtime import Runtime
 from tests.projects import ROOT
 
 
-@pytest.mark.parametrize(("device", "there", "wanted"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")])
-def test_auto_uses_a_gpu_if_there_is_one(monkeypatch, device, there, wanted) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert load_section(ROOT / "params.yaml", "runtime", Runtime).model_copy(update={"device": device}).torch_device() == wanted
+def device_of(name: str) -> str:
+    return load_section(ROOT / "params.yaml", "runtime", Runtime).model_copy(update={"device": name}).torch_device()
 
 
-def test_cuda_without_a_gpu_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"`runtime.device` is cuda, but PyTorch sees no GPU"):
-        load_section(ROOT / "params.yaml", "runtime", Runtime).model_copy(update={"device": "cuda"}).torch_device()
+@pytest.mark.parametrize("there", ["cuda", "mps", "xpu"])
+def test_auto_takes_the_accelerator_that_is_there(machine_with, there) -> None:
+    machine_with(there)
+    assert (device_of("auto"), device_of(there), device_of("cpu")) == (there, there, "cpu")
+
+
+@pytest.mark.parametrize("there", [None, "mtia"])
+def test_auto_is_the_cpu_without_a_known_accelerator(machine_with, there) -> None:
+    machine_with(there)
+    assert device_of("auto") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "wanted"),
+    [
+        ("cuda", None, f"PyTorch {torch.__version__} finds only cpu here: set it to auto or cpu"),
+        ("cuda", "mps", "finds only cpu and mps here: set it to auto, cpu or mps"),
+        ("mps", "cuda", "finds only cpu and cuda here: set it to auto, cpu or cuda"),
+        ("xpu", "mtia", "finds only cpu here: set it to auto or cpu"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(machine_with, device, there, wanted) -> None:
+    machine_with(there)
+    with pytest.raises(ValueError, match=f"`runtime.device` is {device}, ") as refusal:
+        device_of(device)
+    assert wanted in str(refusal.value)
+
+
+def test_a_cpu_is_chosen_without_a_look_at_accelerators(monkeypatch) -> None:
+    monkeypatch.delattr(torch.accelerator, "current_accelerator")
+    assert device_of("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(("there", "attention"), [("mps", "sdpa"), ("xpu", "sdpa"), (None, "eager")])
+def test_attention_in_bf16_follows_the_device(machine_with, there, attention) -> None:
+    machine_with(there)
+    runtime = load_section(ROOT / "params.yaml", "runtime", Runtime).model_copy(update={"device": "auto"})
+    assert runtime.attention_here("bf16") == attention

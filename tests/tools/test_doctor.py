@@ -89,6 +89,16 @@ def test_incompatible_settings_are_reported(checkout, section, changes, line) ->
     assert re.search(f"wrong  {line}", run(wrong=1))
 
 
+def test_a_device_that_is_not_there_is_reported_once(checkout, machine_with) -> None:
+    machine_with(None)
+    fetch.base()
+    checkout.params["runtime"]["device"] = "xpu"
+    checkout.write()
+    lines = run(wrong=1)
+    assert re.search("wrong  device: `runtime.device` is xpu, .*only cpu.*auto or cpu", lines)
+    assert "ok     checkpoints: " in lines
+
+
 def test_a_base_that_cannot_be_trained_is_reported(checkout, tmp_path) -> None:
     base = shutil.copytree(checkout.params["base"]["local"], tmp_path / "other")
     config = json.loads((base / "unet/config.json").read_text())

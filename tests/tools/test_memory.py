@@ -4,7 +4,7 @@ import psutil
 import pytest
 import torch
 
-from t2i.tools.memory import check_maps, enough_memory
+from t2i.tools.memory import available_memory, check_maps, enough_memory, is_out_of_memory, peak_memory, state_bytes
 from t2i.tools.sections import load_sections
 from tests.projects import Project
 
@@ -23,3 +23,35 @@ def test_more_shards_than_the_system_maps_are_refused() -> None:
     check_maps(300)
     with pytest.raises(ValueError, match=r"max_map_count.*`fetch.records_per_shard`"):
         check_maps(10**9)
+
+
+@pytest.mark.parametrize("there", ["cuda", "xpu"])
+def test_the_memory_of_a_gpu_is_its_own(project: Project, machine_with, monkeypatch, there) -> None:
+    machine_with(there)
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda: (3, 8))
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda: 5)
+    sections = load_sections(project.folder / "params.yaml")
+    runtime = sections.runtime.model_copy(update={"device": there})
+    assert (available_memory(runtime), peak_memory(runtime)) == (3, 5)
+    on_cpu = runtime.model_copy(update={"ema_device": "cpu"})
+    assert state_bytes(sections.train, runtime, 10, 10) - state_bytes(sections.train, on_cpu, 10, 10) == 40
+
+
+def test_the_memory_of_mps_is_that_of_the_computer(project: Project, machine_with, monkeypatch) -> None:
+    machine_with("mps")
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 5)
+    sections = load_sections(project.folder / "params.yaml")
+    runtime = sections.runtime.model_copy(update={"device": "mps"})
+    assert 0 < available_memory(runtime) <= psutil.virtual_memory().total
+    assert peak_memory(runtime) == 5
+    on_cpu = runtime.model_copy(update={"ema_device": "cpu"})
+    assert state_bytes(sections.train, runtime, 10, 10) == state_bytes(sections.train, on_cpu, 10, 10)
+
+
+@pytest.mark.parametrize(
+    "words", ["MPS backend out of memory (MPS allocated: 1 GB)", "XPU out of memory.", "can't allocate memory"]
+)
+def test_out_of_memory_is_known_by_its_words(words) -> None:
+    assert is_out_of_memory(RuntimeError(words))
+    assert not is_out_of_memory(RuntimeError("shapes differ"))

@@ -2,10 +2,13 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
-from t2i.tools.surroundings import bf16_finding
+from t2i.tools.sections import load_sections
+from t2i.tools.surroundings import Finding, bf16_finding, device
 from tests.projects import ROOT
 
 FP32 = {"train": "fp32", "evaluate": "fp32"}
@@ -19,6 +22,35 @@ def test_emulated_bf16_is_noted_if_a_section_uses_it() -> None:
     assert "evaluate" not in finding.message
     assert bf16_finding(2.9, FP32).state == "ok"
     assert bf16_finding(0.5, {"train": "bf16", "evaluate": "bf16"}).state == "ok"
+
+
+def found_on(monkeypatch: pytest.MonkeyPatch, accelerator: str) -> list[Finding]:
+    """Returns the findings about an accelerator, of which PyTorch counts two."""
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    for module in (torch.cuda, torch.xpu):
+        monkeypatch.setattr(module, "get_device_name", lambda: "Fast One")
+    sections = load_sections(ROOT / "params.yaml")
+    runtime = sections.runtime.model_copy(update={"device": accelerator})
+    return [finding for finding in device(replace(sections, runtime=runtime)) if finding.about == "device"]
+
+
+@pytest.mark.parametrize(("accelerator", "name"), [("mps", "GPU of Apple"), ("xpu", "Fast One")])
+def test_an_untested_device_is_named_and_noted(machine_with, monkeypatch, accelerator, name) -> None:
+    machine_with(accelerator)
+    named, note = found_on(monkeypatch, accelerator)
+    assert named.message == f"{accelerator}: 2 x {name}, torch {torch.__version__}"
+    assert note.state == "note"
+    assert f"{accelerator} is not tested" in note.message
+    assert "`runtime.device: cpu` is" in note.message
+
+
+def test_cuda_is_noted_only_through_rocm(machine_with, monkeypatch) -> None:
+    machine_with("cuda")
+    (named,) = found_on(monkeypatch, "cuda")
+    assert named == ("ok", "device", f"cuda: 2 x Fast One, torch {torch.__version__}")
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    _, note = found_on(monkeypatch, "cuda")
+    assert "ROCm is not tested" in note.message
 
 
 @pytest.mark.slow

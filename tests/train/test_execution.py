@@ -4,12 +4,21 @@ from typing import Any
 import pytest
 import torch
 from accelerate import AutocastKwargs
+from accelerate.state import AcceleratorState
 from safetensors.torch import load
 
 from t2i.core.params import load_section
 from t2i.model.families.stable_diffusion import Family
 from t2i.model.runtime import Runtime
-from t2i.train.execution import MOST_OVERFLOWS, Overflows, make_accelerator, prepared_unet, take_over_threads
+from t2i.train.execution import (
+    MOST_OVERFLOWS,
+    Overflows,
+    check_settings,
+    make_accelerator,
+    prepared_unet,
+    take_over_threads,
+)
+from t2i.train.section import Train
 from tests.projects import ROOT, Project, files
 
 
@@ -110,11 +119,90 @@ def test_attention_on_a_cpu_follows_the_precision(precision, attention) -> None:
     assert runtime.attention_here(precision) == attention
 
 
-def test_xformers_without_a_gpu_is_refused(tiny_base, monkeypatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+def test_xformers_without_a_gpu_is_refused(tiny_base) -> None:
     runtime = load_section(ROOT / "params.yaml", "runtime", Runtime).model_copy(update={"attention": "xformers"})
     with pytest.raises(ValueError, match=r"`runtime.attention` is xformers, which does not work here .*set .* to auto"):
         prepared_unet(Family(tiny_base), runtime, "fp32", random=False)
+
+
+def settings(*, train: dict[str, Any] | None = None, runtime: dict[str, Any] | None = None) -> tuple[Train, Runtime]:
+    """Returns the sections of params.yaml, with changes."""
+    sections = load_section(ROOT / "params.yaml", "train", Train), load_section(ROOT / "params.yaml", "runtime", Runtime)
+    return sections[0].model_copy(update=train or {}), sections[1].model_copy(update=runtime or {})
+
+
+@pytest.mark.parametrize("there", ["mps", "xpu"])
+def test_xformers_needs_cuda(machine_with, there) -> None:
+    machine_with(there)
+    with pytest.raises(ValueError, match=rf"`runtime.attention` is xformers.*the device is {there}.*to auto"):
+        check_settings(*settings(runtime={"attention": "xformers"}))
+
+
+@pytest.mark.parametrize("there", [None, "mps", "xpu"])
+def test_adamw_8bit_needs_cuda(machine_with, there) -> None:
+    machine_with(there)
+    train, runtime = settings()
+    optimizer = train.optimizer.model_copy(update={"name": "adamw_8bit"})
+    with pytest.raises(ValueError, match=rf"`train.optimizer.name` is adamw_8bit.*is {there or 'cpu'}: set it to adamw"):
+        check_settings(train.model_copy(update={"optimizer": optimizer}), runtime)
+
+
+@pytest.mark.parametrize("there", ["cuda", "mps", "xpu"])
+def test_every_accelerator_trains_in_fp16(machine_with, there) -> None:
+    machine_with(there)
+    assert check_settings(*settings(train={"precision": "fp16"}))
+
+
+def test_fp16_on_a_cpu_is_refused(machine_with) -> None:
+    machine_with("cuda")
+    with pytest.raises(ValueError, match=r"`train.precision` fp16 .*bf16 or fp32"):
+        check_settings(*settings(train={"precision": "fp16"}, runtime={"device": "cpu"}))
+
+
+def test_bf16_on_mps_needs_macos_14(machine_with, monkeypatch) -> None:
+    machine_with("mps")
+    for version, wanted in (((13, 5), False), ((14, 0), True)):
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *least, version=version: version >= least)
+        if wanted:
+            check_settings(*settings(train={"precision": "bf16"}))
+            continue
+        with pytest.raises(ValueError, match=r"`train.precision` bf16 .*macOS 14.*fp16 or fp32"):
+            check_settings(*settings(train={"precision": "bf16"}))
+
+
+def test_several_processes_on_mps_are_refused(machine_with, monkeypatch) -> None:
+    machine_with("mps")
+    assert check_settings(*settings())
+    with pytest.raises(ValueError, match=r"mps: set `runtime.processes` to 1, or `runtime.device` to cpu"):
+        check_settings(*settings(runtime={"processes": 2}))
+    group = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in group.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="several processes cannot train on mps"):
+        check_settings(*settings())
+
+
+@pytest.mark.parametrize("xccl", [False, True])
+def test_several_processes_on_xpu_need_xccl(machine_with, monkeypatch, xccl) -> None:
+    machine_with("xpu")
+    monkeypatch.setattr(torch.distributed, "is_xccl_available", lambda: xccl)
+    assert check_settings(*settings())
+    if xccl:
+        assert check_settings(*settings(runtime={"processes": 2}))
+        return
+    with pytest.raises(ValueError, match=r"XCCL.*set `runtime.processes` to 1"):
+        check_settings(*settings(runtime={"processes": 2}))
+
+
+def test_accelerate_computes_on_the_chosen_device(machine_with) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
+    machine_with("xpu")
+    runtime = settings()[1]
+    assert make_accelerator("fp32", runtime.model_copy(update={"device": "cpu"})).device.type == "cpu"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match=r"`runtime.device` is xpu here, but Accelerate chooses cpu"):
+        make_accelerator("fp32", runtime)  # Accelerate finds no xpu on the machine of the tests
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
