@@ -3,9 +3,11 @@
 npm pack emoji-datasource-google@15.1.2 && tar xzf emoji-datasource-google-15.1.2.tgz
 python -m benchmarks.verdicts package/img/google/64
 
-Each run has a dataset, changes of params.yaml, and the verdict that was written down here before the run was made. Writes the
-metrics of each run to tests/evaluate/verdicts/NAME.json; a run whose file is there is not made again. Takes about an hour on
-two cores.
+Each run has a dataset, changes of params.yaml, and the verdict that was written down here before the run was made. One of them
+was wrong: `all-weights` was expected to need a look first, but its pictures are smears, and few show what their prompts say.
+
+Writes the metrics of each run to tests/evaluate/verdicts/NAME.json; a run whose file is there is not made again. Takes half an
+hour on two cores.
 """
 
 import json
@@ -37,7 +39,7 @@ RUNS = {
     "too-short": Run("night", "do not use", {"steps": 60}),
     "untrained": Run("night", "do not use", {"steps": 2, "warmup_steps": 0, "learning_rate": 1e-9}),
     "rate-times-ten": Run("night", "do not use", {"steps": 400, "learning_rate": 6e-2}),
-    "all-weights": Run("night", "check", ALL | {"steps": 400, "learning_rate": 5e-4}),
+    "all-weights": Run("night", "do not use", ALL | {"steps": 400, "learning_rate": 5e-4}),
     "same-style": Run("plain", "do not use", {"steps": 200}),
     "by-heart": Run("twenty", "do not use", ALL | {"steps": 500, "batch_size": 8, "learning_rate": 1e-3}),
     "foreign": Run("noto", "do not use", {"steps": 400}),

@@ -2,16 +2,14 @@
 
 from typing import Literal, NamedTuple
 
-from t2i.evaluate.advice import StageMetrics, copying, forgetting, overfitting
+from t2i.evaluate.advice import StageMetrics, copying, forgetting, overfitting, unreadable
 
 SHARE_LEARNT, SHARE_PARTLY = 0.75, 0.4
 """Least share of the way from the base's CMMD to that of real images, for a look that is learnt, or partly learnt."""
 SAME_LOOK = 2.0
 """The base already draws in the look of the images if its CMMD is below this multiple of that of real images."""
 KEPT = 0.75
-"""Least share of the base's prompt retrieval that content which is kept has."""
-READABLE = 0.3
-"""Least prompt retrieval of real images: below it, this CLIP does not recognize what they show."""
+"""Least share of the prompt retrieval of the base, or of real images if that is lower, that content which is kept has."""
 
 Word = Literal["use", "check", "do not use"]
 TITLES: dict[Word, str] = {
@@ -57,10 +55,10 @@ def _look(f: StageMetrics) -> tuple[Word, str]:
 def _content(f: StageMetrics) -> tuple[Word, str]:
     now, base, real = (f.evaluation[f"prompt_retrieval{of}"] for of in ("", "_base", "_real"))
     figures = f"CLIP matches {base:.0%} of the base's samples, {now:.0%} now and {real:.0%} of the real images to their prompts"
-    if real < READABLE:
-        return "check", f"Content: not known, this CLIP does not recognize what such images show ({figures})."
-    if f.intervals["prompt_retrieval"][1] < KEPT * base:
+    if f.intervals["prompt_retrieval"][1] < KEPT * min(base, real):
         return "do not use", f"Content: lost, the samples no longer show what the prompts say ({figures})."
+    if unreadable(f):
+        return "check", f"Content: not known, this CLIP does not recognize what such images show ({figures})."
     if max(now, base) < KEPT * real:
         return "check", f"Content: not learnt, neither model draws what the prompts say ({figures})."
     return "use", f"Content: kept ({figures})."
@@ -72,6 +70,6 @@ def _memory(f: StageMetrics) -> list[tuple[Word, str]]:
         found.append(("do not use", "Memory: the samples repeat training images, which the model has learnt by heart."))
     elif overfitting(f):
         found.append(("check", "Memory: the model has begun to learn the training images by heart."))
-    if forgetting(f) and f.evaluation["prompt_retrieval_real"] >= READABLE:
+    if forgetting(f):
         found.append(("check", "Other prompts: forgotten in part, the base draws them better."))
     return found

@@ -41,7 +41,7 @@ def join_group(device: str) -> None:
     """Connects this process to the others of its group, if it has one; waits until they have started.
 
     Args:
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda` or `xpu`, which gloo, nccl and xccl connect.
 
     Raises:
         ValueError: if the others do not start within JOIN_MINUTES.
@@ -68,7 +68,11 @@ def join_group(device: str) -> None:
     day = timedelta(days=1)  # the others wait while the first process validates
     store.set_timeout(day)
     distributed.init_process_group(
-        "gloo" if device == "cpu" else "nccl", store=store, rank=int(rank), world_size=int(size), timeout=day
+        distributed.get_default_backend_for_device(device),
+        store=store,
+        rank=int(rank),
+        world_size=int(size),
+        timeout=day,
     )
 
 

@@ -59,7 +59,8 @@ def test_the_page_is_self_contained_and_escapes_captions(page) -> None:
     ):
         assert f"<h2>{heading}</h2>" in text
     assert "Lost detail" in text  # the tiny VAE is random
-    assert "<code>encode.images.resolution_px</code>" in text
+    assert "<code>base.vae</code>" in text
+    assert re.search(r'<div class="verdict [\w-]+"><strong>(Use|Look|Do not)', text)
 
 
 def test_images_for_dvc_plots_are_written(page, project) -> None:
