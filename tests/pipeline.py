@@ -44,7 +44,7 @@ def imports_of(tree: ast.AST, *, inside: str | None = None) -> set[str]:
 
 def closure(command: str) -> set[str]:
     """Returns all our files that a command can run; plug-ins are given by their template in dvc.yaml."""
-    words = command.removeprefix("exec python -m ").split()
+    words = command.removeprefix("python -m ").split()
     start = file_of(words[0])
     assert start is not None, command
     files = {str(start.relative_to(ROOT))}
@@ -95,7 +95,7 @@ def listed(files: set[str]) -> list[str]:
 
 def sections_of(command: str) -> set[str]:
     """Returns the sections of params.yaml that a command loads."""
-    words = command.removeprefix("exec python -m ").split()
+    words = command.removeprefix("python -m ").split()
     path = file_of(words[0])
     assert path is not None
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from t2i.core.locks import hold
+from t2i.core.locks import writing
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The errors of a write when the disk is full, or a quota or the limit on file size (`ulimit -f`) is reached."""
@@ -90,9 +90,7 @@ def fresh(out: Path, size: int = 0) -> Iterator[Path]:
     """
     partial = out.with_name(out.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    held = os.open(partial, os.O_RDONLY)
-    try:
-        hold(held, partial, out)
+    with writing(partial, out):
         for left in partial.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
@@ -102,8 +100,6 @@ def fresh(out: Path, size: int = 0) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    finally:
-        os.close(held)
 
 
 @contextmanager
@@ -142,8 +138,13 @@ def _no_room(path: Path, size: int, reason: str) -> str:
 
 
 def flush(path: Path) -> None:
-    """Waits until the content of a file, or the list of names in a folder, is on disk (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Waits until the content of a file, or the list of names in a folder, is on disk (fsync).
+
+    Windows flushes only files that are open for writing, and no folders.
+    """
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

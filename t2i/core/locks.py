@@ -1,11 +1,13 @@
-"""Locks: only one process at a time works in a folder. The kernel releases a lock when its process ends."""
+"""Locks: only one process at a time works in a folder. The system releases a lock when its process ends."""
 
-import fcntl
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import portalocker
+
+_ALONE = portalocker.LOCK_EX | portalocker.LOCK_NB
 
 
 @contextmanager
@@ -15,58 +17,59 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: if another process holds the lock; names that process.
     """
-    with (folder / "lock").open("a+") as file:
+    named = folder / "process"  # a file of its own: Windows lets no other process read a locked file
+    with (folder / "lock").open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip()  # empty for an instant, until the process has written its number
-            who, how = (f"process {holder}", f" with `kill {holder}`") if holder else ("another process", "")
+            portalocker.lock(file, _ALONE)
+        except portalocker.LockException:
+            number = _number(named)
+            who, how = (f"process {number}", f" with `kill {number}`") if number else ("another process", "")
             raise ValueError(f"{folder}: already in use by {who}; wait for it, or stop it{how}") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        named.write_text(str(os.getpid()), encoding="ascii")
         yield
 
 
 def holder(folder: Path) -> int | None:
-    """Returns the ID of the process that holds a folder's lock, or None; does not take the lock."""
+    """Returns the ID of the process that holds a folder's lock, or None; 0 if it is not known. Does not take the lock."""
     path = folder / "lock"
     if not path.exists():
         return None
-    with path.open() as file:
+    with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return int(file.read() or 0)
+            portalocker.lock(file, portalocker.LOCK_SH | portalocker.LOCK_NB)
+        except portalocker.LockException:
+            return _number(folder / "process")
     return None
 
 
-def hold(held: int, partial: Path, out: Path) -> None:
-    """Locks the folder `partial` until its descriptor is closed.
+def _number(named: Path) -> int:
+    try:
+        return int(named.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # not written yet
+        return 0
 
-    Args:
-        held: the folder's descriptor.
-        partial: the folder, which will be renamed to `out`.
-        out: the final path.
+
+@contextmanager
+def writing(partial: Path, out: Path) -> Iterator[None]:
+    """Holds the lock of the folder `partial`, which will be renamed to `out`, while the block runs.
+
+    On Windows, where a folder cannot be locked, only DVC's own locks keep two runs of a stage apart.
 
     Raises:
-        ValueError: if another process is writing the folder, or has just renamed it; names that process if the kernel tells.
+        ValueError: if another process is writing the folder, or has just renamed it.
     """
+    if os.name == "nt":
+        yield
+        return
+    held = os.open(partial, os.O_RDONLY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = os.path.samestat(os.fstat(held), partial.stat())
-    except (BlockingIOError, FileNotFoundError):
-        ours = False
-    if not ours:
-        raise ValueError(f"{out}: {_locker(held)} is already writing it; wait for that process, or stop it")
-
-
-def _locker(descriptor: int) -> str:
-    """Names the process that holds the lock of a file, if the kernel tells (Linux)."""
-    try:
-        locks = Path("/proc/locks").read_text(encoding="ascii")
-    except OSError:
-        locks = ""
-    found = re.search(rf"FLOCK +ADVISORY +WRITE (\d+) \S+:{os.fstat(descriptor).st_ino} ", locks)
-    return f"process {found[1]}" if found else "another process"
+        try:
+            portalocker.lock(held, _ALONE)
+            ours = os.path.samestat(os.fstat(held), partial.stat())
+        except (portalocker.LockException, FileNotFoundError):
+            ours = False
+        if not ours:
+            raise ValueError(f"{out}: another process is already writing it; wait for that process, or stop it")
+        yield
+    finally:
+        os.close(held)

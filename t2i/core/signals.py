@@ -1,13 +1,16 @@
 """Interrupts: the first signal requests a stop at the next safe point, the second one stops the process at once."""
 
+import _thread
 import contextlib
-import ctypes
 import os
 import signal
-import sys
+import threading
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
+
+import psutil
 
 
 class Interrupted(Exception):
@@ -52,12 +55,46 @@ class Interrupt:
 def is_echo(number: int, first_at: float) -> bool:
     """Returns whether a SIGTERM repeats the signal received at `first_at` (time.monotonic), less than 1 s ago.
 
-    When a parent process dies, Linux sends one SIGTERM for each of its threads.
+    A signal that goes to several processes comes again if one of them passes it on, or ends and so ends this one.
     """
     return number == signal.SIGTERM and time.monotonic() - first_at < 1
 
 
+STARTED_BY = "T2I_STARTED_BY"
+"""Environment variable: the ID of a process that the processes below it must not outlive, besides their parents."""
+_SHELLS = {"ash", "bash", "cmd.exe", "dash", "fish", "ksh", "powershell.exe", "pwsh", "pwsh.exe", "sh", "zsh"}
+
+
 def end_with_parent() -> None:
-    """Asks Linux for SIGTERM when the parent process dies (prctl's PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    """Starts a thread that sends this process SIGTERM when the process that started it ends, on every system.
+
+    If a shell started it, as DVC's does, what started the shell counts too.
+    """
+    threading.Thread(target=_end_with, args=(list(_starters()),), daemon=True, name="end with parent").start()
+
+
+def _starters() -> Iterator[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process().parent()
+        while parent is not None:
+            yield parent
+            parent = parent.parent() if parent.name() in _SHELLS else None
+    with contextlib.suppress(psutil.Error):
+        if named := os.environ.get(STARTED_BY):
+            yield psutil.Process(int(named))
+
+
+def _end_with(started_by: list[psutil.Process]) -> None:
+    while all(map(_lives, started_by)):
+        time.sleep(0.5)
+    if os.name == "posix":
+        os.kill(os.getpid(), signal.SIGTERM)  # interrupts what the main thread waits for
+    else:
+        _thread.interrupt_main(signal.SIGTERM)  # os.kill would end the process at once
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from t2i.core.params import Section
 from t2i.data.chance import hash_fraction
-from t2i.data.pixels import Interpolation, View, decode, view
+from t2i.data.decoding import decode
+from t2i.data.pixels import Interpolation, View, view
 from t2i.data.records import Split
 from t2i.data.shards import Member
 

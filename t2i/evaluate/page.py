@@ -50,6 +50,7 @@ def render(
         page,
         _template().render(
             verdict=verdict,
+            demonstration=any(part.endswith("base/openmoji") for part in provenance["base"].split(", ")),
             warnings=warnings,
             figures=figures(metrics, reports["evaluate/intervals.json"]),
             prompts=metrics["prompts"],

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from t2i.core.files import fresh, write_json
 from t2i.core.params import Section, check, resolve_plugin
 from t2i.data.caches import dataset_digests
+from t2i.data.decoding import MAX_PIXELS
 from t2i.data.manifest import write_manifest
-from t2i.data.pixels import MAX_PIXELS
 from t2i.data.records import SPLITS, Split, split_of
 from t2i.data.shards import write_shard
 from t2i.fetch.screening import OnBad, Screen, checked_captions, image_check

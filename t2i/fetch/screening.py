@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from t2i.data.pixels import decode, identify
+from t2i.data.decoding import decode, identify
 from t2i.data.records import readable
 from t2i.fetch.bounds import Bounded
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from t2i.data.pixels import EXTENSIONS
+from t2i.data.decoding import EXTENSIONS
 from t2i.fetch.watched import UNSEEN
 
 _OTHERS = "apng dib heic heif j2k jfif jpe jpeg jpx jxl pbm pgm pnm tga tiff"

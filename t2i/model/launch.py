@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from types import FrameType
 
-from t2i.core.signals import end_with_parent, is_echo
+from t2i.core.signals import STARTED_BY, is_echo
 
 JOIN_MINUTES = 10
 """How long a process waits for the others of its group to start."""
@@ -94,7 +94,8 @@ def relaunch(module: str, words: Sequence[str], processes: int) -> int:
     # Saving a large checkpoint can take longer than the 30 s that torchrun waits for its processes to end.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}  # torchrun's options
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "600"
-    child = subprocess.Popen([*command, *words], env=environment, start_new_session=True, preexec_fn=end_with_parent)
+    environment[STARTED_BY] = str(os.getpid())
+    child = subprocess.Popen([*command, *words], env=environment, start_new_session=True)
 
     def forward(number: int, frame: FrameType | None) -> None:
         nonlocal first_at
@@ -103,7 +104,7 @@ def relaunch(module: str, words: Sequence[str], processes: int) -> int:
             return
         first_at = first_at or time.monotonic()
         received.append(number)
-        child.send_signal(signal.SIGTERM if len(received) == 1 else signal.SIGKILL)
+        child.terminate() if len(received) == 1 else child.kill()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, forward)

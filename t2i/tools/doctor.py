@@ -11,8 +11,8 @@ from t2i.core.locks import holder
 from t2i.core.params import ParamsError
 from t2i.data.batches import CachedRecords
 from t2i.data.caches import check_caches, dataset_digests
+from t2i.data.decoding import EXTENSIONS
 from t2i.data.manifest import check_hashes, read_manifest
-from t2i.data.pixels import EXTENSIONS
 from t2i.data.records import SPLITS
 from t2i.data.shards import index
 from t2i.encode.roundtrip import psnr_of_records

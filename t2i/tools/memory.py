@@ -1,11 +1,12 @@
 """Memory: what training needs on its device, and what is free there."""
 
+import contextlib
 import re
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import torch
@@ -14,6 +15,12 @@ from safetensors import safe_open
 from t2i.core.files import in_bytes
 from t2i.model.runtime import Runtime
 from t2i.train.section import Train
+
+_resource: ModuleType | None
+try:
+    import resource as _resource
+except ImportError:  # Windows
+    _resource = None
 
 _IN_RAM = ("cpu", "mps")
 """The devices that compute in the memory of the computer. Apple's GPUs share it with the processor."""
@@ -63,8 +70,10 @@ def peak_memory(runtime: Runtime) -> int:
     """
     if (device := runtime.torch_device()) != "cpu":
         return torch.mps.driver_allocated_memory() if device == "mps" else torch.accelerator.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if _resource is not None:
+        return int(_resource.getrusage(_resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    now = psutil.Process().memory_info()
+    return int(getattr(now, "peak_wset", now.rss))
 
 
 def check_maps(shards: int) -> None:
@@ -74,7 +83,11 @@ def check_maps(shards: int) -> None:
         ValueError: if the system allows fewer maps (Linux).
     """
     limit = Path("/proc/sys/vm/max_map_count")
-    if limit.is_file() and 2 * shards > (most := int(limit.read_text())) - 5000:
+    try:
+        most = int(limit.read_text())
+    except OSError:  # other systems have no such limit
+        return
+    if 2 * shards > most - 5000:
         raise ValueError(
             f"{shards} shards are mapped at once, which is too many for this system ({limit}: {most}): raise "
             "`fetch.records_per_shard` and `encode.captions.records_per_shard`"
@@ -87,18 +100,27 @@ def enough_memory(runtime: Runtime) -> Iterator[None]:
 
     On the CPU under Linux, limits the process to the memory that is free now: without a limit, the kernel would kill it.
     """
-    limited = sys.platform == "linux" and runtime.torch_device() == "cpu"
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = psutil.Process().memory_info().data + available_memory(runtime) if limited else soft
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    limited = _resource is not None and sys.platform == "linux" and runtime.torch_device() == "cpu"
+    with _data_limit(available_memory(runtime)) if limited else contextlib.nullcontext():
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(f"{in_bytes(available_memory(runtime))} of free memory are not enough") from None
+
+
+@contextmanager
+def _data_limit(more: int) -> Iterator[None]:
+    """Limits the memory of this process to what it has now and `more` bytes (Linux)."""
+    assert _resource is not None
+    soft, hard = _resource.getrlimit(_resource.RLIMIT_DATA)
+    limit = psutil.Process().memory_info().data + more
+    _resource.setrlimit(_resource.RLIMIT_DATA, (limit if hard == _resource.RLIM_INFINITY else min(limit, hard), hard))
     try:
         yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MemoryError(f"{in_bytes(available_memory(runtime))} of free memory are not enough") from None
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+        _resource.setrlimit(_resource.RLIMIT_DATA, (soft, hard))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -47,6 +47,9 @@ def checkout(data: Path) -> Iterator[Finding]:
             "checkout",
             f"this command runs the code in {code}, but the stages run the code in {here}: pip install -e {here}",
         )
+    if (system := platform.system()) != "Linux":
+        lacking = {"Windows": "; outputs are not locked, and folders are not flushed to the disk"}.get(system, "")
+        yield Finding("note", "system", f"{system} is not tested by this project{lacking}")
     for name, remedy in ((".git", "git init"), (".dvc", "dvc init")):
         if not any((folder / name).exists() for folder in (here, *here.parents)):
             yield Finding("wrong", "checkout", f"neither {here} nor a folder above it has a {name}: {remedy}")

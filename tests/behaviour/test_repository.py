@@ -28,7 +28,7 @@ def commands(path: Path) -> list[str]:
     return [step["run"] for job in parsed(path)["jobs"].values() for step in job["steps"] if "run" in step]
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in WORKFLOWS if path.stem != "systems"], ids=lambda path: path.stem)
 def test_workflows_call_targets_of_the_makefile(path: Path) -> None:
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     assert parsed(path)["on"]
@@ -44,6 +44,12 @@ def test_workflows_use_the_oldest_python_allowed() -> None:
     oldest, newest = job["strategy"]["matrix"]["python-version"]
     assert PROJECT["project"]["requires-python"] == f">={oldest}"
     assert int(newest.split(".")[1]) > int(oldest.split(".")[1])
+
+
+def test_other_systems_run_the_quick_tests_and_the_pipeline() -> None:
+    path = ROOT / ".github/workflows/systems.yml"
+    assert parsed(path)["jobs"]["test"]["strategy"]["matrix"]["system"] == ["macos-latest", "windows-latest"]
+    assert commands(path)[-2:] == ['python -m pytest -m "not slow"', "dvc repro"]
 
 
 def test_nightly_uploads_what_the_pipeline_writes() -> None:

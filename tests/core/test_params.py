@@ -208,7 +208,7 @@ def test_dvc_style_exponents_are_numbers(tmp_path) -> None:
     assert load_section(tmp_path / "params.yaml", "train", Train).learning_rate == 1e-5
 
 
-COMMANDS = [stage["cmd"].removeprefix("exec python -m ") for stage in STAGES.values()]
+COMMANDS = [stage["cmd"].removeprefix("python -m ") for stage in STAGES.values()]
 
 
 def spoil(tmp_path: Path, params: dict, *sections: str) -> None:

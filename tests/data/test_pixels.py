@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms, _imaging
 
-from t2i.data.pixels import decode, identify, to_image, to_pixels, view
+from t2i.data.decoding import decode, identify
+from t2i.data.pixels import to_image, to_pixels, view
 from tests.images import P3_PRIMARIES, encoded, png, profile
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)

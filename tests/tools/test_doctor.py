@@ -240,6 +240,12 @@ def test_a_group_that_the_environment_describes_is_noted(checkout, monkeypatch) 
     assert "note   checkout: WORLD_SIZE is 2: `train` waits" in run()
 
 
+@pytest.mark.parametrize(("system", "said"), [("Windows", "outputs are not locked"), ("Darwin", "Darwin is not tested")])
+def test_a_system_that_is_not_tested_is_noted(checkout, monkeypatch, system, said) -> None:
+    monkeypatch.setattr("platform.system", lambda: system)
+    assert re.search(f"note   system: .*{said}", run())
+
+
 def test_timesteps_that_the_schedule_lacks_are_reported(checkout) -> None:
     fetch.base()
     checkout.params["train"]["objective"]["timesteps"] = {"name": "range", "begin": 0, "end": 5000, "multiplier": 2.0}
