@@ -14,7 +14,7 @@ from torch import Tensor, nn
 BaseSize = Literal["sd15", "sd21"]
 
 CARDS_GB = (8, 12, 16, 24, 48, 80)
-SIZES_PX: dict[BaseSize, tuple[int, ...]] = {"sd15": (512, 768), "sd21": (512, 768)}
+SIZES_PX = (512, 768)
 _UNETS: dict[BaseSize, dict[str, Any]] = {
     "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
     "sd21": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
@@ -52,12 +52,12 @@ def table(name: BaseSize) -> Iterator[str]:
     yield f"autocast keeps the weights in 2 bytes during a step: {2 * parameters / 1e9:.1f} GB more"
     yield ""
     yield "image    activations per image of a micro-batch, at most   with gradient checkpointing"
-    for size_px in SIZES_PX[name]:
+    for size_px in SIZES_PX:
         kept = activations(name, size_px)
         yield f"{size_px:4} px  {kept.whole / 1e9:.1f} GB {'':43} {kept.checkpointed / 1e9:.1f} GB"
     yield ""
     yield "largest `runtime.micro_batch_size` by card" + "".join(f"{card:>6} GB" for card in CARDS_GB)
-    for size_px in SIZES_PX[name]:
+    for size_px in SIZES_PX:
         for (optimizer, ema), per_parameter in _STATES.items():
             for checkpointing in (False, True):
                 state = (per_parameter + 2) * parameters
