@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from t2i.tools.memory import FP32_BYTES, OPTIMIZER_BYTES
+
 BaseSize = Literal["sd15", "sd21"]
 
 CARDS_GB = (8, 12, 16, 24, 48, 80)
@@ -24,12 +26,11 @@ _TOKENS = 77
 _USABLE = 0.9
 """Fraction of a card that training can use: the rest is for CUDA itself, and gaps between tensors."""
 _STATES = {
-    ("adamw", "GPU"): 20,
-    ("adamw", "CPU"): 16,
-    ("adamw_8bit", "GPU"): 14,
-    ("adamw_8bit", "CPU"): 10,
+    (optimizer, ema): 2 * FP32_BYTES + moments + (FP32_BYTES if ema == "GPU" else 0)
+    for optimizer, moments in OPTIMIZER_BYTES.items()
+    for ema in ("GPU", "CPU")
 }
-"""Bytes per trained parameter of weights, gradients and optimizer, and of the EMA if it is on the GPU, in fp32."""
+"""Bytes per parameter of weights, gradients and optimizer, and of the EMA if it is on the GPU."""
 
 
 class Activations(NamedTuple):

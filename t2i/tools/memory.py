@@ -24,6 +24,9 @@ except ImportError:  # Windows
 
 _IN_RAM = ("cpu", "mps")
 """The devices that compute in the memory of the computer. Apple's GPUs share it with the processor."""
+FP32_BYTES = 4
+OPTIMIZER_BYTES = {"adamw": 2 * FP32_BYTES, "adamw_8bit": 2}
+"""Bytes per trained parameter of the two moments that each optimizer keeps."""
 
 
 def count_weights(unet: Path, trainable: str) -> tuple[int, int]:
@@ -43,11 +46,11 @@ def state_bytes(section: Train, runtime: Runtime, trained: int, all_weights: int
 
     All processes on a CPU share its memory and are counted together. Each process on a GPU has a device of its own.
     """
-    optimizer = 2 if section.optimizer.name == "adamw_8bit" else 8
-    buckets = 4 if runtime.processes > 1 else 0
     device = runtime.torch_device()
-    ema = 0 if runtime.ema_device == "cpu" and device not in _IN_RAM else 4
-    return (all_weights * 4 + trained * (4 + optimizer + ema + buckets)) * (runtime.processes if device == "cpu" else 1)
+    gradients = FP32_BYTES * (2 if runtime.processes > 1 else 1)  # several processes exchange them in buckets of the same size
+    ema = 0 if runtime.ema_device == "cpu" and device not in _IN_RAM else FP32_BYTES
+    per_trained = gradients + OPTIMIZER_BYTES[section.optimizer.name] + ema
+    return (all_weights * FP32_BYTES + trained * per_trained) * (runtime.processes if device == "cpu" else 1)
 
 
 def checkpoints_bytes(runtime: Runtime, trained: int) -> int:
