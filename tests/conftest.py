@@ -28,6 +28,11 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_base(tmp_path_factory.mktemp("tiny") / "base")
 
 
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
+
+
 @pytest.fixture
 def project(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.chdir(tmp_path)

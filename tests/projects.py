@@ -12,6 +12,17 @@ from ruamel.yaml import YAML
 from stages import encode, evaluate, fetch, train
 
 ROOT = Path(__file__).parent.parent
+PLAIN: dict[str, Any] = {
+    "prediction_type": None,
+    "zero_terminal_snr": False,
+    "ztsnr_floor": 0.01,
+    "weighting": {"name": "uniform"},
+    "timesteps": {"name": "uniform"},
+    "noise_offset": 0.0,
+    "input_perturbation": 0.0,
+    "dream_detail_preservation": None,
+}
+"""Section `train.objective` without options."""
 
 
 class Project:

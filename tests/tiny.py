@@ -70,6 +70,57 @@ def make_base(
     return folder
 
 
+def make_sdxl(
+    folder: Path, *, prediction_type: str = "epsilon", zero_terminal_snr: bool = False, zeros: bool = True, seed: int = 0
+) -> Path:
+    """Writes a Stable Diffusion XL with some ten thousand random weights, and a CLIP in its folder `clip`."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    make_base(folder, text_width=16, text_layers=2, seed=seed)
+    torch.manual_seed(seed + 1)
+    tokenizers = [CLIPTokenizer.from_pretrained(folder / "tokenizer") for _ in range(2)]
+    tokenizers[1].pad_token = "!"  # as the second tokenizer of SDXL, which pads with token 0
+    second = CLIPTextConfig.from_pretrained(folder / "text_encoder", hidden_size=24, projection_dim=12, num_hidden_layers=3)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+        block_out_channels=[8, 16],
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=16 + 24,
+        attention_head_dim=2,
+        transformer_layers_per_block=[1, 2],
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=12 + 6 * 4,
+    )
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=zero_terminal_snr,
+        timestep_spacing="trailing" if zero_terminal_snr else "leading",
+    )
+    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    vae.register_to_config(scaling_factor=0.13025, force_upcast=True)
+    StableDiffusionXLPipeline(
+        vae,
+        CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        CLIPTextModelWithProjection(second),
+        *tokenizers,
+        unet,
+        scheduler,
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
 def make_images(folder: Path, count: int) -> Path:
     """Writes `count` squares in different colours, and their captions in metadata.jsonl."""
     folder.mkdir(parents=True)
@@ -93,7 +144,9 @@ def write_caches(folder: Path, embedded: int = RECORDS) -> tuple[Path, Path]:
         for n in range(count):
             moments = torch.full((VIEWS, 8, 2, 2), float(n))
             moments[1, 0] = 0.5  # the second view is the flipped one
-            image = {"moments": moments, "flipped": torch.tensor([0, 1], dtype=torch.uint8)}
+            pairs = torch.zeros(VIEWS, 2, dtype=torch.int32)
+            flipped = torch.tensor([0, 1], dtype=torch.uint8)
+            image = {"moments": moments, "original_size": pairs, "crop": pairs.clone(), "flipped": flipped}
             text = {"hidden": torch.full((CAPTIONS, 4, 2), float(n + 1))}
             contents[f"k{n}"] = ("safetensors", pack(image if path is latents else text, ""))
         rows = [write_shard(path / "train-00000.tar", contents)]

@@ -16,8 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from t2i.data.chance import derived_seed
+from t2i.data.pixels import Geometry, Size
 from t2i.data.records import Split
 from t2i.data.shards import Reader, index, read_tensors
+
+ViewConditioning = Callable[[Geometry, Size], dict[str, Tensor]]
+"""Returns what the UNet is told about a view, from its geometry and the size of its latents: `Family.view_conditioning`."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,39 @@ class CachedRecords:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def moments(self, record: int, *, flips: bool = True) -> Float[Tensor, "views m h w"]:
-        """Returns the moments of a record's views; `flips` says whether flipped views are included."""
-        tensors = self._reader.tensors(self.latents[self.keys[record]])
-        return tensors["moments"] if flips else tensors["moments"][tensors["flipped"] == 0]
+    def moments(self, record: int) -> Float[Tensor, "views m h w"]:
+        """Returns the moments of a record's views."""
+        return self._views(record)["moments"]
 
-    def conditioning(self, record: int) -> dict[str, Tensor]:
-        """Returns the conditioning tensors of a record, each [captions, ...]."""
+    def views(self, record: int, *, flips: bool) -> list[int]:
+        """Returns the indices of a record's views; `flips` says whether flipped views are included."""
+        flipped = self._views(record)["flipped"].tolist()
+        return [view for view, is_flipped in enumerate(flipped) if flips or not is_flipped]
+
+    def count_captions(self, record: int) -> int:
+        """Returns the number of captions of a record."""
+        return len(next(iter(self._captions(record).values())))
+
+    def conditioning(self, record: int, view: int, caption: int | None, of_view: ViewConditioning) -> dict[str, Tensor]:
+        """Returns all inputs of the UNet other than latents and timesteps for one image, without a batch axis.
+
+        Args:
+            record: index of the record.
+            view: index of its view.
+            caption: index of its caption; None for the empty prompt.
+            of_view: returns what the UNet is told about the view.
+        """
+        text = self.empty if caption is None else self._captions(record)
+        views = self._views(record)
+        original_size, crop = (tuple(views[name][view].tolist()) for name in ("original_size", "crop"))
+        geometry = Geometry(original_size, crop, bool(views["flipped"][view]))
+        _, _, height, width = views["moments"].shape
+        return {name: t[caption or 0] for name, t in text.items()} | of_view(geometry, (height, width))
+
+    def _views(self, record: int) -> dict[str, Tensor]:
+        return self._reader.tensors(self.latents[self.keys[record]])
+
+    def _captions(self, record: int) -> dict[str, Tensor]:
         return self._reader.tensors(self.embeds[self.keys[record]])
 
 
@@ -98,6 +128,7 @@ class Batches:
     """Gives the batch of any step, in any order and any number of times."""
 
     records: CachedRecords
+    view_conditioning: ViewConditioning
     batch_size: int
     """Images per optimizer step, over all processes."""
     use_flips: bool
@@ -123,8 +154,8 @@ class Batches:
         for place in places:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "draws", step, place))
             chosen = self._choose(step, place, generator)
-            moments.append(self.records.moments(chosen.record, flips=self.use_flips)[chosen.view])
-            conditionings.append(self._conditioning(chosen))
+            moments.append(self.records.moments(chosen.record)[chosen.view])
+            conditionings.append(self.records.conditioning(chosen.record, chosen.view, chosen.caption, self.view_conditioning))
             noises.append(self._noise(moments[-1].shape, generator))
             timesteps.append(chosen.timestep)
         noise, input_noise, epsilon = map(torch.stack, zip(*noises, strict=True))
@@ -135,10 +166,9 @@ class Batches:
         """Draws the record, view, caption and timestep for one place in a batch."""
         record = position_to_record(step * self.batch_size + place, len(self.records), self.seed)
         view, caption, dropout, timestep = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-        views = len(self.records.moments(record, flips=self.use_flips))
-        captions = len(next(iter(self.records.conditioning(record).values())))
-        kept = None if dropout < self.prompt_dropout else int(caption * captions)
-        return Choice(record, int(view * views), kept, self.timestep_at(timestep))
+        views = self.records.views(record, flips=self.use_flips)
+        kept = None if dropout < self.prompt_dropout else int(caption * self.records.count_captions(record))
+        return Choice(record, views[int(view * len(views))], kept, self.timestep_at(timestep))
 
     def _noise(self, moments: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draws `noise`, `input_noise` and `epsilon` of `Draws` for one place in a batch."""
@@ -148,11 +178,6 @@ class Batches:
         if not self.input_perturbation:
             return noise, noise, epsilon
         return noise, noise + self.input_perturbation * torch.randn(shape, generator=generator), epsilon
-
-    def _conditioning(self, chosen: Choice) -> dict[str, Tensor]:
-        if chosen.caption is None:
-            return {name: t[0] for name, t in self.records.empty.items()}
-        return {name: t[chosen.caption] for name, t in self.records.conditioning(chosen.record).items()}
 
 
 def collate(conditionings: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

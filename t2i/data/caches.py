@@ -12,11 +12,15 @@ from t2i.data.manifest import MANIFEST, check_hashes, check_made_by
 
 DTYPE = "float16"
 """The type of the floating-point tensors on disk."""
+ZEROS_FOR_EMPTY_PROMPT = "force_zeros_for_empty_prompt"
+"""The entry of model_index.json that says whether zeros stand for the empty prompt, instead of its encoding."""
 
 
 def text_digests(base: Path) -> dict[str, str]:
-    """Returns the digest of each tokenizer and text encoder folder of a pipeline."""
-    return {folder.name: digest_of(folder) for folder in sorted(base.glob("t*")) if folder.is_dir()}
+    """Returns what decides the embeddings of a pipeline: the digests of tokenizers and text encoders, and its empty prompt."""
+    digests = {folder.name: digest_of(folder) for folder in sorted(base.glob("t*")) if folder.is_dir()}
+    zeros = json.loads((base / "model_index.json").read_text(encoding="utf-8")).get(ZEROS_FOR_EMPTY_PROMPT)
+    return digests if zeros is None else digests | {ZEROS_FOR_EMPTY_PROMPT: str(zeros)}
 
 
 def dataset_digests(raw: Path) -> dict[str, str]:

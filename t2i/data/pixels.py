@@ -1,5 +1,6 @@
 """Pixels: makes views of images, and converts images to tensors and back."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -9,53 +10,64 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Size = tuple[int, int]
+"""Height and width."""
 
 
 class Geometry(NamedTuple):
     """How a view was cut from its image, as SDXL's conditioning needs it."""
 
-    original_size: tuple[int, int]
-    """Height and width of the source image after EXIF rotation, in pixels."""
+    original_size: Size
+    """Size of the source image after EXIF rotation, in pixels."""
     crop: tuple[int, int]
-    """Top and left of the crop in the resized image, in pixels."""
+    """Top and left of the crop in the resized image before the flip, in pixels."""
     flipped: bool
 
 
 class View(NamedTuple):
     """One crop of an image."""
 
-    pixels: Float[Tensor, "3 px px"]
+    pixels: Float[Tensor, "3 h w"]
     """In [-1, 1]."""
     geometry: Geometry
 
 
-def view(
-    image: Image.Image, resolution_px: int, interpolation: Interpolation, place: tuple[float, float], flipped: bool
-) -> View:
-    """Returns a square view of an image: its shorter side resized to `resolution_px`, then cropped, then flipped.
+def size_of(resolution_px: int | Sequence[int]) -> Size:
+    """Returns the size that `encode.images.resolution_px` states: the side of a square, or height and width."""
+    height, width = (resolution_px, resolution_px) if isinstance(resolution_px, int) else resolution_px
+    return height, width
+
+
+def covering(original_size: Size, size: Size) -> Size:
+    """Returns the smallest size with the proportions of `original_size` that covers `size`: what an image is resized to."""
+    scale = max(size[0] / original_size[0], size[1] / original_size[1])
+    return max(size[0], round(original_size[0] * scale)), max(size[1], round(original_size[1] * scale))
+
+
+def view(image: Image.Image, size: Size, interpolation: Interpolation, place: tuple[float, float], flipped: bool) -> View:
+    """Returns a view of an image: resized so that it just covers `size`, then cropped, then flipped.
 
     Only the cropped part is resized, so a very long image (1 x 5,000 pixels) does not take more memory.
 
     Args:
         image: RGB.
-        resolution_px: side of the square, in pixels.
+        size: height and width of the view, in pixels.
         interpolation: Pillow's filter.
         place: position of the crop, as fractions of the free room (down, across); (0.5, 0.5) is the centre.
         flipped: whether to mirror the view left to right.
     """
-    width, height = image.size
-    scale = resolution_px / min(width, height)
-    size = (max(resolution_px, round(width * scale)), max(resolution_px, round(height * scale)))
-    top, left = round(place[0] * (size[1] - resolution_px)), round(place[1] * (size[0] - resolution_px))
-    crop = (left, top, left + resolution_px, top + resolution_px)
-    if size == image.size:
-        square = image.crop(crop)
+    (height, width), original_size = size, (image.height, image.width)
+    resized = covering(original_size, size)
+    top, left = round(place[0] * (resized[0] - height)), round(place[1] * (resized[1] - width))
+    crop = (left, top, left + width, top + height)
+    if resized == original_size:
+        cut = image.crop(crop)
     else:
-        across, down = width / size[0], height / size[1]
-        box = (crop[0] * across, crop[1] * down, min(width, crop[2] * across), min(height, crop[3] * down))
-        square = image.resize((resolution_px, resolution_px), Image.Resampling[interpolation.upper()], box=box)
-    square = ImageOps.mirror(square) if flipped else square
-    return View(to_pixels(square), Geometry((height, width), (top, left), flipped))
+        across, down = image.width / resized[1], image.height / resized[0]
+        box = (crop[0] * across, crop[1] * down, min(image.width, crop[2] * across), min(image.height, crop[3] * down))
+        cut = image.resize((width, height), Image.Resampling[interpolation.upper()], box=box)
+    cut = ImageOps.mirror(cut) if flipped else cut
+    return View(to_pixels(cut), Geometry(original_size, (top, left), flipped))
 
 
 def to_pixels(image: Image.Image) -> Float[Tensor, "3 h w"]:

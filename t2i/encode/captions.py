@@ -18,7 +18,7 @@ from t2i.data.digests import sha256_of
 from t2i.data.records import SPLITS, Prompt, read_captions
 from t2i.data.shards import pack
 from t2i.encode.shard_set import shard_set
-from t2i.model.family import Family, file_of
+from t2i.model.family import Conditioning, Family, file_of
 from t2i.model.runtime import device_in_words
 
 
@@ -34,7 +34,7 @@ class EncodeCaptions(Section):
 DECIDED_BY = (
     *(f"data/{name}.py" for name in ("chance", "records", "shards")),
     *(f"encode/{name}.py" for name in ("captions", "shard_set")),
-    *(f"model/{name}.py" for name in ("family", "pretrained")),
+    *(f"model/{name}.py" for name in ("family", "pretrained", "text")),
 )
 """The code that decides the embeddings. Finished shards are reused only if this code is unchanged."""
 
@@ -63,7 +63,7 @@ def encode_captions(
         print(f"encoding {len(unique)} captions on {device_in_words(device)}; finished shards: {made.folder}", file=sys.stderr)
         text = family.load_text(device)
         encode = partial(_encode, family, text, batch_size)
-        made.add_file("empty.safetensors", lambda: pack(encode([""]), "the empty prompt"))
+        made.add_file("empty.safetensors", lambda: pack(_on_cpu(family.encode_empty_prompt(text)), "the empty prompt"))
         with tqdm(total=len(rows), desc="encoding", unit=" records") as progress:
             for split in SPLITS:
                 own = [row for row in rows if row["split"] == split]
@@ -106,5 +106,10 @@ def _keep_prompts(encode: Callable[[list[str]], dict[str, Tensor]], prompts: lis
 
 
 def _encode(family: Family, text: Any, batch_size: int, captions: list[str]) -> dict[str, Tensor]:
-    batches = [family.encode_prompts(text, captions[at : at + batch_size]) for at in range(0, len(captions), batch_size)]
-    return {name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}
+    starts = range(0, len(captions), batch_size)
+    batches = [_on_cpu(family.encode_prompts(text, captions[at : at + batch_size])) for at in starts]
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _on_cpu(conditioning: Conditioning) -> Conditioning:
+    return {name: tensor.cpu() for name, tensor in conditioning.items()}

@@ -27,7 +27,7 @@ from t2i.model.runtime import device_in_words
 DECIDED_BY = (
     *(f"data/{name}.py" for name in ("chance", "decoding", "pixels", "records", "shards")),
     *(f"encode/{name}.py" for name in ("images", "shard_set", "views")),
-    *(f"model/{name}.py" for name in ("family", "pretrained")),
+    *(f"model/{name}.py" for name in ("family", "pretrained", "vae")),
 )
 """The code that decides the moments. Finished shards are reused only if this code is unchanged."""
 

@@ -1,5 +1,6 @@
-"""Views: which square crops of an image are stored, and how they are made."""
+"""Views: which crops of an image are stored, and how they are made."""
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -8,7 +9,7 @@ from pydantic import Field
 from t2i.core.params import Section
 from t2i.data.chance import hash_fraction
 from t2i.data.decoding import decode
-from t2i.data.pixels import Interpolation, View, view
+from t2i.data.pixels import Interpolation, Size, View, size_of, view
 from t2i.data.records import Split
 from t2i.data.shards import Member
 
@@ -40,15 +41,18 @@ class RandomCrop(Section):
         return [(hash_fraction(f"{name}:down"), hash_fraction(f"{name}:across")) for name in names]
 
 
+Side = Annotated[int, Field(ge=8)]
+
+
 class EncodeImages(Section):
     """Section `encode.images`."""
 
-    resolution_px: int = Field(ge=8)
-    """Side of the square images that the model learns from, a multiple of the VAE's downsampling factor."""
+    resolution_px: Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
+    """Size of the images that the model learns from and draws: a number for squares, or `[height, width]`. Multiples of 8."""
     interpolation: Interpolation
     """Filter used to resize images."""
     crop: Annotated[CenterCrop | RandomCrop, Field(discriminator="name")]
-    """Which square crops of a larger image are stored."""
+    """Which crops of an image of other proportions are stored."""
     flip: bool
     """Whether to also store each view mirrored. Leave it off if left and right matter."""
     background: str = Field(pattern="^#[0-9a-fA-F]{6}$")
@@ -60,11 +64,18 @@ class EncodeImages(Section):
     min_psnr: float
     """The stage fails if the mean PSNR in decibels is lower: the VAE does not fit these images, or the pixels are wrong."""
 
+    @property
+    def size_px(self) -> Size:
+        """Height and width of the views."""
+        return size_of(self.resolution_px)
+
     def check_factor(self, vae_factor: int) -> None:
-        """Raises a ValueError if the resolution is not a multiple of the VAE's downsampling factor."""
-        if self.resolution_px % vae_factor:
+        """Raises a ValueError if the VAE cannot encode images of this size, or diffusers' pipelines cannot draw them."""
+        factor = math.lcm(vae_factor, 8)
+        if any(side % factor for side in self.size_px):
             raise ValueError(
-                f"`encode.images.resolution_px` is {self.resolution_px}, wanted a multiple of {vae_factor}, the VAE's factor"
+                f"`encode.images.resolution_px` is {self.resolution_px}, wanted multiples of {factor}: the VAE makes one "
+                f"latent of {vae_factor} x {vae_factor} pixels, and diffusers draws multiples of 8"
             )
 
     def views(self, split: Split | None, key: str) -> list[tuple[Place, bool]]:
@@ -86,4 +97,4 @@ def views(section: EncodeImages, member: Member, content: bytes) -> Iterator[Vie
     except ValueError as error:
         raise ValueError(f"{member.shard}: record {member.key}: {error}") from None
     for place, flipped in section.views(member.split, member.key):
-        yield view(image, section.resolution_px, section.interpolation, place, flipped)
+        yield view(image, section.size_px, section.interpolation, place, flipped)

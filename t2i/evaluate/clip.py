@@ -22,10 +22,13 @@ class Clip:
 
     @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image]) -> Float[Tensor, "n d"]:
-        """Returns the unit-normalised features of RGB images. At most one batch of images is in memory at once."""
+        """Returns the unit-normalised features of RGB images. At most one batch of images is in memory at once.
+
+        An image that is not square is squeezed into a square: the processor would crop its ends away.
+        """
         features, remaining = [], iter(images)
         while batch := list(islice(remaining, self.batch_size)):
-            pixels = self.processor(images=batch, return_tensors="pt").pixel_values
+            pixels = self.processor(images=[_squared(image) for image in batch], return_tensors="pt").pixel_values
             features.append(self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output.cpu())
         return torch.nn.functional.normalize(torch.cat(features), dim=-1)
 
@@ -37,3 +40,8 @@ class Clip:
             tokens = self.tokenizer(list(texts[at : at + self.batch_size]), padding=True, truncation=True, return_tensors="pt")
             features.append(self.model.get_text_features(**tokens.to(self.device)).pooler_output.cpu())
         return torch.nn.functional.normalize(torch.cat(features), dim=-1)
+
+
+def _squared(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    return image if image.width == image.height else image.resize((side, side), Image.Resampling.BICUBIC)

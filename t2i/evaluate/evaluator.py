@@ -67,7 +67,7 @@ class Evaluator:
         how = Drawing(
             num_inference_steps=p.num_inference_steps,
             guidance_scale=guidance_scale,
-            size_px=self.records.resolution_px,
+            size_px=self.records.size_px,
             precision=p.precision,
             batch_size=self.batch_size,
             device=self.device,
@@ -79,6 +79,7 @@ class Evaluator:
         retention = self.section.retention_prompts
         counts = f"{len(self.records.keys)} held-out and {len(retention)} retention prompts"
         steps, device = self.section.num_inference_steps, device_in_words(self.device)
+        errors = self._errors(family)  # first, so that its UNet is gone before the pipeline loads another
         print(f"sampling {counts}, {steps} steps each, on {device}", file=sys.stderr)
         drawn = self.draw(family, self.records.prompts, self.records.keys, self.section.guidance_scale)
         kept = self.draw(family, retention, [f"retention:{prompt}" for prompt in retention], self.section.guidance_scale)
@@ -87,7 +88,6 @@ class Evaluator:
         images = self.clip.image_features(drawn)
         place, near = self._nearest(images, drawn)
         copies = copied(near, self._nearest(self.real, self.records.real)[1])
-        errors = self._errors(family)
         heldout_errors, train_errors = (errors[split].mean(dim=1) for split in ("heldout", "train"))
         statistics: dict[str, tuple[int, Statistic]] = {
             "cmmd": (len(drawn), lambda rows: cmmd(self.real[rows], images[rows])),

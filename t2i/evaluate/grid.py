@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 _CELL_PX, _GAP_PX, _TEXT_PX = 128, 8, 20
 
@@ -32,7 +32,8 @@ def draw_grid(
         for column, (heading, image) in enumerate(zip(headings, images, strict=True)):
             at = left + column * _CELL_PX
             pen.text((at, top + _TEXT_PX), heading, fill="#777777", font=small)
-            picture.paste(image.resize((_CELL_PX - 4, _CELL_PX - 4), Image.Resampling.LANCZOS), (at, top + 2 * _TEXT_PX - 2))
+            shown = ImageOps.contain(image, (_CELL_PX - 4, _CELL_PX - 4), Image.Resampling.LANCZOS)
+            picture.paste(shown, (at, top + 2 * _TEXT_PX - 2))
     out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(out, "PNG")
 

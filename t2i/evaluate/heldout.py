@@ -9,7 +9,7 @@ from PIL import Image
 from t2i.data.chance import hash_fraction
 from t2i.data.decoding import EXTENSIONS, decode
 from t2i.data.manifest import read_manifest
-from t2i.data.pixels import to_image, view
+from t2i.data.pixels import Size, size_of, to_image, view
 from t2i.data.records import Split, read_captions
 from t2i.data.shards import Reader, index
 from t2i.evaluate.section import Evaluate
@@ -31,14 +31,15 @@ class HeldOut:
     keys: list[str]
     prompts: list[str]
     real: list[Image.Image]
-    resolution_px: int
+    size_px: Size
+    """Height and width of the real images."""
 
 
 def heldout(section: Evaluate, data: DataFolders) -> HeldOut:
     """Returns the held-out records that models are measured on, with their first captions as prompts."""
     captions_of, keys = captions(data), some_keys(data, "heldout", section.prompts, section.seed)
     real = list(images_of(data, "heldout", keys))
-    return HeldOut(keys, [captions_of[key][0] for key in keys], real, real[0].width)
+    return HeldOut(keys, [captions_of[key][0] for key in keys], real, (real[0].height, real[0].width))
 
 
 def captions(data: DataFolders) -> dict[str, list[str]]:
@@ -65,4 +66,4 @@ def images_of(data: DataFolders, split: Split, keys: Sequence[str]) -> Iterator[
     members, reader = {member.key: member for member in index(data.raw / "images", split, EXTENSIONS.values())}, Reader()
     for key in keys:
         image = decode(bytes(reader.content(members[key])), made["background"])
-        yield to_image(view(image, made["resolution_px"], made["interpolation"], (0.5, 0.5), False).pixels)
+        yield to_image(view(image, size_of(made["resolution_px"]), made["interpolation"], (0.5, 0.5), False).pixels)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from t2i.core.files import fresh, write_json
 from t2i.core.params import ParamsError
+from t2i.data.caches import ZEROS_FOR_EMPTY_PROMPT
 from t2i.fetch.hub import Repository, download
 from t2i.fetch.model import Model, Source, name_of, source_of
 from t2i.fetch.watched import check_watched
@@ -59,6 +60,8 @@ def configure(section: Base, folder: Path) -> tuple[Source, dict[str, Model]]:
     index |= {name: [None, None] for name in NOT_TAKEN if name in index}
     if "safety_checker" in index:
         index["requires_safety_checker"] = False
+    if section.empty_prompt != "auto":
+        index[ZEROS_FOR_EMPTY_PROMPT] = section.empty_prompt == "zeros"
     if section.vae is not None:
         models["vae"] = Model(source_of(section, "vae", section.vae), ".")
     for name, model in models.items():
@@ -67,6 +70,11 @@ def configure(section: Base, folder: Path) -> tuple[Source, dict[str, Model]]:
     for licence in filter(Path.is_file, base.folder.glob("LICENSE*")):
         shutil.copyfile(licence, folder / (licence.name if licence.suffix in (".md", ".txt") else f"{licence.name}.txt"))
     if section.clip_skip:
+        if "text_encoder_2" in models:
+            raise ValueError(
+                f"`base.clip_skip` is {section.clip_skip}, but this pipeline has two text encoders, which are always read at "
+                "the last layer but one: set it to 0"
+            )
         _skip_layers(folder / "text_encoder", section.clip_skip)
     _check(section, folder)
     return base, {name: model for name, model in models.items() if (model.folder / "config.json").is_file()}

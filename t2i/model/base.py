@@ -1,5 +1,7 @@
 """The base: the pretrained pipeline that is fine-tuned, and the CLIP that evaluates it."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from t2i.core.params import Section
@@ -26,5 +28,8 @@ class Base(Section):
     and a revision for another branch, tag or commit than the default. null: the VAE of the base."""
     clip_skip: int = Field(ge=0)
     """Number of last layers of the text encoder to remove from the copy, counted as `clip_skip` in diffusers."""
+    empty_prompt: Literal["auto", "zeros", "encoded"]
+    """What stands for the empty prompt, in training and in the exported pipeline: `zeros`, or its encoding. `auto`: as in the
+    base. Stable Diffusion 1.x and 2.x always encode it."""
     clip: str
     """The CLIPModel for evaluation: a folder, or a Hub id such as openai/clip-vit-large-patch14, with `@` as in `vae`."""

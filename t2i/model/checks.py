@@ -15,7 +15,7 @@ from torch import Tensor
 from t2i.model.layout import parts, read_object
 from t2i.model.pretrained import load_pretrained
 
-_ANOTHER = "choose another base (`base.hub` or `base.local`)"
+ANOTHER_BASE = "choose another base (`base.hub` or `base.local`)"
 _SPECIAL_UNETS = {
     1: "this UNet is for depth maps",
     3: "this UNet enlarges images",
@@ -40,7 +40,7 @@ def check_models(pipeline: Path, wanted: Mapping[str, str]) -> None:
         config = read_object(pipeline / name / "config.json")
         classes = [stated[name][-1], config.get("_class_name"), *(config.get("architectures") or [])]
         if other := next((found for found in classes if found and found != wanted_class), None):
-            remedy = _ANOTHER
+            remedy = ANOTHER_BASE
             if other == f"{wanted_class}WithProjection":
                 remedy = (
                     f"remove the projection with `{wanted_class}.from_pretrained(folder).save_pretrained(folder)`, and write "
@@ -48,7 +48,7 @@ def check_models(pipeline: Path, wanted: Mapping[str, str]) -> None:
                 )
             raise ValueError(f"{name}: is a {other}, wanted a {wanted_class}; {remedy}")
         if "quantization_config" in config:
-            raise ValueError(f"{name}: its weights are quantized, wanted float weights; {_ANOTHER}")
+            raise ValueError(f"{name}: its weights are quantized, wanted float weights; {ANOTHER_BASE}")
 
 
 def check_scheduler(pipeline: Path) -> None:
@@ -70,9 +70,13 @@ def check_scheduler(pipeline: Path) -> None:
         if hasattr(built, "betas"):
             built.set_timesteps(10)
     except ImportError as error:
-        raise ValueError(f"scheduler: {name}: {_line(error).split('.')[0]}: install it, or choose another scheduler") from None
+        raise ValueError(
+            f"scheduler: {name}: {in_one_line(error).split('.')[0]}: install it, or choose another scheduler"
+        ) from None
     except Exception as error:  # their constructors check little: TypeError, NotImplementedError, ImportError, ...
-        raise ValueError(f"scheduler: {name} cannot be built from scheduler_config.json ({_line(error)}); restore it") from None
+        raise ValueError(
+            f"scheduler: {name} cannot be built from scheduler_config.json ({in_one_line(error)}); restore it"
+        ) from None
     if not hasattr(built, "betas") or config.get("use_flow_sigmas"):
         raise ValueError(f"scheduler: {name} has no noise schedule (flow matching and EDM have none); {_OTHER_SCHEDULER}")
     if name not in {known.name for known in KarrasDiffusionSchedulers} | _FURTHER_SCHEDULERS:
@@ -108,60 +112,11 @@ def check_vae(vae: Path) -> int:
     if shift is not None and not _is_finite(shift):
         raise ValueError(f"{file}: got shift_factor = {shift!r}, wanted a number or null: restore the original file")
     if (config.in_channels, config.out_channels) != (3, 3):
-        raise ValueError(f"{file}: got {config.in_channels} and {config.out_channels} channels of images, wanted 3; {_ANOTHER}")
+        raise ValueError(
+            f"{file}: got {config.in_channels} and {config.out_channels} channels of images, wanted 3; {ANOTHER_BASE}"
+        )
     channels: int = config.latent_channels
     return channels
-
-
-def check_text(tokenizer: Path, encoder: Path) -> tuple[int, int]:
-    """Returns the number of tokens and the width of a CLIP text encoder's output, after checking that its tokenizer fits.
-
-    Raises:
-        ValueError: if a file of the tokenizer is missing, or it gives other tokens than the encoder takes.
-    """
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    check_vocabulary(tokenizer)
-    try:
-        config = CLIPTextConfig.from_dict(read_object(encoder / "config.json"))
-        most, vocabulary = int(config.max_position_embeddings), int(config.vocab_size)
-        loaded = CLIPTokenizer.from_pretrained(tokenizer)
-        length, largest = loaded.model_max_length, max(loaded.get_vocab().values())
-        if isinstance(length, int) and 2 < length <= most:
-            loaded([""], padding="max_length", truncation=True)
-        with torch.device("meta"):
-            CLIPTextModel(config)
-    except Exception as error:  # json, tokenizers and transformers raise many types
-        raise ValueError(f"{tokenizer.name}, {encoder.name}: cannot be loaded ({_line(error)}); restore their files") from None
-    if not isinstance(length, int) or not 2 < length <= most:
-        stated = "none" if isinstance(length, int) and length > 10**9 else repr(length)
-        raise ValueError(
-            f"{tokenizer.name}/tokenizer_config.json: got model_max_length {stated}, wanted a number from 3 to {most}, the "
-            f'text encoder\'s max_position_embeddings: write "model_max_length": {most}'
-        )
-    if largest >= vocabulary:
-        raise ValueError(
-            f"{tokenizer.name}: has tokens up to {largest}, but the embeddings of {encoder.name} end at {vocabulary - 1} "
-            f"(vocab_size): they are of different models; restore both, or {_ANOTHER}"
-        )
-    return length, int(config.hidden_size)
-
-
-def check_vocabulary(tokenizer: Path) -> None:
-    """Checks that a CLIP tokenizer knows words: without its files, transformers loads an empty vocabulary.
-
-    Raises:
-        ValueError: if a file is missing, or has no words.
-    """
-    whole, missing = tokenizer / "tokenizer.json", [name for name in _VOCABULARY if not (tokenizer / name).is_file()]
-    if missing and not whole.is_file():
-        raise ValueError(f"{tokenizer / missing[0]}: missing; restore it, or add tokenizer.json")
-    stored = (read_object(whole).get("model") or {}).get("vocab") if whole.is_file() else read_object(tokenizer / "vocab.json")
-    if not stored:
-        raise ValueError(f"{whole if whole.is_file() else tokenizer / 'vocab.json'}: no words; restore the original file")
-
-
-_VOCABULARY = ("vocab.json", "merges.txt")
 
 
 def check_unet(unet: Path, latent_channels: int, conditioning: Mapping[str, Any]) -> None:
@@ -185,12 +140,12 @@ def check_unet(unet: Path, latent_channels: int, conditioning: Mapping[str, Any]
         what = _SPECIAL_UNETS.get(config.in_channels - latent_channels, "the UNet and the VAE are of different models")
         raise ValueError(
             f"{unet.name}: takes {config.in_channels} channels and returns {config.out_channels}, wanted {latent_channels}, as "
-            f"the VAE's latents have: {what}; {_ANOTHER}"
+            f"the VAE's latents have: {what}; {ANOTHER_BASE}"
         )
     if config.cross_attention_dim != width:
         raise ValueError(
             f"{unet.name}: takes embeddings of width {config.cross_attention_dim} (cross_attention_dim), but the text encoder "
-            f"gives {width}: they are of different models; {_ANOTHER}"
+            f"gives {width}: they are of different models; {ANOTHER_BASE}"
         )
     _call(built, unet.name, on_meta(1, latent_channels, 64, 64), conditioning)
     wanted = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
@@ -203,13 +158,36 @@ def _call(unet: Any, name: str, latents: Tensor, conditioning: Mapping[str, Any]
         shape = unet(latents, torch.zeros(1, dtype=torch.long, device="meta"), **conditioning)[0].shape
     except Exception as error:  # a call that lacks an input fails anywhere inside
         needs = [f"{key} {unet.config[key]!r}" for key in _FURTHER_INPUTS if unet.config.get(key) is not None]
-        cause = f"it needs more inputs ({', '.join(needs)})" if needs else _line(error)
-        raise ValueError(f"{name}: cannot be called with latents and captions alone: {cause}; {_ANOTHER}") from None
+        cause = f"it needs more inputs ({', '.join(needs)})" if needs else in_one_line(error)
+        raise ValueError(f"{name}: cannot be called with latents and captions alone: {cause}; {ANOTHER_BASE}") from None
     if shape != latents.shape:
-        raise ValueError(f"{name}: returns latents of another shape than it takes ({list(shape)}); {_ANOTHER}")
+        raise ValueError(f"{name}: returns latents of another shape than it takes ({list(shape)}); {ANOTHER_BASE}")
 
 
 _FURTHER_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+
+
+def check_fit(
+    base: Path, moments: Tensor, conditioning: Mapping[str, Tensor], latent_channels: int, widths: Mapping[str, int]
+) -> None:
+    """Checks that cached records fit a UNet.
+
+    Args:
+        base: the folder of its pipeline.
+        moments: cached moments [..., m, h, w].
+        conditioning: what the caches give the UNet.
+        latent_channels: channels of the latents that it takes.
+        widths: the last axis of each conditioning tensor that it takes.
+
+    Raises:
+        ValueError: if they differ: the caches are from another base.
+    """
+    cached = (moments.shape[-3] // 2, {name: tensor.shape[-1] for name, tensor in conditioning.items()})
+    if cached != (latent_channels, dict(widths)):
+        raise ValueError(
+            f"the caches have latents with {cached[0]} channels and conditioning of widths {cached[1]}, but the UNet of "
+            f"{base} takes {latent_channels} and {dict(widths)}: the caches are from another base; run `dvc repro`"
+        )
 
 
 def _built(kind: Any, model: Path) -> Any:
@@ -219,7 +197,7 @@ def _built(kind: Any, model: Path) -> Any:
             return kind.from_config(read_object(model / "config.json"))
     except Exception as error:  # their constructors check little: TypeError, KeyError, ...
         raise ValueError(
-            f"{model.name}: no {kind.__name__} can be built from its config.json ({_line(error)}); restore the original file"
+            f"{model.name}: no {kind.__name__} can be built from its config.json ({in_one_line(error)}); restore that file"
         ) from None
 
 
@@ -238,7 +216,8 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
+    """Returns the message of another library's error, shortened to one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from t2i.model.checks import check_vocabulary
+from t2i.model.checks import in_one_line
 from t2i.model.layout import read_object
 from t2i.model.pretrained import load_pretrained
+from t2i.model.text import check_vocabulary
 
 
 class ClipParts(NamedTuple):
@@ -44,7 +45,7 @@ def check_clip(folder: Path) -> None:
     try:
         _inputs(folder)[0]([""], padding=True, truncation=True)
     except Exception as error:  # json, tokenizers and transformers raise many types
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        cause = in_one_line(error)
         raise ValueError(f"its tokenizer or preprocessor_config.json cannot be loaded ({cause}); restore its files") from None
     if any(folder.glob("*.safetensors")):
         load_clip(folder)

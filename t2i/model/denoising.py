@@ -48,7 +48,7 @@ def denoising_errors(
     for at in range(0, len(pairs), batch_size):
         chunk = pairs[at : at + batch_size]
         moments = torch.stack([records.moments(place)[0] for place, _ in chunk]).float()
-        conditioning = collate([{name: t[0] for name, t in records.conditioning(place).items()} for place, _ in chunk])
+        conditioning = collate([records.conditioning(place, 0, 0, family.view_conditioning) for place, _ in chunk])
         latents = sample_latents(moments, None, family.scaling_factor, family.shift_factor)
         noise = torch.stack([_noise(latents.shape[1:], seed, records.keys[place], timestep) for place, timestep in chunk])
         timesteps = torch.tensor([timestep for _, timestep in chunk])

@@ -6,19 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from t2i.model.precision import DTYPES, Precision
 
-def export(checkpoint: Path, weights: Mapping[str, Tensor], scheduler: Any | None, out: Path) -> None:
-    """Writes a pipeline in fp32; builds no VAE and no text encoder.
 
-    All parts are fp32, so that the pipeline samples when it is loaded without a dtype.
+def export(checkpoint: Path, weights: Mapping[str, Tensor], scheduler: Any | None, out: Path, precision: Precision) -> None:
+    """Writes a pipeline with all weights in one precision; builds no VAE and no text encoder.
+
+    A pipeline in fp32 samples when it is loaded without a dtype. One in fp16 or bf16 takes half the space.
 
     Args:
         checkpoint: folder of the pipeline that all other parts come from.
         weights: all weights of the UNet.
         scheduler: replaces the scheduler of the checkpoint; None keeps it.
         out: the output folder.
+        precision: that of the weights on disk.
+
+    Raises:
+        ValueError: if a weight is too large for fp16; names the file and the tensor.
     """
     # copyfile does not copy file modes: files that DVC has linked are read-only.
     shutil.copytree(
@@ -30,28 +37,37 @@ def export(checkpoint: Path, weights: Mapping[str, Tensor], scheduler: Any | Non
     )
     (out / "unet").mkdir(exist_ok=True)
     shutil.copyfile(checkpoint / "unet" / "config.json", out / "unet" / "config.json")
-    _to_fp32(out)
-    _save(weights, out / "unet" / "diffusion_pytorch_model.safetensors")
+    _cast_all(out, precision)
+    _save(weights, out / "unet" / "diffusion_pytorch_model.safetensors", precision)
     if scheduler is not None:
         scheduler.save_pretrained(out / "scheduler")
         _merge(out / "model_index.json", {"scheduler": ["diffusers", type(scheduler).__name__]})
 
 
-def _to_fp32(pipeline: Path) -> None:
+def _cast_all(pipeline: Path, precision: Precision) -> None:
     from safetensors.torch import load_file
 
     for file in pipeline.rglob("*.safetensors"):
-        _save({name: t.float() if t.is_floating_point() else t for name, t in load_file(file).items()}, file)
+        _save(load_file(file), file, precision)
     for file in pipeline.rglob("config.json"):
         config = json.loads(file.read_text(encoding="utf-8"))
         if stated := {"dtype", "torch_dtype"} & config.keys():
-            _merge(file, dict.fromkeys(stated, "float32"))
+            _merge(file, dict.fromkeys(stated, str(DTYPES[precision]).removeprefix("torch.")))
 
 
-def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
+def _save(tensors: Mapping[str, Tensor], file: Path, precision: Precision) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file, metadata={"format": "pt"})
+    cast = {}
+    for name, tensor in tensors.items():
+        its = tensor.detach().to("cpu", DTYPES[precision] if tensor.is_floating_point() else None)
+        if precision == "fp16" and its.is_floating_point() and not torch.isfinite(its).all():
+            raise ValueError(
+                f"{file.parent.name}/{file.name}: {name} is not finite in fp16 (largest magnitude {tensor.abs().max():.3g}): "
+                "set `train.export_dtype` to bf16 or fp32, and run again; training is not repeated"
+            )
+        cast[name] = its.contiguous()
+    save_file(cast, file, metadata={"format": "pt"})
 
 
 def _merge(file: Path, changes: Mapping[str, Any]) -> None:

@@ -15,8 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from t2i.core.params import ParamsError, load_section, plugins, resolve_plugin
+from t2i.data.pixels import Geometry, Size
 from t2i.model.base import Base
 from t2i.model.layout import parts, read_object
+from t2i.model.precision import Precision
 from t2i.model.prediction import PredictionType
 
 _FAMILIES = "t2i.model.families"
@@ -72,8 +74,16 @@ class Family(Protocol):
         """Returns the conditioning of the captions."""
         ...
 
+    def encode_empty_prompt(self, text: Any) -> Conditioning:
+        """Returns the conditioning [1, ...] of the empty prompt, as the exported pipeline has it without a negative prompt."""
+        ...
+
     def count_truncated(self, text: Any, captions: Sequence[str]) -> int:
         """Returns the number of captions that the tokenizer truncates."""
+        ...
+
+    def view_conditioning(self, geometry: Geometry, latents: Size) -> Conditioning:
+        """Returns what the UNet is told about one view, without a batch axis; `latents` is the size of its latents."""
         ...
 
     def load_unet(self, *, random: bool) -> nn.Module:
@@ -90,8 +100,8 @@ class Family(Protocol):
         """Returns the prediction of the UNet."""
         ...
 
-    def export(self, weights: Mapping[str, Tensor], out: Path) -> None:
-        """Writes a complete pipeline: this checkpoint with the given UNet weights."""
+    def export(self, weights: Mapping[str, Tensor], out: Path, precision: Precision) -> None:
+        """Writes a complete pipeline: this checkpoint with the given UNet weights and the changed scheduler."""
         ...
 
     def sample(
@@ -102,7 +112,7 @@ class Family(Protocol):
         num_inference_steps: int,
         guidance_scale: float,
         negative_prompt: str,
-        size_px: int,
+        size_px: Size,
         device: str,
     ) -> list[Image.Image]:
         """Returns one image per prompt, drawn by the complete pipeline."""

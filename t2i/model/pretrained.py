@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 _REMEDY = "the weights do not match config.json: use another base, or run `fetch base` again"
 
@@ -29,6 +30,39 @@ def load_pretrained(kind: Any, folder: Path) -> Any:
         if names := sorted({_described(key) for key in [*said[f"{problem}_keys"], *(empty if problem == "missing" else [])]}):
             raise ValueError(f"{folder}: {len(names)} {problem} tensors, such as {names[0]}; {_REMEDY}")
     return model
+
+
+def load_unet(unet: Path, *, random: bool) -> nn.Module:
+    """Returns a UNet2DConditionModel in fp32, with its weights or, if `random`, with random weights."""
+    from diffusers import UNet2DConditionModel
+
+    if random:
+        made: nn.Module = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(unet))
+        return made
+    pretrained: nn.Module = load_pretrained(UNet2DConditionModel, unet)
+    return pretrained
+
+
+def assemble(kind: Any, pipeline: Path, **given: Any) -> Any:
+    """Returns a pipeline of diffusers, without progress bars.
+
+    Args:
+        kind: its class.
+        pipeline: the folder.
+        given: parts that replace those of the folder, None for parts that are not needed, and options of the class.
+    """
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    assembled = kind.from_pretrained(pipeline, **given, use_safetensors=True)
+    assembled.set_progress_bar_config(disable=True)
+    return assembled
+
+
+def frozen(model: Any, device: str) -> nn.Module:
+    """Returns a model on a device, without gradients and in evaluation mode."""
+    its: nn.Module = model.requires_grad_(False).eval().to(device)
+    return its
 
 
 def _described(key: Any) -> str:

@@ -8,6 +8,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from t2i.data.chance import derived_seed
+from t2i.data.pixels import Size
 from t2i.model.family import Family
 from t2i.model.precision import Precision, computing_in
 
@@ -18,7 +19,7 @@ class Drawing:
 
     num_inference_steps: int
     guidance_scale: float
-    size_px: int
+    size_px: Size
     precision: Precision
     batch_size: int
     device: str

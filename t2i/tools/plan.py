@@ -60,7 +60,7 @@ def plan(params_file: Path, base: Path, raw: Path, records: int | None) -> list[
     family = _base(sections, base)
     dataset = _imagined(sections.fetch, records) if records else _fetched(raw)
     with enough_memory(runtime):
-        encoders = probe_encoders(family, runtime, sections.encode_images.resolution_px, dataset.a_caption)
+        encoders = probe_encoders(family, runtime, sections.encode_images.size_px, dataset.a_caption)
         forward = probe_forward(family, runtime, sections.evaluate.precision, encoders)
     trained, whole = count_weights(base / "unet", train.trainable)
     state, free_memory, step = state_bytes(train, runtime, trained, whole), available_memory(runtime), None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from t2i.data.batches import CachedRecords, collate, micro_batches
 from t2i.data.manifest import describe, write_manifest
+from t2i.data.pixels import Geometry, Size
 from t2i.data.shards import pack, write_shard
 from t2i.model.family import Family
 from t2i.model.precision import Precision, computing_in
@@ -27,10 +28,11 @@ _MOST_IN_A_BATCH = 8
 class Encoders:
     """Outputs and times of the VAE and the text encoder."""
 
+    size_px: Size
     moments: Tensor
     """The moments of one view."""
     conditioning: dict[str, Tensor]
-    """The conditioning of one caption."""
+    """The conditioning of one caption, without that of a view."""
     view_seconds: float
     caption_seconds: float
     decode_seconds: float
@@ -63,15 +65,16 @@ def each(work: Callable[[int], object], most: int) -> float:
         return alone
 
 
-def probe_encoders(family: Family, runtime: Runtime, resolution_px: int, caption: str) -> Encoders:
+def probe_encoders(family: Family, runtime: Runtime, size_px: Size, caption: str) -> Encoders:
     """Encodes a random image and a caption, decodes the image, and times each."""
     device, most = runtime.torch_device(), runtime.encode_batch_size
     vae, text = family.load_vae(device), family.load_text(device)
-    pixels = torch.rand(1, 3, resolution_px, resolution_px).to(device) * 2 - 1
+    pixels = torch.rand(1, 3, *size_px).to(device) * 2 - 1
     moments = family.encode_pixels(vae, pixels)
     latents = moments.chunk(2, dim=1)[0] * family.scaling_factor
     conditioning = family.encode_prompts(text, [caption])
     return Encoders(
+        size_px,
         moments[0].cpu(),
         {name: tensor[0].cpu() for name, tensor in conditioning.items()},
         each(lambda count: family.encode_pixels(vae, pixels.expand(count, -1, -1, -1)), most),
@@ -109,9 +112,10 @@ def probe_forward(family: Family, runtime: Runtime, precision: Precision, encode
     device = runtime.torch_device()
     unet: Any = family.load_unet(random=False).to(device).eval()
     latents = encoders.moments.chunk(2)[0].to(device)
+    of_view = family.view_conditioning(Geometry(encoders.size_px, (0, 0), False), (latents.shape[1], latents.shape[2]))
 
     def forward(count: int) -> None:
-        conditioning = {name: t.to(device) for name, t in collate([encoders.conditioning] * count).items()}
+        conditioning = {name: t.to(device) for name, t in collate([encoders.conditioning | of_view] * count).items()}
         with torch.no_grad(), computing_in(precision, device):
             family.predict(unet, latents.expand(count, -1, -1, -1), torch.full((count,), 500, device=device), conditioning)
 
@@ -121,7 +125,12 @@ def probe_forward(family: Family, runtime: Runtime, precision: Precision, encode
 def _cache(encoders: Encoders, count: int, folder: Path) -> CachedRecords:
     """Writes a cache that holds one record `count` times."""
     latents, embeds = folder / "latents", folder / "embeds"
-    image = {"moments": encoders.moments[None], "flipped": torch.zeros(1, dtype=torch.uint8)}
+    image = {
+        "moments": encoders.moments[None],
+        "original_size": torch.tensor([encoders.size_px], dtype=torch.int32),
+        "crop": torch.zeros(1, 2, dtype=torch.int32),
+        "flipped": torch.zeros(1, dtype=torch.uint8),
+    }
     packed = {latents: pack(image, "probe"), embeds: pack({k: t[None] for k, t in encoders.conditioning.items()}, "probe")}
     for path, content in packed.items():
         path.mkdir(parents=True)

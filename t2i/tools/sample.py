@@ -45,7 +45,7 @@ def drawing(
     return Drawing(
         num_inference_steps=num_inference_steps or section.num_inference_steps,
         guidance_scale=guidance_scale or section.guidance_scale,
-        size_px=load_section(params_file, "encode.images", EncodeImages).resolution_px,
+        size_px=load_section(params_file, "encode.images", EncodeImages).size_px,
         precision=section.precision,
         batch_size=runtime.encode_batch_size,
         device=runtime.torch_device(),

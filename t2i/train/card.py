@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from t2i.model.layout import read_object
+from t2i.model.precision import DTYPES, Precision
+
 _CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
@@ -15,9 +18,9 @@ tags: [stable-diffusion, text-to-image, t2i]
 A complete diffusers pipeline. Its UNet was fine-tuned with t2i and has the EMA weights.
 
 ```python
-from diffusers import StableDiffusionPipeline
+{imports}from diffusers import {pipeline}
 
-pipeline = StableDiffusionPipeline.from_pretrained("path/to/this/folder", use_safetensors=True)
+pipeline = {pipeline}.from_pretrained("path/to/this/folder", use_safetensors=True{dtype})
 pipeline("a prompt").images[0].save("image.png")
 ```
 
@@ -37,18 +40,23 @@ pipeline("a prompt").images[0].save("image.png")
 """
 
 
-def write_card(model: Path, dataset: Path, made_by: dict[str, Any]) -> None:
+def write_card(model: Path, dataset: Path, made_by: dict[str, Any], precision: Precision) -> None:
     """Writes the model card as README.md into the folder of a model.
 
     Args:
         model: folder of the pipeline; it also has the source.json of the base.
         dataset: dataset.json, written by `fetch dataset`.
         made_by: parameters and digests of everything that determines the result.
+        precision: that of its weights.
     """
     described = json.loads(dataset.read_text(encoding="utf-8"))
     origin = json.loads((model / "source.json").read_text(encoding="utf-8")) if (model / "source.json").is_file() else {}
     licence = described.get("licence")
+    loaded_as = "" if precision == "fp32" else f", torch_dtype={DTYPES[precision]}"
     card = _CARD.format(
+        imports="import torch\n" if loaded_as else "",
+        pipeline=read_object(model / "model_index.json")["_class_name"],
+        dtype=loaded_as,
         licence_line=f"license: {licence.lower().replace(' ', '-')}\n" if licence else "",
         base=_listed(origin),
         dataset=_listed(described),

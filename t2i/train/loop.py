@@ -33,8 +33,9 @@ from t2i.train.trackers import Trackers
 from t2i.train.validation import Validator
 
 DECIDED_BY = (
-    *(f"data/{name}.py" for name in ("batches", "chance", "records", "shards")),
+    *(f"data/{name}.py" for name in ("batches", "chance", "pixels", "records", "shards")),
     *(f"model/{name}.py" for name in ("denoising", "diffusion", "family", "latents", "precision", "prediction", "pretrained")),
+    "model/schedule.py",
     *(f"train/{name}.py" for name in ("checkpoint", "ema", "execution", "history", "loop", "objective", "optim", "prepared")),
     *(f"train/{name}.py" for name in ("section", "timesteps", "validation", "weighting")),
 )
@@ -103,8 +104,8 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
         if section.init == "base" and (change := relative_change(inputs.base / "unet", prepared.ema.shadow)) < LEAST_CHANGE:
             print(f"note: {TAUGHT_NOTHING.format(change)}", file=sys.stderr)
         with fresh(outputs.model, size_of(inputs.base)) as folder:
-            family.export(prepared.averaged_weights(), folder)
-            write_card(folder, inputs.dataset, made_by)
+            family.export(prepared.averaged_weights(), folder, section.export_dtype)
+            write_card(folder, inputs.dataset, made_by, section.export_dtype)
         with fresh(outputs.validation) as folder:
             shutil.copytree(validator.folder, folder, dirs_exist_ok=True)
         write_text(outputs.report / "history.csv", history.csv(runtime.log_every_steps))
@@ -194,7 +195,7 @@ def _shown(recent: list[list[float]], steps_per_second: float, batch_size: int) 
 def _made_by(section: Train, inputs: Inputs) -> dict[str, Any]:
     """Returns what determines the result, for the fingerprint of the work folder and for the model card."""
     return {
-        "train": section.model_dump(),
+        "train": section.model_dump(exclude={"export_dtype"}),
         "base": digest_of(inputs.base),
         "latents": sha256_of(inputs.latents / "manifest.json"),
         "embeds": sha256_of(inputs.embeds / "manifest.json"),

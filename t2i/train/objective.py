@@ -79,6 +79,7 @@ class Objective:
         """Returns the batches of training."""
         return Batches(
             records,
+            view_conditioning=self.family.view_conditioning,
             batch_size=batch_size,
             use_flips=use_flips,
             prompt_dropout=prompt_dropout,

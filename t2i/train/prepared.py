@@ -190,7 +190,7 @@ def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRec
 
     torch.manual_seed(section.seed)
     unet = prepared_unet(family, runtime, section.precision, random=section.init == "random").to(accelerator.device)
-    family.check_fit(unet, records.moments(0), records.conditioning(0))
+    family.check_fit(unet, records.moments(0), records.conditioning(0, 0, 0, family.view_conditioning))
     trained = trainable(unet, section.trainable)
     ema = Ema(trained, section.ema, runtime.ema_device or accelerator.device)
     adamw = make_optimizer(trained.values(), section.optimizer)

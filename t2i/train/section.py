@@ -44,6 +44,9 @@ class Train(Section):
     """Fraction of the images trained on with the empty prompt, which classifier-free guidance needs."""
     precision: Precision
     """Precision of the computations of the UNet; weights, noising and loss stay in fp32."""
+    export_dtype: Precision
+    """Precision of the weights of the exported pipeline. In fp16 or bf16 it takes half the space, and has to be loaded with
+    that `torch_dtype`."""
     ema: EmaSection
     """The exponential moving average of the weights, which is what is exported."""
     seed: int

@@ -20,6 +20,7 @@ def make_batches(
         CachedRecords(*write_caches(folder), "train"),
         batch_size=4,
         use_flips=use_flips,
+        view_conditioning=lambda geometry, latents: {},
         prompt_dropout=0.25,
         timestep_at=lambda uniform: int(uniform * 1000),
         noise_offset=noise_offset,

@@ -15,15 +15,20 @@ ALWAYS |= {"data/manifest.py", "model/base.py", "model/checks.py", "model/export
 NOT_DECISIVE = {
     "train": ALWAYS
     | {
-        "data/pixels.py",
         "model/launch.py",
+        "model/text.py",
+        "model/vae.py",
         "train/card.py",
         "train/change.py",
         "train/pace.py",
         "train/trackers.py",
-    },  # pixels: for trackers
-    "encode-images": ALWAYS | {"encode/roundtrip.py", "model/latents.py", "model/prediction.py"},  # latents: to decode back
-    "encode-captions": ALWAYS | {"model/prediction.py"},
+    },  # a family imports all parts of a pipeline, and uses some
+    "encode-images": ALWAYS  # latents: to decode back
+    | {"encode/roundtrip.py", "model/latents.py"}
+    | {f"model/{name}.py" for name in ("precision", "prediction", "schedule", "text")},
+    "encode-captions": ALWAYS
+    | {"data/pixels.py"}
+    | {f"model/{name}.py" for name in ("precision", "prediction", "schedule", "vae")},
 }
 """By stage, the files that it lists in dvc.yaml and on which no number of its checkpoints or shards depends."""
 KINDS = {"train": loop.DECIDED_BY, "encode-images": images.DECIDED_BY, "encode-captions": captions.DECIDED_BY}

@@ -271,30 +271,32 @@ def test_pixels_are_in_minus_one_to_one_and_invertible() -> None:
 
 def test_a_view_is_cropped_at_its_stated_place() -> None:
     image = Image.fromarray(np.arange(8 * 12 * 3, dtype=np.uint8).reshape(8, 12, 3))
-    seen = view(image, 8, "lanczos", (0.5, 1.0), False)
+    seen = view(image, (8, 8), "lanczos", (0.5, 1.0), False)
     assert seen.geometry == ((8, 12), (0, 4), False)
     torch.testing.assert_close(seen.pixels, to_pixels(image)[:, :, 4:])
-    assert torch.equal(view(image, 8, "lanczos", (0.5, 1.0), True).pixels, seen.pixels.flip(-1))
+    assert torch.equal(view(image, (8, 8), "lanczos", (0.5, 1.0), True).pixels, seen.pixels.flip(-1))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("place", [(0.5, 0.5), (0.0, 1.0), (0.3, 0.8)])
-def test_a_view_equals_a_crop_of_the_resized_image(interpolation, place) -> None:
+@pytest.mark.parametrize(("size", "resized"), [((48, 48), (48, 112)), ((48, 80), (48, 112)), ((36, 96), (41, 96))])
+def test_a_view_equals_a_crop_of_the_resized_image(interpolation, place, size, resized) -> None:
     down, across = np.mgrid[0:30, 0:70]
     image = Image.fromarray(np.stack([down * 8, across * 3, down + across], axis=-1).astype(np.uint8))
-    seen = view(image, 48, interpolation, place, False)
+    seen = view(image, size, interpolation, place, False)
     top, left = seen.geometry.crop
-    whole = image.resize((112, 48), Image.Resampling[interpolation.upper()]).crop((left, top, left + 48, top + 48))
+    whole = image.resize(resized[::-1], Image.Resampling[interpolation.upper()])
+    whole = whole.crop((left, top, left + size[1], top + size[0]))
     torch.testing.assert_close(seen.pixels, to_pixels(whole), atol=1.5 / 127.5, rtol=0)  # one level of 255
 
 
 def test_the_shorter_side_is_resized_to_the_resolution() -> None:
-    assert view(Image.new("RGB", (200, 100)), 16, "bilinear", (0.5, 0.5), False).pixels.shape == (3, 16, 16)
-    assert view(Image.new("RGB", (5, 1)), 16, "bilinear", (0.5, 0.5), False).geometry.crop == (0, 32)
+    assert view(Image.new("RGB", (200, 100)), (16, 16), "bilinear", (0.5, 0.5), False).pixels.shape == (3, 16, 16)
+    assert view(Image.new("RGB", (5, 1)), (16, 16), "bilinear", (0.5, 0.5), False).geometry.crop == (0, 32)
 
 
 def test_one_pixel_fills_a_view() -> None:
-    seen = view(decode(encoded(row(RED)), "#ffffff"), 16, "lanczos", (0.5, 0.5), False)
+    seen = view(decode(encoded(row(RED)), "#ffffff"), (16, 16), "lanczos", (0.5, 0.5), False)
     assert seen.geometry == ((1, 1), (0, 0), False)
     assert torch.equal(seen.pixels, torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1).expand(3, 16, 16))
 
@@ -302,5 +304,7 @@ def test_one_pixel_fills_a_view() -> None:
 def test_only_the_cropped_part_of_a_long_image_is_resized() -> None:
     line = Image.new("RGB", (1, 500_000), RED)  # resized to a width of 512, it would take 400 GB
     line.paste(BLUE, (0, 250_000, 1, 500_000))
-    ends = [view(line, 512, "lanczos", (down, 0.5), False).pixels.mean(dim=(1, 2)).round().tolist() for down in (0.0, 1.0)]
+    ends = [
+        view(line, (512, 512), "lanczos", (down, 0.5), False).pixels.mean(dim=(1, 2)).round().tolist() for down in (0.0, 1.0)
+    ]
     assert ends == [[1, -1, -1], [-1, -1, 1]]

@@ -16,7 +16,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def params(**changes) -> Base:
-    unset = {"hub": None, "revision": None, "variant": None, "vae": None, "clip_skip": 0}
+    unset = {"hub": None, "revision": None, "variant": None, "vae": None, "clip_skip": 0, "empty_prompt": "auto"}
     return Base(**({"family": "stable_diffusion", "local": "x", "clip": "someone/clip"} | unset | changes))
 
 

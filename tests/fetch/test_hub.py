@@ -32,7 +32,14 @@ def hub(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def fetch(tmp_path: Path, **changes) -> dict[str, str]:
-    unset = {"family": "stable_diffusion", "revision": None, "variant": None, "vae": None, "clip_skip": 0}
+    unset = {
+        "family": "stable_diffusion",
+        "revision": None,
+        "variant": None,
+        "vae": None,
+        "clip_skip": 0,
+        "empty_prompt": "auto",
+    }
     base = Base(**(unset | {"hub": "someone/tiny", "local": str(tmp_path), "clip": "someone/clip"} | changes))
     fetch_base(base, tmp_path / "base", tmp_path / "clip")
     return json.loads((tmp_path / "base" / "source.json").read_text())

@@ -126,7 +126,7 @@ def test_a_base_with_a_linked_part_is_refused(tiny_base, tmp_path) -> None:
     base = shutil.copytree(tiny_base, tmp_path / "base")
     (base / "unet").rename(tmp_path / "unet")
     (base / "unet").symlink_to(tmp_path / "unet")
-    unset = {"hub": None, "revision": None, "variant": None, "vae": None, "clip_skip": 0}
+    unset = {"hub": None, "revision": None, "variant": None, "vae": None, "clip_skip": 0, "empty_prompt": "auto"}
     section = Base(**({"family": "stable_diffusion", "local": str(base), "clip": str(base / "clip")} | unset))
     with pytest.raises(ValueError, match=rf"base/unet: a link to the folder {tmp_path}/unet"):
         fetch_base(section, tmp_path / "out", tmp_path / "clip")

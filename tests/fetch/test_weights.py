@@ -50,7 +50,7 @@ DAMAGED = {
 
 
 def fetch(base: Path, out: Path, variant: str | None = None) -> None:
-    unset = {"hub": None, "revision": None, "vae": None, "clip_skip": 0, "variant": variant}
+    unset = {"hub": None, "revision": None, "vae": None, "clip_skip": 0, "empty_prompt": "auto", "variant": variant}
     params = Base(**({"family": "stable_diffusion", "local": str(base), "clip": str(base / "clip")} | unset))
     fetch_base(params, out / "base", out / "base-clip")
 

@@ -64,6 +64,7 @@ def test_what_is_not_a_whole_clip_is_refused(tiny_base, tmp_path, kind) -> None:
         variant=None,
         vae=None,
         clip_skip=0,
+        empty_prompt="auto",
     )
     with pytest.raises(ValueError, match=said) as caught:
         fetch_base(section, tmp_path / "out", tmp_path / "out-clip")

@@ -7,7 +7,8 @@ def test_the_card_states_licence_attribution_and_inputs(tmp_path) -> None:
     dataset = {"source": "OpenMoji", "licence": "CC BY-SA 4.0", "attribution": "All emojis designed by OpenMoji"}
     (tmp_path / "dataset.json").write_text(json.dumps(dataset))
     (tmp_path / "source.json").write_text(json.dumps({"source": "someone/base", "commit": "abc"}))
-    write_card(tmp_path, tmp_path / "dataset.json", {"train": {"seed": 3}})
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    write_card(tmp_path, tmp_path / "dataset.json", {"train": {"seed": 3}}, "fp16")
     card = (tmp_path / "README.md").read_text()
     for fact in (
         "license: cc-by-sa-4.0",
@@ -15,6 +16,7 @@ def test_the_card_states_licence_attribution_and_inputs(tmp_path) -> None:
         "source: someone/base",
         "commit: abc",
         '"seed": 3',
-        "use_safetensors=True",
+        "StableDiffusionXLPipeline.from_pretrained(",
+        "use_safetensors=True, torch_dtype=torch.float16",
     ):
         assert fact in card

@@ -11,17 +11,8 @@ from t2i.data.batches import CachedRecords
 from t2i.model.families.stable_diffusion import Family
 from t2i.train.objective import Objective, ObjectiveSection
 from tests import tiny
+from tests.projects import PLAIN
 
-PLAIN: dict[str, Any] = {
-    "prediction_type": None,
-    "zero_terminal_snr": False,
-    "ztsnr_floor": 0.01,
-    "weighting": {"name": "uniform"},
-    "timesteps": {"name": "uniform"},
-    "noise_offset": 0.0,
-    "input_perturbation": 0.0,
-    "dream_detail_preservation": None,
-}
 MIN_SNR = {"weighting": {"name": "min_snr", "gamma": 5.0}}
 
 

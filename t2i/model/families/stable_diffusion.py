@@ -3,34 +3,31 @@
 Widths, lengths, prediction type and scaling are read from the configuration files of the checkpoint.
 """
 
-import inspect
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
+from t2i.data.caches import ZEROS_FOR_EMPTY_PROMPT
+from t2i.data.pixels import Geometry, Size
 from t2i.model.base import NOT_TAKEN
-from t2i.model.checks import check_models, check_scheduler, check_text, check_unet, check_vae, on_meta
+from t2i.model.checks import check_fit, check_models, check_scheduler, check_unet, check_vae, on_meta
 from t2i.model.export import export
-from t2i.model.prediction import PredictionType
-from t2i.model.pretrained import load_pretrained
+from t2i.model.layout import read_object
+from t2i.model.precision import Precision
+from t2i.model.pretrained import assemble, load_unet
+from t2i.model.schedule import load_scheduler, read_schedule
+from t2i.model.text import TextEncoder, check_text, load_text_encoder
+from t2i.model.vae import decode_latents, encode_pixels, load_vae, read_scaling
 
 PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
 """The parts of a pipeline that this family uses."""
-
-
-class Text(NamedTuple):
-    """Tokenizer and text encoder."""
-
-    tokenizer: Any
-    encoder: nn.Module
 
 
 class Family:
@@ -45,32 +42,10 @@ class Family:
     """
 
     def __init__(self, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({})) -> None:
-        from diffusers import DDPMScheduler
-
         self.folder, self._scheduler_changes = folder, dict(scheduler_changes)
-        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-        self.scaling_factor: float = vae.get("scaling_factor", 0.18215)
-        self.shift_factor: float = vae.get("shift_factor") or 0.0
-        if "block_out_channels" not in vae:
-            raise ValueError(f"{folder / 'vae/config.json'}: no `block_out_channels`, wanted an AutoencoderKL's configuration")
-        self.vae_factor: int = 2 ** (len(vae["block_out_channels"]) - 1)
-        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **self._scheduler_changes)
-        self.alphas_cumprod: Float[Tensor, " timesteps"] = scheduler.alphas_cumprod.float()
-        if scheduler.config.prediction_type not in get_args(PredictionType):
-            raise ValueError(
-                f"{folder}: the prediction type is {scheduler.config.prediction_type!r}, "
-                f"wanted {' or '.join(get_args(PredictionType))}"
-            )
-        if scheduler.config.prediction_type == "epsilon" and self.alphas_cumprod[-1] == 0:
-            raise ValueError(
-                f"{folder}: the prediction type epsilon does not work at zero terminal SNR: set "
-                + (
-                    "`train.objective.prediction_type` to v_prediction, or `zero_terminal_snr` to false"
-                    if self._scheduler_changes
-                    else "prediction_type in scheduler/scheduler_config.json of the base to v_prediction"
-                )
-            )
-        self.prediction_type: PredictionType = scheduler.config.prediction_type
+        self._scaling = read_scaling(folder / "vae")
+        self.scaling_factor, self.shift_factor, self.vae_factor = self._scaling
+        self.alphas_cumprod, self.prediction_type = read_schedule(folder, self._scheduler_changes)
 
     @staticmethod
     def owns(index: Mapping[str, Any]) -> bool:
@@ -87,9 +62,13 @@ class Family:
             ValueError: names the part, what was got, what was wanted, and a remedy.
         """
         check_models(folder, {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"})
+        if read_object(folder / "model_index.json").get(ZEROS_FOR_EMPTY_PROMPT):
+            raise ValueError(
+                "`base.empty_prompt` is zeros, but StableDiffusionPipeline encodes the empty prompt: set it to auto"
+            )
         check_scheduler(folder)
-        tokens, width = check_text(folder / "tokenizer", folder / "text_encoder")
-        check_unet(folder / "unet", check_vae(folder / "vae"), {"encoder_hidden_states": on_meta(1, tokens, width)})
+        text = check_text(folder / "tokenizer", folder / "text_encoder")
+        check_unet(folder / "unet", check_vae(folder / "vae"), {"encoder_hidden_states": on_meta(1, text.tokens, text.width)})
         family = Family(folder)
         if any(folder.glob("*/*.safetensors")):
             family.load_vae("cpu")
@@ -97,59 +76,48 @@ class Family:
 
     def load_vae(self, device: str) -> nn.Module:
         """Returns the AutoencoderKL in fp32, frozen."""
-        from diffusers import AutoencoderKL
-
-        return _frozen(load_pretrained(AutoencoderKL, self.folder / "vae"), device)
+        return load_vae(self.folder / "vae", device)
 
     def encode_pixels(self, vae: Any, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m _ _"]:
         """Returns the unscaled mean and log-variance."""
-        with torch.no_grad():
-            moments: Tensor = vae.encode(pixels).latent_dist.parameters
-        return moments
+        return encode_pixels(vae, pixels)
 
     def decode_latents(self, vae: Any, latents: Float[Tensor, "b c _ _"]) -> Float[Tensor, "b 3 h w"]:
         """Returns the pixels of scaled latents."""
-        with torch.no_grad():
-            pixels: Tensor = vae.decode(latents / self.scaling_factor + self.shift_factor).sample
-        return pixels
+        return decode_latents(vae, latents, self._scaling)
 
-    def load_text(self, device: str) -> Text:
-        """Returns the tokenizer and the text encoder in fp32, frozen."""
-        from transformers import CLIPTextModel, CLIPTokenizer
+    def load_text(self, device: str) -> TextEncoder:
+        """Returns the text encoder with its tokenizer, in fp32, frozen."""
+        from transformers import CLIPTextModel
 
-        encoder = _frozen(load_pretrained(CLIPTextModel, self.folder / "text_encoder"), device)
-        return Text(CLIPTokenizer.from_pretrained(self.folder / "tokenizer"), encoder)
+        return load_text_encoder(CLIPTextModel, self.folder / "tokenizer", self.folder / "text_encoder", device)
 
-    def encode_prompts(self, text: Text, captions: Sequence[str]) -> dict[str, Tensor]:
+    def encode_prompts(self, text: TextEncoder, captions: Sequence[str]) -> dict[str, Tensor]:
         """Returns `encoder_hidden_states` [b, tokens, width]: the last hidden state after the final layer norm, unmasked."""
-        tokens = text.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
-            return {"encoder_hidden_states": text.encoder(tokens.to(text.encoder.device)).last_hidden_state}
+            return {"encoder_hidden_states": text.model(text.tokens(captions)).last_hidden_state}
 
-    def count_truncated(self, text: Text, captions: Sequence[str]) -> int:
+    def encode_empty_prompt(self, text: TextEncoder) -> dict[str, Tensor]:
+        """Returns the conditioning of the prompt "", which StableDiffusionPipeline encodes like any other."""
+        return self.encode_prompts(text, [""])
+
+    def count_truncated(self, text: TextEncoder, captions: Sequence[str]) -> int:
         """Returns the number of captions that the tokenizer truncates."""
-        lengths = [len(tokens) for tokens in text.tokenizer(list(captions), verbose=False).input_ids]
-        return sum(length > text.tokenizer.model_max_length for length in lengths)
+        return sum(text.truncates(captions))
+
+    def view_conditioning(self, geometry: Geometry, latents: Size) -> dict[str, Tensor]:
+        """Returns no tensors: the UNet is not told how a view was cut."""
+        del geometry, latents
+        return {}
 
     def load_unet(self, *, random: bool) -> nn.Module:
         """Returns the UNet2DConditionModel in fp32, with the weights of the base or, if `random`, with random weights."""
-        from diffusers import UNet2DConditionModel
-
-        if random:
-            unet: nn.Module = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(self.folder, subfolder="unet"))
-            return unet
-        pretrained: nn.Module = load_pretrained(UNet2DConditionModel, self.folder / "unet")
-        return pretrained
+        return load_unet(self.folder / "unet", random=random)
 
     def check_fit(self, unet: Any, moments: Float[Tensor, "_ m h w"], conditioning: dict[str, Tensor]) -> None:
         """Raises a ValueError if the cached records do not fit the UNet."""
-        cached = (moments.shape[1] // 2, conditioning["encoder_hidden_states"].shape[-1])
-        wanted = (unet.config.in_channels, unet.config.cross_attention_dim)
-        if cached != wanted:
-            raise ValueError(
-                f"the caches have latents with {cached[0]} channels and embeddings of width {cached[1]}, but the UNet of "
-                f"{self.folder} takes {wanted[0]} and {wanted[1]}: the caches are from another base; run `dvc repro`"
-            )
+        wanted = {"encoder_hidden_states": unet.config.cross_attention_dim}
+        check_fit(self.folder, moments, conditioning, unet.config.in_channels, wanted)
 
     def predict(
         self,
@@ -162,38 +130,25 @@ class Family:
         prediction: Tensor = unet(noisy_latents, timesteps, **conditioning, return_dict=False)[0]
         return prediction
 
-    def export(self, weights: Mapping[str, Tensor], out: Path) -> None:
-        """Writes a complete pipeline in fp32: this checkpoint with the given UNet weights and the changed scheduler."""
-        export(self.folder, weights, self._sampling_scheduler() if self._scheduler_changes else None, out)
-
-    def _sampling_scheduler(self) -> Any:
-        """Returns the scheduler of the checkpoint with the changes; a DDIMScheduler if it does not support all of them."""
-        import diffusers
-
-        index = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
-        kind, changes = getattr(diffusers, index["scheduler"][1]), self._scheduler_changes
-        if changes.keys() - inspect.signature(kind.__init__).parameters.keys():
-            kind, changes = diffusers.DDIMScheduler, changes | {"clip_sample": False}  # latents are not in [-1, 1]
-        return kind.from_pretrained(self.folder, subfolder="scheduler", **changes)
+    def export(self, weights: Mapping[str, Tensor], out: Path, precision: Precision) -> None:
+        """Writes a complete pipeline: this checkpoint with the given UNet weights and the changed scheduler."""
+        scheduler = load_scheduler(self.folder, self._scheduler_changes) if self._scheduler_changes else None
+        export(self.folder, weights, scheduler, out, precision)
 
     @cached_property
     def _pipeline(self) -> Any:
         text = self.load_text("cpu")
         return self._assembled(
-            text_encoder=text.encoder, tokenizer=text.tokenizer, unet=self.load_unet(random=False), vae=self.load_vae("cpu")
+            text_encoder=text.model, tokenizer=text.tokenizer, unet=self.load_unet(random=False), vae=self.load_vae("cpu")
         )
 
-    def _assembled(self, **parts: Any) -> Any:
-        """Returns a StableDiffusionPipeline with the given parts, without progress bars."""
+    def _assembled(self, **given: Any) -> Any:
+        """Returns a StableDiffusionPipeline with the given parts."""
         from diffusers import StableDiffusionPipeline
-        from diffusers.utils import logging
 
-        logging.disable_progress_bar()
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            self.folder, **parts, **dict.fromkeys(NOT_TAKEN), use_safetensors=True, requires_safety_checker=False
+        return assemble(
+            StableDiffusionPipeline, self.folder, **given, **dict.fromkeys(NOT_TAKEN), requires_safety_checker=False
         )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def sample(
         self,
@@ -203,7 +158,7 @@ class Family:
         num_inference_steps: int,
         guidance_scale: float,
         negative_prompt: str,
-        size_px: int,
+        size_px: Size,
         device: str,
     ) -> list[Image.Image]:
         """Returns one image per prompt, drawn by StableDiffusionPipeline with the scheduler of the checkpoint."""
@@ -213,8 +168,8 @@ class Family:
             generator=list(generators),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            height=size_px,
-            width=size_px,
+            height=size_px[0],
+            width=size_px[1],
         ).images
         return drawn
 
@@ -230,7 +185,8 @@ class Family:
         guidance_scale: float,
     ) -> Float[Tensor, "b c h w"]:
         """Returns scaled latents, sampled by StableDiffusionPipeline without a VAE or a text encoder."""
-        pipeline = self._assembled(unet=unet, scheduler=self._sampling_scheduler(), vae=None, text_encoder=None, tokenizer=None)
+        scheduler = load_scheduler(self.folder, self._scheduler_changes)
+        pipeline = self._assembled(unet=unet, scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None)
         sampled: Tensor = pipeline(
             prompt_embeds=conditioning["encoder_hidden_states"],
             negative_prompt_embeds=unconditional["encoder_hidden_states"].expand_as(conditioning["encoder_hidden_states"]),
@@ -243,8 +199,3 @@ class Family:
             output_type="latent",
         ).images
         return sampled
-
-
-def _frozen(model: Any, device: str) -> nn.Module:
-    frozen: nn.Module = model.requires_grad_(False).eval().to(device)
-    return frozen
