@@ -47,6 +47,8 @@ def dataset(
     print(f"dataset fetched in {took()}: {kept} records of {fetched.found} found")
     if left_out := fetched.left_out():
         print(f"left out: {left_out}; listed in {out / 'skipped.csv'}")
+    if note := fetched.note():
+        print(f"note: {note}")
 
 
 if __name__ == "__main__":

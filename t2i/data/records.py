@@ -13,6 +13,8 @@ from t2i.data.chance import hash_fraction
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
+ENOUGH_HELDOUT = 30
+"""Number of held-out records below which the metrics of a model say little."""
 
 
 def readable(text: str, what: str) -> str:

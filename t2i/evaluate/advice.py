@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from t2i.data.records import ENOUGH_HELDOUT
+
 
 @dataclass(frozen=True)
 class StageMetrics:
@@ -21,7 +23,7 @@ class StageMetrics:
 
 
 READABLE = 0.3
-"""Least prompt retrieval of real images: below it, this CLIP does not recognize what they show."""
+"""Least prompt retrieval of images: below it, this CLIP does not recognize what they show."""
 
 
 class Warning(NamedTuple):
@@ -41,6 +43,7 @@ def warnings(figures: StageMetrics) -> list[Warning]:
         forgetting,
         no_gain,
         unreadable,
+        few_heldout,
         familiar_prompts,
         strange_prompts,
         truncation,
@@ -80,9 +83,9 @@ def copying(f: StageMetrics) -> Warning | None:
 def forgetting(f: StageMetrics) -> Warning | None:
     """Warns if prompt retrieval on the retention prompts is below 75 % of the base's.
 
-    Uses the upper end of the interval. Says nothing if this CLIP does not recognize what such images show.
+    Uses the upper end of the interval. Says nothing if this CLIP does not recognize what the base draws for them.
     """
-    if "retention_retrieval" not in f.evaluation or unreadable(f):
+    if not reads_retention(f):
         return None
     if f.intervals["retention_retrieval"][1] >= 0.75 * f.evaluation["retention_retrieval_base"]:
         return None
@@ -92,6 +95,11 @@ def forgetting(f: StageMetrics) -> Warning | None:
         "Train fewer layers (`train.trainable`), or, if `train.learning_rate` is ten times that of a preset, lower it. If the "
         "base does not know images of this kind, choose one that does: for the demonstration's base, neither helps then.",
     )
+
+
+def reads_retention(f: StageMetrics) -> bool:
+    """Returns whether there are retention prompts, and this CLIP recognizes what the base draws for them."""
+    return f.evaluation.get("retention_retrieval_base", 0) >= READABLE
 
 
 def no_gain(f: StageMetrics) -> Warning | None:
@@ -109,10 +117,20 @@ def unreadable(f: StageMetrics) -> Warning | None:
     """Warns if the prompt retrieval of real images is below READABLE."""
     if (real := f.evaluation["prompt_retrieval_real"]) >= READABLE:
         return None
+    doubtful = "`prompt_retrieval` or `clip_score`" if reads_retention(f) else "`prompt_retrieval` or `retention_retrieval`"
     return Warning(
-        f"This CLIP recognizes {real:.0%} of the real images: a low `prompt_retrieval`, `clip_score` or `retention_retrieval` "
-        "may be its fault and not the model's.",
+        f"This CLIP recognizes {real:.0%} of the real images: a low {doubtful} may be its fault and not the model's.",
         "Judge the content by the pictures, or set `base.clip` to a CLIP that knows such images.",
+    )
+
+
+def few_heldout(f: StageMetrics) -> Warning | None:
+    """Warns if fewer than ENOUGH_HELDOUT held-out images are measured."""
+    if (count := f.evaluation["prompts"]) >= ENOUGH_HELDOUT:
+        return None
+    return Warning(
+        f"Only {count} held-out images are measured: another choice of them could change every figure here.",
+        "Raise `fetch.heldout_fraction` (and `evaluate.prompts`, if it is lower), or add images.",
     )
 
 
@@ -120,8 +138,9 @@ def familiar_prompts(f: StageMetrics) -> Warning | None:
     """Warns if captions of the dataset name what retention prompts name."""
     if not f.familiar:
         return None
+    verb = "prompt is" if len(f.familiar) == 1 else "prompts are"
     return Warning(
-        f"{len(f.familiar)} retention prompts are in the dataset ({_some(f.familiar)}): for them, `retention_retrieval` does "
+        f"{len(f.familiar)} retention {verb} in the dataset ({_some(f.familiar)}): for them, `retention_retrieval` does "
         "not measure forgetting.",
         "Set `evaluate.retention_prompts` to things that the base can draw and that your images do not show.",
     )
@@ -131,8 +150,9 @@ def strange_prompts(f: StageMetrics) -> Warning | None:
     """Warns if validation prompts have no word in common with the captions."""
     if not f.strange:
         return None
+    verb = "prompt has" if len(f.strange) == 1 else "prompts have"
     return Warning(
-        f"{len(f.strange)} validation prompts have no word in common with any caption ({_some(f.strange)}): their pictures "
+        f"{len(f.strange)} validation {verb} no word in common with any caption ({_some(f.strange)}): their pictures "
         "during training do not show what the model learns.",
         "Set `encode.captions.validation_prompts` to prompts for what your images show.",
     )

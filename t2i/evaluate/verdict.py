@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from t2i.evaluate.advice import StageMetrics, copying, forgetting, overfitting, unreadable
+from t2i.evaluate.advice import StageMetrics, copying, few_heldout, forgetting, overfitting, unreadable
 
 SHARE_LEARNT, SHARE_PARTLY = 0.75, 0.4
 """Least share of the way from the base's CMMD to that of real images, for a look that is learnt, or partly learnt."""
@@ -10,6 +10,9 @@ SAME_LOOK = 2.0
 """The base already draws in the look of the images if its CMMD is below this multiple of that of real images."""
 KEPT = 0.75
 """Least share of the prompt retrieval of the base, or of real images if that is lower, that content which is kept has."""
+
+LOST = 0.5
+"""The base's knowledge is lost if the retention retrieval is below this fraction of the base's."""
 
 Word = Literal["use", "check", "do not use"]
 TITLES: dict[Word, str] = {
@@ -33,7 +36,7 @@ class Verdict(NamedTuple):
 
 
 def verdict(figures: StageMetrics) -> Verdict:
-    """Returns the verdict on the fine-tuned model: the worst of what its look, content and memory deserve."""
+    """Returns the verdict on the fine-tuned model: the worst of what the findings deserve."""
     found = [_look(figures), _content(figures), *_memory(figures)]
     words: list[Word] = ["use", "check", "do not use"]
     return Verdict(max((word for word, _ in found), key=words.index), [reason for _, reason in found])
@@ -71,5 +74,12 @@ def _memory(f: StageMetrics) -> list[tuple[Word, str]]:
     elif overfitting(f):
         found.append(("check", "Memory: the model has begun to learn the training images by heart."))
     if forgetting(f):
-        found.append(("check", "Other prompts: forgotten in part, the base draws them better."))
+        now, base = f.evaluation["retention_retrieval"], f.evaluation["retention_retrieval_base"]
+        figures = f"CLIP recognizes {base:.0%} of the base's samples and {now:.0%} now"
+        if f.intervals["retention_retrieval"][1] < LOST * base:
+            found.append(("do not use", f"Other prompts: lost, the model no longer draws what the base knew ({figures})."))
+        else:
+            found.append(("check", f"Other prompts: forgotten in part, the base draws them better ({figures})."))
+    if few_heldout(f):
+        found.append(("check", f"Certainty: low, only {f.evaluation['prompts']} held-out images are measured."))
     return found

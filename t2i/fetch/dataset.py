@@ -15,7 +15,7 @@ from t2i.core.params import Section, check, resolve_plugin
 from t2i.data.caches import dataset_digests
 from t2i.data.decoding import MAX_PIXELS
 from t2i.data.manifest import write_manifest
-from t2i.data.records import SPLITS, Split, split_of
+from t2i.data.records import ENOUGH_HELDOUT, SPLITS, Split, split_of
 from t2i.data.shards import write_shard
 from t2i.fetch.screening import OnBad, Screen, checked_captions, image_check
 from t2i.fetch.selection import Kept, Selection
@@ -84,6 +84,15 @@ class Fetched(NamedTuple):
         skipped = {"skipped": sum(self.skipped.values()), "skipped_by_kind": self.skipped}
         others = {"merged": self.merged, "unnamed": self.unnamed, "over_limit": self.over_limit}
         return {"found": self.found, "records": self.kept} | skipped | others
+
+    def note(self) -> str | None:
+        """Returns a note if there are too few held-out records to measure a model well, else None."""
+        if self.kept["heldout"] >= ENOUGH_HELDOUT:
+            return None
+        return (
+            f"{self.kept['heldout']} held-out records are few to measure a model by: for {ENOUGH_HELDOUT} or more, raise "
+            "`fetch.heldout_fraction` or `fetch.max_heldout_records`, or add images"
+        )
 
     def left_out(self) -> str:
         """Returns what was not kept, in words; empty if everything was."""

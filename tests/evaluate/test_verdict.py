@@ -38,6 +38,7 @@ def test_the_default_run_is_good_and_the_foreign_one_is_not() -> None:
         ({"prompt_retrieval": 0.6}, [0.5, 0.66], "do not use", "Content: lost"),
         ({"prompt_retrieval": 0.1, "prompt_retrieval_base": 0.1}, [0.05, 0.15], "check", "Content: not learnt"),
         ({"prompt_retrieval_real": 0.1}, [0.7, 0.8], "check", "Content: not known"),
+        ({"prompts": 29}, [0.7, 0.8], "check", "Certainty: low"),
     ],
 )
 def test_each_finding_decides_alone(changes, interval, word, said) -> None:
@@ -56,3 +57,28 @@ def test_each_finding_decides_alone(changes, interval, word, said) -> None:
     found = verdict(changed)
     assert found.word == word
     assert any(reason.startswith(said) for reason in found.reasons)
+
+
+@pytest.mark.parametrize(
+    ("upper", "of_base", "real", "word", "said"),
+    [
+        (0.75, 1.0, 0.9, "use", None),
+        (0.7, 1.0, 0.9, "check", "Other prompts: forgotten in part"),
+        (0.4, 1.0, 0.9, "do not use", "Other prompts: lost"),
+        (0.0, 1.0, 0.1, "do not use", "Other prompts: lost"),  # photographs, which this CLIP cannot read; the prompts it can
+        (0.0, 0.2, 0.1, "check", None),  # it reads neither
+    ],
+)
+def test_what_the_base_knew_counts_if_clip_reads_it(upper, of_base, real, word, said) -> None:
+    good = metrics(OUT / "default.json")
+    values = {"retention_retrieval": upper - 0.05, "retention_retrieval_base": of_base, "prompt_retrieval_real": real}
+    figures = replace(
+        good,
+        evaluation=dict(good.evaluation) | values,
+        intervals=dict(good.intervals) | {"retention_retrieval": [0.0, upper]},
+    )
+    found = verdict(figures)
+    assert found.word == word
+    assert [reason for reason in found.reasons if reason.startswith("Other prompts")] == (
+        [] if said is None else [next(reason for reason in found.reasons if reason.startswith(said))]
+    )
