@@ -88,7 +88,7 @@ def plan(
         int | None, typer.Option(min=2, help="Plan for this number of records. The dataset does not have to be fetched.")
     ] = None,
     base_size: Annotated[
-        Literal["sd15", "sd21"] | None,
+        Literal["sd15", "sd21", "sdxl"] | None,
         typer.Option(help="Only show what this base needs on GPUs of each size. Nothing has to be fetched."),
     ] = None,
     params_file: ParamsFile = Path("params.yaml"),

@@ -4,6 +4,7 @@ Everything is computed from the sizes of tensors. The activations are counted in
 in fp32: an upper bound for bf16 and fp16, where autocast keeps some of them in 2 bytes.
 """
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -13,24 +14,53 @@ from torch import Tensor, nn
 
 from t2i.tools.memory import FP32_BYTES, OPTIMIZER_BYTES
 
-BaseSize = Literal["sd15", "sd21"]
+BaseSize = Literal["sd15", "sd21", "sdxl"]
 
-CARDS_GB = (8, 12, 16, 24, 48, 80)
-SIZES_PX = (512, 768)
-_UNETS: dict[BaseSize, dict[str, Any]] = {
-    "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd21": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
+CARDS_GB = (8, 12, 16, 24, 40, 48, 80)
+
+
+class Size(NamedTuple):
+    """What the table shows of a base."""
+
+    unet: dict[str, Any]
+    """What its published configuration changes in diffusers' UNet2DConditionModel."""
+    sizes_px: tuple[int, ...]
+    """Sides of the images, squares."""
+    trainable: tuple[str, ...] = ("",)
+    """Values of `train.trainable`."""
+
+
+_SIZES: dict[BaseSize, Size] = {
+    "sd15": Size({"cross_attention_dim": 768, "attention_head_dim": 8}, (512, 768)),
+    "sd21": Size(
+        {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}, (512, 768)
+    ),
+    "sdxl": Size(
+        {
+            "block_out_channels": [320, 640, 1280],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "transformer_layers_per_block": [1, 2, 10],
+            "attention_head_dim": [5, 10, 20],
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        (1024,),
+        ("", "attn"),
+    ),
 }
-"""What their published configurations change in diffusers' UNet2DConditionModel."""
 _TOKENS = 77
 _USABLE = 0.9
 """Fraction of a card that training can use: the rest is for CUDA itself, and gaps between tensors."""
 _STATES = {
-    (optimizer, ema): 2 * FP32_BYTES + moments + (FP32_BYTES if ema == "GPU" else 0)
+    (optimizer, ema): FP32_BYTES + moments + (FP32_BYTES if ema == "GPU" else 0)
     for optimizer, moments in OPTIMIZER_BYTES.items()
     for ema in ("GPU", "CPU")
 }
-"""Bytes per parameter of weights, gradients and optimizer, and of the EMA if it is on the GPU."""
+"""Bytes per trained parameter of gradients and optimizer, and of the EMA if it is on the GPU."""
 
 
 class Activations(NamedTuple):
@@ -43,29 +73,43 @@ class Activations(NamedTuple):
 
 def table(name: BaseSize) -> Iterator[str]:
     """Yields the lines of the table of a base: the state of training, the activations, and what fits each card."""
-    with torch.device("meta"):
-        parameters = sum(weight.numel() for weight in _unet(name).parameters())
-    yield f"{name}: all {parameters / 1e6:.0f} M parameters of the UNet trained in bf16; computed, not measured"
+    base, trained = _SIZES[name], {part: _count(name, part) for part in _SIZES[name].trainable}
+    whole = trained[""]
+    yield f"{name}: {whole / 1e6:.0f} M parameters of the UNet, trained in bf16; computed, not measured"
     yield ""
-    yield "optimizer    EMA on   weights, gradients, optimizer, EMA"
-    for (optimizer, ema), per_parameter in _STATES.items():
-        yield f"{optimizer:12} {ema:8} {per_parameter * parameters / 1e9:.1f} GB"
-    yield f"autocast keeps the weights in 2 bytes during a step: {2 * parameters / 1e9:.1f} GB more"
+    yield "train.trainable  optimizer   EMA on  weights, gradients, optimizer, EMA"
+    for part, count in trained.items():
+        for (optimizer, ema), per_trained in _STATES.items():
+            state = FP32_BYTES * whole + per_trained * count
+            yield f"{_shown(part):16} {optimizer:11} {ema:7} {state / 1e9:.1f} GB"
+        yield f"{_shown(part):16} autocast keeps the trained weights in 2 bytes too: {2 * count / 1e9:.1f} GB more"
     yield ""
-    yield "image    activations per image of a micro-batch, at most   with gradient checkpointing"
-    for size_px in SIZES_PX:
+    yield "image     activations per image of a micro-batch, at most   with gradient checkpointing"
+    for size_px in base.sizes_px:
         kept = activations(name, size_px)
-        yield f"{size_px:4} px  {kept.whole / 1e9:.1f} GB {'':43} {kept.checkpointed / 1e9:.1f} GB"
+        yield f"{size_px:4} px   {kept.whole / 1e9:.1f} GB {'':43} {kept.checkpointed / 1e9:.1f} GB"
     yield ""
-    yield "largest `runtime.micro_batch_size` by card" + "".join(f"{card:>6} GB" for card in CARDS_GB)
-    for size_px in SIZES_PX:
-        for (optimizer, ema), per_parameter in _STATES.items():
-            for checkpointing in (False, True):
-                state = (per_parameter + 2) * parameters
-                per_image = activations(name, size_px)[checkpointing]
-                fits = [max(0, int((_USABLE * card * 1e9 - state) / per_image)) for card in CARDS_GB]
-                what = f"{size_px} px, {optimizer}, EMA on {ema}{', checkpointing' if checkpointing else ''}"
-                yield f"{what:42}" + "".join(f"{min(most, 128) or '-':>9}" for most in fits)
+    yield "largest `runtime.micro_batch_size` by card" + " " * 16 + "".join(f"{card:>6} GB" for card in CARDS_GB)
+    for size_px in base.sizes_px:
+        for part, count in trained.items():
+            for (optimizer, ema), per_trained in _STATES.items():
+                for checkpointing in (False, True):
+                    state = FP32_BYTES * whole + (per_trained + 2) * count
+                    per_image = activations(name, size_px)[checkpointing]
+                    fits = [max(0, int((_USABLE * card * 1e9 - state) / per_image)) for card in CARDS_GB]
+                    what = (
+                        f"{size_px} px, {_shown(part)}, {optimizer}, EMA on {ema}{', checkpointing' if checkpointing else ''}"
+                    )
+                    yield f"{what:58}" + "".join(f"{min(most, 128) or '-':>9}" for most in fits)
+
+
+def _shown(trainable: str) -> str:
+    return trainable or "all"
+
+
+def _count(name: BaseSize, trainable: str) -> int:
+    with torch.device("meta"):
+        return sum(weight.numel() for key, weight in _unet(name).named_parameters() if re.search(trainable, key))
 
 
 @cache
@@ -77,7 +121,7 @@ def activations(name: BaseSize, size_px: int) -> Activations:
         unet, blocks = _unet(name), [0]
         kept = _Kept(unet)
         for module in unet.modules():
-            if type(module).__name__ in ("ResnetBlock2D", "Transformer2DModel"):
+            if type(module).__name__ in ("ResnetBlock2D", "BasicTransformerBlock"):  # what checkpointing computes again at once
                 module.register_forward_pre_hook(lambda *_: blocks.append(-kept.total))
                 module.register_forward_hook(lambda *_: blocks.append(blocks.pop() + kept.total))
         whole = _forward(unet, size_px, kept)
@@ -105,12 +149,16 @@ class _Kept:
 def _forward(unet: Any, size_px: int, kept: _Kept) -> int:
     latents = torch.empty(1, 4, size_px // 8, size_px // 8)
     captions = torch.empty(1, _TOKENS, unet.config["cross_attention_dim"])
+    pooled = (unet.config.get("projection_class_embeddings_input_dim") or 0) - 6 * (
+        unet.config.get("addition_time_embed_dim") or 0
+    )
+    added = {"added_cond_kwargs": {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}} if pooled else {}
     with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
-        unet(latents, torch.zeros(1, dtype=torch.long), encoder_hidden_states=captions)
+        unet(latents, torch.zeros(1, dtype=torch.long), encoder_hidden_states=captions, **added)
     return kept.total
 
 
 def _unet(name: BaseSize) -> Any:
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(**_UNETS[name]).train()
+    return UNet2DConditionModel(**_SIZES[name].unet).train()

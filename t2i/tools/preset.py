@@ -16,7 +16,7 @@ _UNDO = ".undo.yaml"
 
 def presets(folder: Path) -> dict[str, str]:
     """Returns the purpose of each preset in a folder, by name: the comment on the first line of its file."""
-    files = sorted(path for path in folder.glob("*.yaml") if path.name != _UNDO)
+    files = sorted((path for path in folder.glob("*.yaml") if path.name != _UNDO), key=lambda path: path.stem)
     first_lines = {path.stem: path.read_text(encoding="utf-8-sig").partition("\n")[0] for path in files}
     return {name: line.removeprefix("# ") for name, line in first_lines.items()}
 

@@ -425,7 +425,8 @@ def test_everything_found_is_counted_once(project, capsys) -> None:
     kinds = Counter(row["reason"].partition(":")[0] for row in listed)
     assert kinds == metrics["skipped_by_kind"] | {"merged": metrics["merged"], "unnamed": 1}
     assert re.search(
-        r"of 39 found\nleft out: .*missing image.*1 images without a caption.*over the limits.*\nnote: 7 held-out records", capsys.readouterr().out
+        r"of 39 found\nleft out: .*missing image.*1 images without a caption.*over the limits.*\nnote: 7 held-out records",
+        capsys.readouterr().out,
     )
 
 

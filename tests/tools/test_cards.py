@@ -13,6 +13,17 @@ def test_the_state_of_sd15_is_what_its_parameters_take() -> None:
     assert [f"{size} GB" in text for size in ("17.2", "13.8", "12.0", "8.6")] == [True] * 4
 
 
+def test_sdxl_fits_24_and_40_gb_as_its_preset_says() -> None:
+    lines = list(table("sdxl"))
+    assert "2567 M parameters" in lines[0]  # as published
+    heading = next(line for line in lines if line.startswith("largest"))
+    for part, card in (("attn", "24 GB"), ("all", "40 GB")):
+        row = next(line for line in lines if line.startswith(f"1024 px, {part}, adamw_8bit, EMA on CPU, checkpointing"))
+        end = heading.index(card) + len(card)
+        assert int(row[end - 9 : end]) >= 1
+        assert row[end - 18 : end - 9].strip() == "-"
+
+
 @pytest.mark.parametrize("name", ["sd15", "sd21"])
 def test_activations_grow_with_the_image_and_checkpointing_keeps_fewer(name) -> None:
     small, large = activations(name, 512), activations(name, 768)
@@ -43,6 +54,6 @@ def test_activations_are_what_autograd_keeps(monkeypatch) -> None:
     activations.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd21"])
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
 def test_the_documentation_has_the_table(name) -> None:
     assert "\n".join(line.rstrip() for line in table(name)) in (ROOT / "docs/memory.md").read_text(encoding="utf-8")

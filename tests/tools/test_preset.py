@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import StableDiffusionPipeline
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from ruamel.yaml import YAML
 
 from stages import tools
@@ -66,6 +67,7 @@ def small(params: dict[str, Any]) -> None:
     params["fetch"]["heldout_fraction"] = 0.3
     params["encode"]["images"] |= {"resolution_px": 32, "min_psnr": 0.0, "psnr_records": 4}
     params["train"] |= {"steps": 3, "precision": "fp32"}
+    params["train"]["optimizer"]["name"] = "adamw"  # 8-bit AdamW needs a GPU
     params["evaluate"] |= {
         "prompts": 4,
         "num_inference_steps": 2,
@@ -82,10 +84,13 @@ def small(params: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_runs_on_a_tiny_model_of_its_family(project, tmp_path, name) -> None:
-    predicts = "v_prediction" if name == "sd21-v" else "epsilon"
-    base = tiny.make_base(tmp_path / "like", prediction_type=predicts, text_layers=2, text_width=24)
     params = YAML(typ="safe").load(preset(name, tmp_path).read_text(encoding="utf-8"))
-    params["base"] |= {"hub": None, "revision": None, "local": str(base), "clip": str(base / "clip")}
+    predicts = "v_prediction" if name in ("sd21-v", "sdxl-vpred") else "epsilon"
+    if params["base"]["family"] == "sdxl":
+        base = tiny.make_sdxl(tmp_path / "like", prediction_type=predicts)
+    else:
+        base = tiny.make_base(tmp_path / "like", prediction_type=predicts, text_layers=2, text_width=24)
+    params["base"] |= {"hub": None, "revision": None, "variant": None, "local": str(base), "clip": str(base / "clip")}
     params["fetch"] |= {"source": {"name": "folder", "caption_column": "text"}, "local": str(tmp_path / "images")}
     small(params)
     project.params = params
@@ -93,11 +98,12 @@ def test_a_preset_runs_on_a_tiny_model_of_its_family(project, tmp_path, name) ->
     project.fetch_and_encode()
     project.train()
     project.evaluate()
-    pipeline = StableDiffusionPipeline.from_pretrained(project.folder / "data/model", use_safetensors=True)
+    kind = StableDiffusionXLPipeline if params["base"]["family"] == "sdxl" else StableDiffusionPipeline
+    pipeline = kind.from_pretrained(project.folder / "data/model", torch_dtype=torch.float32, use_safetensors=True)
     assert len(pipeline(["a red square"], num_inference_steps=2, height=32, width=32).images) == 1
     page = (project.folder / "data/reports/report.html").read_text(encoding="utf-8")
-    assert ("not comparable" in page) == (name == "sd21-v")  # its noise schedule differs from the base's
-    if name == "sd21-v":
+    assert ("not comparable" in page) == (predicts == "v_prediction")  # its noise schedule differs from the base's
+    if predicts == "v_prediction":
         assert pipeline.scheduler.alphas_cumprod[-1] < 1e-6
         assert (pipeline.scheduler.config.prediction_type, pipeline.scheduler.config.timestep_spacing) == (predicts, "trailing")
 
@@ -105,7 +111,7 @@ def test_a_preset_runs_on_a_tiny_model_of_its_family(project, tmp_path, name) ->
 def test_an_unknown_preset_or_key_changes_nothing(tmp_path) -> None:
     path = preset("sd21-v", tmp_path)
     before = path.read_text(encoding="utf-8")
-    with pytest.raises(ParamsError, match=r"presets: .*'sd21'.* naruto-sd15, sd15, sd21-v"):
+    with pytest.raises(ParamsError, match=r"presets: .*'sd21'.* naruto-sd15, sd15, sd21-v, sdxl, sdxl-vpred"):
         write_preset("sd21", tmp_path / "presets", path)
     (tmp_path / "odd.yaml").write_text("# Odd.\ntrain: {stepps: 3}\n")
     with pytest.raises(ParamsError, match=r"preset odd: .*`train.stepps`"):
