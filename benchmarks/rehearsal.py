@@ -1,26 +1,34 @@
-"""Runs each stage except the report at the sizes of Stable Diffusion 1.5, with random weights and a few images.
+"""Runs each stage except the report at the sizes of Stable Diffusion 1.5 or SDXL, with random weights and a few images.
 
 python -m benchmarks.rehearsal
+python -m benchmarks.rehearsal --family sdxl
 
 Shows that the pipeline works at the real sizes, and how much memory and time they take on this machine. The samples are noise.
-Writes rehearsal.json beside this file.
+SD 1.5 trains all of its UNet, SDXL the keys and values of cross-attention, so that both fit 24 GB without a GPU.
+Writes rehearsal.json or rehearsal-sdxl.json beside this file.
 """
 
 import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from ruamel.yaml import YAML
 
 from benchmarks.measured import ROOT, measured
+from t2i.tools.cards import SIZES
 
 STAGES = ("fetch base", "fetch dataset", "encode images", "encode captions", "train", "evaluate base", "evaluate model")
 
 
+Family = Literal["stable_diffusion", "sdxl"]
+TRAINABLE: dict[Family, str] = {"stable_diffusion": "", "sdxl": r"attn2\.to_[kv]"}
+
+
 def main(
+    family: Annotated[Family, typer.Option(help="stable_diffusion has the sizes of 1.5.")] = "stable_diffusion",
     resolution_px: Annotated[int, typer.Option(help="Side of the images, in pixels.")] = 256,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2,
     records: Annotated[int, typer.Option(min=4, help="Number of images; some of them are held out.")] = 4,
@@ -29,36 +37,29 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         stages: dict[str, Any] = {}
-        stages["make the checkpoint"] = measured(["-c", "from benchmarks.rehearsal import make_base; make_base()"], folder)
+        stages["make the checkpoint"] = measured(
+            ["-c", f"from benchmarks.rehearsal import make_base; make_base({family!r})"], folder
+        )
         _images(folder / "images", records)
-        _params(folder, resolution_px, steps)
+        _params(folder, family, resolution_px, steps)
         for stage in STAGES:
             stages[stage] = measured(["-m", *f"stages.{stage}".split()], folder)
     costs = {stage: cost._asdict() for stage, cost in stages.items()}
-    figures = {"resolution_px": resolution_px, "steps": steps, "records": records, "stages": costs}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    figures = {"family": family, "resolution_px": resolution_px, "steps": steps, "records": records, "stages": costs}
+    name = "rehearsal.json" if family == "stable_diffusion" else f"rehearsal-{family}.json"
+    Path(__file__).with_name(name).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=2))
 
 
-def make_base() -> None:
-    """Writes `base`: the sizes of Stable Diffusion 1.5, random float16 weights, vocabulary and CLIP of the embedded base."""
+def make_base(family: Family) -> None:
+    """Writes `base`: the sizes of a published base, random float16 weights, vocabulary and CLIP of the embedded base."""
     import torch
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(ROOT / "base/openmoji/tokenizer", model_max_length=77)
-    text = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        max_position_embeddings=77,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    text = CLIPTextModel(_text(tokenizer, hidden_size=768, num_hidden_layers=12, num_attention_heads=12))
     vae = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
@@ -66,9 +67,7 @@ def make_base() -> None:
         layers_per_block=2,
         sample_size=512,
     )
-    unet = UNet2DConditionModel(
-        sample_size=64, cross_attention_dim=768, attention_head_dim=8
-    )  # its other defaults are SD 1.5's
+    unet = UNet2DConditionModel(**SIZES["sd15" if family == "stable_diffusion" else "sdxl"].unet)
     scheduler = PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -77,10 +76,29 @@ def make_base() -> None:
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    StableDiffusionPipeline(vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False).to(
-        torch.float16
-    ).save_pretrained("base")
+    pipeline: Any
+    if family == "stable_diffusion":
+        pipeline = StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+    else:
+        config = _text(tokenizer, hidden_size=1280, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280)
+        second = CLIPTextModelWithProjection(config)
+        pipeline = StableDiffusionXLPipeline(vae, text, second, tokenizer, tokenizer, unet, scheduler, add_watermarker=False)
+    pipeline.to(torch.float16).save_pretrained("base")
     shutil.copytree(ROOT / "base/openmoji/clip", "base/clip")
+
+
+def _text(tokenizer: Any, *, hidden_size: int, **sizes: int) -> Any:
+    from transformers import CLIPTextConfig
+
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        max_position_embeddings=77,
+        **special,
+        **sizes,
+    )
 
 
 def _images(folder: Path, count: int) -> None:
@@ -96,13 +114,14 @@ def _images(folder: Path, count: int) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _params(folder: Path, resolution_px: int, steps: int) -> None:
+def _params(folder: Path, family: Family, resolution_px: int, steps: int) -> None:
     params: dict[str, Any] = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params["base"] |= {"local": "base", "clip": "base/clip"}
+    params["base"] |= {"family": family, "local": "base", "clip": "base/clip"}
     params["fetch"] |= {"source": {"name": "folder", "caption_column": "text"}, "local": "images", "heldout_fraction": 0.5}
     params["encode"]["images"] |= {"resolution_px": resolution_px, "min_psnr": 0.0, "psnr_records": 2}
     params["encode"]["captions"]["validation_prompts"] = []
-    params["train"] |= {"trainable": "", "steps": steps, "batch_size": 2, "warmup_steps": 0, "learning_rate": 1e-5}
+    params["train"] |= {"trainable": TRAINABLE[family], "export_dtype": "fp16" if family == "sdxl" else "fp32"}
+    params["train"] |= {"steps": steps, "batch_size": 2, "warmup_steps": 0, "learning_rate": 1e-5}
     params["evaluate"] |= {"prompts": 2, "num_inference_steps": 2, "timesteps_per_record": 1, "retention_prompts": []}
     params["sweep"] |= {"guidance_scales": [], "prompts": 2}
     params["runtime"] |= {"micro_batch_size": 1, "gradient_checkpointing": True, "encode_batch_size": 1, "log_every_steps": 1}

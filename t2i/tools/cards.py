@@ -19,7 +19,7 @@ BaseSize = Literal["sd15", "sd21", "sdxl"]
 CARDS_GB = (8, 12, 16, 24, 40, 48, 80)
 
 
-class Size(NamedTuple):
+class Published(NamedTuple):
     """What the table shows of a base."""
 
     unet: dict[str, Any]
@@ -30,12 +30,12 @@ class Size(NamedTuple):
     """Values of `train.trainable`."""
 
 
-_SIZES: dict[BaseSize, Size] = {
-    "sd15": Size({"cross_attention_dim": 768, "attention_head_dim": 8}, (512, 768)),
-    "sd21": Size(
+SIZES: dict[BaseSize, Published] = {
+    "sd15": Published({"cross_attention_dim": 768, "attention_head_dim": 8}, (512, 768)),
+    "sd21": Published(
         {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}, (512, 768)
     ),
-    "sdxl": Size(
+    "sdxl": Published(
         {
             "block_out_channels": [320, 640, 1280],
             "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
@@ -73,7 +73,7 @@ class Activations(NamedTuple):
 
 def table(name: BaseSize) -> Iterator[str]:
     """Yields the lines of the table of a base: the state of training, the activations, and what fits each card."""
-    base, trained = _SIZES[name], {part: _count(name, part) for part in _SIZES[name].trainable}
+    base, trained = SIZES[name], {part: _count(name, part) for part in SIZES[name].trainable}
     whole = trained[""]
     yield f"{name}: {whole / 1e6:.0f} M parameters of the UNet, trained in bf16; computed, not measured"
     yield ""
@@ -161,4 +161,4 @@ def _forward(unet: Any, size_px: int, kept: _Kept) -> int:
 def _unet(name: BaseSize) -> Any:
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(**_SIZES[name].unet).train()
+    return UNet2DConditionModel(**SIZES[name].unet).train()

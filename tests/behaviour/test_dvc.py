@@ -104,6 +104,19 @@ def test_a_new_vae_reruns_only_fetch_base_at_first(repository) -> None:
     assert change(repository, lambda params: params["base"].update(vae="base/tiny/vae")) == {"fetch-base"}
 
 
+def test_another_text_encoder_never_reencodes_images(repository) -> None:
+    path = repository / "data/base/text_encoder/config.json"
+    before = path.read_bytes()
+    path.unlink()
+    path.write_bytes(before + b"\n")
+    try:
+        found = stale(repository)
+    finally:
+        path.write_bytes(before)
+    assert "encode-captions" in found
+    assert "encode-images" not in found
+
+
 def test_evaluation_parameters_never_retrain(repository) -> None:
     assert change(repository, lambda params: params["sweep"].update(guidance_scales=[2.0])) == {"evaluate-model"}
     edited = change(repository, lambda params: params["evaluate"].update(prompts=3))

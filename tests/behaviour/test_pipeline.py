@@ -70,8 +70,9 @@ def test_every_room_of_the_library_has_its_tests() -> None:
     rooms = {path.name for path in (ROOT / "t2i").iterdir() if (path / "__init__.py").is_file()}
     assert rooms == {"core", "data", "model", "fetch", "encode", "train", "evaluate", "tools"}
     assert all(list((ROOT / "tests" / room).glob("test_*.py")) for room in rooms)
-    for path in (ROOT / "tests").glob("*/test_*.py"):
-        if path.parent.name in rooms:
+    for path in (ROOT / "tests").glob("*/**/test_*.py"):
+        place = path.relative_to(ROOT / "tests").parent
+        if place.parts[0] in rooms:
             module = path.stem.removeprefix("test_")
-            folder = ROOT / "t2i" / path.parent.name
+            folder = ROOT / "t2i" / place
             assert (folder / f"{module}.py").is_file() or (folder / module).is_dir(), f"{path} tests no module of {folder}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.projects import ROOT, Project
+from tests.projects import ROOT, Project, files
 
 pytestmark = pytest.mark.slow
 
@@ -133,6 +133,7 @@ def test_experiments(origin) -> None:
     mine = clone(origin, "mine")
     mine.put_images()
     mine.type("dvc add data/local/photos && dvc repro")
+    baseline = files(mine.folder / "data/model")
     said = {}
     for line in blocks("Experiments"):
         if line.startswith("pip "):
@@ -144,6 +145,12 @@ def test_experiments(origin) -> None:
     page = (mine.folder / "dvc_plots/index.html").read_text()
     assert "slower" in page
     assert "grid.png" in page
+    assert files(mine.folder / "data/model") != baseline
+    (back,) = re.findall(r"`(git checkout [^`]*dvc checkout)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    mine.type(back)
+    assert files(mine.folder / "data/model") == baseline
+    assert mine.type("git status --porcelain --untracked-files=no") == ""
+    assert "up to date" in mine.type("dvc status")
 
 
 def test_a_run_that_was_made_before_comes_from_the_cache(origin) -> None:

@@ -76,6 +76,6 @@ def test_tensor_names_of_older_checkpoints_are_accepted(tiny_base, tmp_path, par
     base = changed(tiny_base, tmp_path, part, change)
     assert (base / part).is_dir()
     loaded, wanted = (LOADERS[part](folder) for folder in (base, tiny_base))
-    states = [(model.encoder if part == "text_encoder" else model).state_dict() for model in (loaded, wanted)]  # type: ignore[attr-defined]
+    states = [(model.model if part == "text_encoder" else model).state_dict() for model in (loaded, wanted)]  # type: ignore[attr-defined]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

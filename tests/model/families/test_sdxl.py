@@ -16,7 +16,7 @@ from PIL import Image
 from t2i.data.batches import CachedRecords
 from t2i.data.pixels import Geometry, covering, to_pixels, view
 from t2i.model.families.sdxl import Family as Sdxl
-from t2i.model.family import Family, check_base
+from t2i.model.family import check_base
 from t2i.train.objective import Objective, ObjectiveSection
 from tests import tiny
 from tests.projects import PLAIN
@@ -36,9 +36,8 @@ def encoded(pipeline: Any, **options: Any) -> dict[str, Any]:
     return dict(zip(names, found, strict=True))
 
 
-def test_sdxl_is_a_family(tiny_sdxl) -> None:
+def test_settings_are_read_from_the_checkpoint(tiny_sdxl) -> None:
     family = Sdxl(tiny_sdxl)
-    assert isinstance(family, Family)
     assert (family.scaling_factor, family.prediction_type, family.vae_factor) == (0.13025, "epsilon", 2)
 
 
@@ -221,14 +220,6 @@ def edited(base: Path, to: Path, file: str, **values: Any) -> Path:
 def test_a_base_that_cannot_be_trained_is_refused(tiny_sdxl, tmp_path, file, values, said) -> None:
     with pytest.raises(ValueError, match=said):
         check_base("sdxl", edited(tiny_sdxl, tmp_path / "base", file, **values))
-
-
-def test_each_family_names_the_other(tiny_base, tiny_sdxl) -> None:
-    check_base("sdxl", tiny_sdxl)
-    with pytest.raises(ValueError, match=r"StableDiffusionXLPipeline .*`base.family: sdxl`"):
-        check_base("stable_diffusion", tiny_sdxl)
-    with pytest.raises(ValueError, match=r"StableDiffusionPipeline .*`base.family: stable_diffusion`"):
-        check_base("sdxl", tiny_base)
 
 
 def test_caches_of_stable_diffusion_are_refused(tiny_sdxl) -> None:
