@@ -107,10 +107,15 @@ def check_vae(vae: Path) -> int:
     if not _is_finite(factor) or factor <= 0:
         raise ValueError(
             f"{file}: got scaling_factor = {factor!r}, wanted a number above 0: write that of the original VAE (0.18215 for "
-            "Stable Diffusion 1.x and 2.x)"
+            "Stable Diffusion 1.x and 2.x, 0.13025 for SDXL)"
         )
     if shift is not None and not _is_finite(shift):
         raise ValueError(f"{file}: got shift_factor = {shift!r}, wanted a number or null: restore the original file")
+    if config.latents_mean is not None or config.latents_std is not None:
+        raise ValueError(
+            f"{file}: normalizes its latents by mean and standard deviation (latents_mean, latents_std, as Playground 2.5), "
+            f"wanted scaling_factor alone; {ANOTHER_BASE}"
+        )
     if (config.in_channels, config.out_channels) != (3, 3):
         raise ValueError(
             f"{file}: got {config.in_channels} and {config.out_channels} channels of images, wanted 3; {ANOTHER_BASE}"

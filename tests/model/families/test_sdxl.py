@@ -214,6 +214,7 @@ def edited(base: Path, to: Path, file: str, **values: Any) -> Path:
         ("tokenizer_2/tokenizer_config.json", {"model_max_length": 12}, "tokenizer, tokenizer_2: .* 16 and 12"),
         ("text_encoder_2/config.json", {"architectures": ["CLIPTextModel"]}, "text_encoder_2: .*WithProjection"),
         ("vae/config.json", {"scaling_factor": None}, "vae/config.json: .*scaling_factor"),
+        ("vae/config.json", {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}, "vae/config.json: .*Playground"),
         ("model_index.json", {"text_encoder": [None, None], "tokenizer": [None, None]}, "family sdxl cannot train"),
     ],
 )
