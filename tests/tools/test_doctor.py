@@ -232,6 +232,15 @@ def test_another_clip_than_the_fetched_one_is_noted(checkout) -> None:
     assert re.search(r"note   base: data/base-clip: its source is clip, but `base.clip` is someone/clip", run())
 
 
+def test_of_a_stale_base_and_clip_the_base_is_named(checkout) -> None:
+    fetch.base()
+    checkout.params["base"] |= {"hub": "someone/something", "clip": "someone/clip"}
+    checkout.write()
+    assert re.search("note   base: data/base: its source is base, .*someone/something", run())
+    planned = CliRunner().invoke(app, ["plan"])
+    assert str(planned.exception).startswith("data/base: its source is base")
+
+
 def test_a_group_that_the_environment_describes_is_noted(checkout, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "WORLD_SIZE=2" in run(wrong=1)
