@@ -22,7 +22,7 @@ from t2i.fetch.watched import check_watched
 from t2i.fetch.weights import check_weights
 from t2i.model.base import Base
 from t2i.model.family import Family, check_base, load_family
-from t2i.tools.memory import available_memory, check_maps, checkpoints_bytes, count_weights, state_bytes
+from t2i.tools.memory import available_memory, check_maps, checkpoints_bytes, count_weights, figure, state_bytes
 from t2i.tools.sections import Sections, load_sections, unread
 from t2i.tools.surroundings import Finding, checkout, device, dvc, tracked, tried
 from t2i.train import checkpoint
@@ -146,7 +146,8 @@ def _memory(sections: Sections, trained: int, whole: int) -> Finding:
     """Returns a finding about the memory of the device; raises a ValueError if there is no such device."""
     state, memory = state_bytes(sections.train, sections.runtime, trained, whole), available_memory(sections.runtime)
     message = (
-        f"training {trained / 1e6:.3g} of {whole / 1e6:.3g} M parameters needs {in_bytes(state)}, {in_bytes(memory)} are free"
+        f"training {figure(trained / 1e6)} of {figure(whole / 1e6)} M parameters needs {in_bytes(state)}, "
+        f"{in_bytes(memory)} are free"
     )
     if state < memory:
         return Finding("ok", "memory", message)
