@@ -187,8 +187,8 @@ def _caches(sections: Sections, family: Family, params_file: Path, base: Path, d
             found.append(Finding("note", str(folder), "not there yet; `dvc repro` creates it"))
         yield found[-1]
     if all(finding.state == "ok" for finding in found):
-        yield from tried("caches", partial(_fitting, params_file, base, data))
-        if deep:
+        yield from (fitting := list(tried("caches", partial(_fitting, params_file, base, data))))
+        if deep and fitting[-1].state == "ok":
             yield from tried("round trip", partial(_decoded, sections, family, data))
 
 

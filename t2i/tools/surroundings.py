@@ -17,6 +17,7 @@ import torch
 
 import t2i.core.params
 from t2i.core.files import check_in_repository
+from t2i.data.manifest import OutOfDate
 from t2i.model.launch import in_process_group
 from t2i.tools.sections import Sections
 from t2i.train.execution import check_settings
@@ -31,9 +32,11 @@ class Finding(NamedTuple):
 
 
 def tried(about: str, check: Callable[[], str]) -> Iterator[Finding]:
-    """Yields the result of a check, or the reason why it fails."""
+    """Yields the result of a check, or the reason why it fails; only a note if `dvc repro` mends it."""
     try:
         yield Finding("ok", about, check())
+    except OutOfDate as error:
+        yield Finding("note", about, str(error))
     except (ValueError, OSError) as error:
         yield Finding("wrong", about, str(error))
 

@@ -143,10 +143,21 @@ def test_deep_finds_a_flipped_bit(encoded) -> None:
     assert re.search("wrong  data/latents: data/latents/train-00000.tar: .*sha256", run("--deep", wrong=1))
 
 
-def test_caches_of_other_parameters_are_reported(encoded) -> None:
+def test_caches_that_a_rerun_writes_again_are_noted(encoded) -> None:
     encoded.params["encode"]["images"]["interpolation"] = "bicubic"
     encoded.write()
-    assert re.search("wrong  caches: data/latents: .*`params.interpolation` 'lanczos'", run(wrong=1))
+    said = "`encode.images.interpolation` 'lanczos', but it is now 'bicubic'; .*`dvc repro` writes it again"
+    assert re.search(f"note   caches: data/latents: .*{said}", run("--deep"))
+    encoded.params["encode"]["images"]["interpolation"] = "lanczos"
+    encoded.write()
+    (encoded.folder / "data/latents/train-00000.tar").unlink()
+    assert re.search("wrong  data/latents: .*train-00000.tar: .*found nothing", run(wrong=1))
+
+
+def test_caches_of_another_version_are_noted(encoded) -> None:
+    manifest = encoded.folder / "data/latents/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    assert re.search("note   data/latents: .*manifest.json: version 1, wanted 2; .*`dvc repro`", run())
 
 
 def test_deep_finds_moments_that_do_not_match_their_images(checkout) -> None:
