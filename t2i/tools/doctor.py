@@ -24,7 +24,7 @@ from t2i.model.base import Base
 from t2i.model.family import Family, check_base, load_family
 from t2i.tools.memory import available_memory, check_maps, checkpoints_bytes, count_weights, figure, state_bytes
 from t2i.tools.sections import Sections, load_sections, unread
-from t2i.tools.surroundings import Finding, checkout, device, dvc, tracked, tried
+from t2i.tools.surroundings import Finding, checkout, device, dvc, tracked, tried, without_gpu
 from t2i.train import checkpoint
 from t2i.train.objective import Objective
 
@@ -77,7 +77,11 @@ def _base_and_what_is_made_from_it(sections: Sections, params_file: Path, data: 
     found = list(_base(sections, data))
     yield from found
     base = data / "base" if found[-1].state == "ok" else Path(sections.base.local)
-    if any(finding.state == "wrong" for finding in found) or (found[-1].state == "note" and sections.base.hub):
+    if any(finding.state == "wrong" for finding in found):
+        return
+    unfetched = found[-1].state == "note" and sections.base.hub is not None
+    yield from without_gpu(sections.base, 0 if unfetched else count_weights(base / "unet", "")[1])
+    if unfetched:
         return
     if deep:
         yield from tried("weights", partial(_weights, base))

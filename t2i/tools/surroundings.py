@@ -18,6 +18,7 @@ import torch
 import t2i.core.params
 from t2i.core.files import check_in_repository
 from t2i.data.manifest import OutOfDate
+from t2i.model.base import Base
 from t2i.model.launch import in_process_group
 from t2i.tools.sections import Sections
 from t2i.train.execution import check_settings
@@ -148,6 +149,22 @@ def device(sections: Sections) -> Iterator[Finding]:
     yield from tried("settings", settings)
     if here == "cpu":
         yield bf16_finding(bf16_time(), {"train": train.precision, "evaluate": sections.evaluate.precision})
+
+
+_LARGE = 300_000_000
+"""Least number of parameters of a UNet that trains for days on a CPU; that of Stable Diffusion has 860 million."""
+
+
+def without_gpu(section: Base, parameters: int) -> Iterator[Finding]:
+    """Yields a finding if PyTorch finds no GPU and the base is large.
+
+    Args:
+        section: the section `base`.
+        parameters: the number of parameters of the UNet; 0 if it is not fetched yet, so that only its name is known.
+    """
+    if not torch.accelerator.is_available() and (parameters > _LARGE or (not parameters and section.hub)):
+        size = f"of {parameters / 1e6:,.0f} M parameters" if parameters else "of the size of Stable Diffusion's"
+        yield Finding("note", "device", f"PyTorch finds no GPU here; a UNet {size} trains for days on a CPU")
 
 
 def _named(device: str) -> str:

@@ -273,8 +273,12 @@ def test_timesteps_that_the_schedule_lacks_are_reported(checkout) -> None:
     assert "`train.objective.timesteps.end` is 5000, but the schedule has 1000" in run(wrong=1)
 
 
-def test_another_base_than_the_fetched_one_is_noted(checkout) -> None:
+def test_another_base_than_the_fetched_one_is_noted(checkout, machine_with) -> None:
+    machine_with(None)
     fetch.base()
+    assert "trains for days" not in run()
     checkout.params["base"]["hub"] = "someone/something"
     checkout.write()
-    assert re.search("note   base: data/base: .*someone/something.*`t2i fetch base`", run())
+    lines = run()
+    assert re.search("note   base: data/base: .*someone/something.*`t2i fetch base`", lines)
+    assert re.search("note   device: PyTorch finds no GPU here; .* trains for days on a CPU", lines)
