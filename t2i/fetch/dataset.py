@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from t2i.core.files import fresh, write_json
-from t2i.core.params import Section, check, resolve_plugin
+from t2i.core.params import LocalPath, Section, check, resolve_plugin
 from t2i.data.caches import dataset_digests
 from t2i.data.decoding import MAX_PIXELS
 from t2i.data.manifest import write_manifest
@@ -28,7 +28,7 @@ class Fetch(Section):
 
     source: Any
     """The source: its `name` (a module in t2i/fetch/sources) and its parameters."""
-    local: str
+    local: LocalPath
     """The folder that local sources read. It must exist, because it is a dependency of the DVC stage."""
     on_bad: OnBad
     """What happens if an image or caption cannot be used: `error` stops the stage and names the record; `skip` leaves the
