@@ -113,6 +113,8 @@ def fetch_dataset(section: Fetch, out: Path) -> Fetched:
     screen = Screen(section.on_bad, section.max_bad_fraction)
     with fresh(out) as folder, tempfile.TemporaryFile(dir=folder) as spool:
         gather(dataset.records, section, selections, screen, spool)
+        if not screen.found:
+            raise ValueError(f"`fetch.source`: {dataset.description['source']}: no records in it")
         screen.note_unnamed(dataset.unnamed)
         screen.check_fraction()
         kept = {split: selection.in_order() for split, selection in selections.items()}
