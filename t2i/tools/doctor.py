@@ -17,14 +17,13 @@ from t2i.data.records import SPLITS
 from t2i.data.shards import index
 from t2i.encode.roundtrip import psnr_of_records
 from t2i.fetch.base import check_origin, configure, configure_clip
-from t2i.fetch.dataset import Fetch
-from t2i.fetch.watched import check_watched
 from t2i.fetch.weights import check_weights
 from t2i.model.base import Base
 from t2i.model.family import Family, check_base, load_family
+from t2i.tools.dataset import dataset
 from t2i.tools.memory import available_memory, check_maps, checkpoints_bytes, count_weights, figure, state_bytes
 from t2i.tools.sections import Sections, load_sections, unread
-from t2i.tools.surroundings import Finding, checkout, device, dvc, tracked, tried, without_gpu
+from t2i.tools.surroundings import Finding, checkout, device, dvc, tried, without_gpu
 from t2i.train import checkpoint
 from t2i.train.objective import Objective
 
@@ -52,25 +51,8 @@ def doctor(params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
             f"{params_file}: no stage reads the section `{name}`; correct its name, or remove it if it is not yours",
         )
     yield from device(sections)
-    yield from tried("dataset", partial(_watched, sections.fetch))
-    if sections.fetch.source.reads_local and not tracked(Path(sections.fetch.local)):
-        yield Finding(
-            "note",
-            "dataset",
-            f"neither git nor DVC tracks {sections.fetch.local}: queued experiments and other clones do not have it; "
-            "`dvc add` a folder in it",
-        )
+    yield from dataset(sections.fetch)
     yield from _base_and_what_is_made_from_it(sections, params_file, data, deep=deep)
-
-
-def _watched(section: Fetch) -> str:
-    """Checks that DVC sees every change of the data that is read."""
-    if not Path(section.local).is_dir():
-        raise ValueError(f"`fetch.local` {section.local!r} is not a folder, which DVC needs: create it, or name another one")
-    if not section.source.reads_local:
-        return f"source {section.source.name} does not read `fetch.local`"
-    check_watched(Path(section.local), "fetch.local")
-    return f"source {section.source.name} reads {section.local}, and DVC sees every change below it"
 
 
 def _base_and_what_is_made_from_it(sections: Sections, params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:

@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -76,14 +75,6 @@ def checkout(data: Path) -> Iterator[Finding]:
             "dvc.lock is empty, probably after a full disk: run `git checkout dvc.lock`, then `dvc commit -f train`",
         )
     yield from _pins(Path("requirements.txt"))
-
-
-def tracked(folder: Path) -> bool:
-    """Returns whether git or DVC tracks data in a folder of the checkout; True for a folder elsewhere, named by its path."""
-    if folder.is_absolute() or any(folder.glob("*.dvc")) or Path(f"{folder}.dvc").exists():
-        return True
-    listed = subprocess.run(["git", "ls-files", "--", folder], capture_output=True, text=True, check=False).stdout.splitlines()
-    return any(Path(name).stem not in ("README", "metadata") for name in listed)
 
 
 def _pins(path: Path) -> Iterator[Finding]:

@@ -220,7 +220,7 @@ def test_a_linked_folder_of_images_is_reported(checkout, tmp_path_factory) -> No
 def test_images_that_nothing_tracks_are_noted(checkout) -> None:
     checkout.params["fetch"]["local"] = "images"
     checkout.write()
-    assert "note   dataset: neither git nor DVC tracks images: " in run()
+    assert "note   dataset: neither git nor DVC tracks images/0000.png, images/0001.png, " in run()
     (checkout.folder / "images.dvc").touch()
     assert "nor DVC tracks" not in run()
 
