@@ -1,12 +1,14 @@
 """Parameters: reads params.yaml strictly, so that a mistake is a one-line error and never a silent default.
 
 The model of each section is beside the code that it configures. This module has the shared parts: the strict base class, the
-type of a regular expression, the reader, and the function that finds a plug-in (a source, a family) by its module's name.
+types of a regular expression and of a path, the reader, and the function that finds a plug-in (a source, a family) by the name
+of its module.
 """
 
 import difflib
 import importlib
 import math
+import os
 import pkgutil
 import re
 import reprlib
@@ -46,6 +48,16 @@ def _compiles(pattern: str) -> str:
 
 
 Regex = Annotated[str, AfterValidator(_compiles)]
+
+
+def _has_slashes(path: str) -> str:
+    if "\\" in path and os.sep == "/":
+        raise ValueError("write / instead of \\")
+    return path
+
+
+LocalPath = Annotated[str, AfterValidator(_has_slashes)]
+"""A path on this machine; refuses Windows' separators where they are none."""
 
 
 def load_section(params_file: Path, name: str, kind: type[Kind]) -> Kind:

@@ -60,7 +60,8 @@ def check_caches(latents: Path, embeds: Path, dataset: dict[str, str], params_fi
         hashes: True compares the hash of every file, False only its size.
 
     Raises:
-        ValueError: if a cache is damaged or out of date; says the file, what was expected and what was found.
+        OutOfDate: if a cache was made from other inputs; says which, what they were and what they are.
+        ValueError: if a cache is damaged; says the file, what was expected and what was found.
     """
     of_latents = {
         "images": dataset["images"],
@@ -72,7 +73,7 @@ def check_caches(latents: Path, embeds: Path, dataset: dict[str, str], params_fi
         "params": read_section(params_file, "encode.captions"),
         "text": text_digests(base),
     }
-    for folder, wanted in ((latents, of_latents), (embeds, of_embeds)):
-        check_made_by(folder, wanted | {"dtype": DTYPE})
+    for folder, wanted, section in ((latents, of_latents, "encode.images"), (embeds, of_embeds, "encode.captions")):
+        check_made_by(folder, wanted | {"dtype": DTYPE}, section)
         if hashes:
             check_hashes(folder)

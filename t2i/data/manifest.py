@@ -1,7 +1,7 @@
 """Manifest: lists the files of a set and what the set was made from; checks that the set is complete and up to date."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ from t2i.data.digests import sha256_of
 
 MANIFEST = "manifest.json"
 _VERSION = 2
+
+
+class OutOfDate(ValueError):
+    """A set was made from other inputs; the stage that writes it makes it anew, and so does `dvc repro`."""
 
 
 class File(Section):
@@ -50,6 +54,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Returns the manifest of a set, after checking that the folder has exactly its files, with the stated sizes.
 
     Raises:
+        OutOfDate: if another version of this project wrote it.
         ValueError: if the manifest is damaged, or the files differ from it; says the file, what was expected and what was
             found.
     """
@@ -57,8 +62,10 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.get("version", _VERSION) != _VERSION:
-            raise ValueError(f"{path}: version {content['version']!r}, wanted {_VERSION}; {remedy} again")
+            raise OutOfDate(f"{path}: version {content['version']!r}, wanted {_VERSION}; {remedy} again, or `dvc repro`")
         manifest = Manifest.model_validate(content)
+    except OutOfDate:
+        raise
     except FileNotFoundError:
         raise ValueError(f"{path}: missing: this set was never finished; {remedy}") from None
     except ValidationError as error:
@@ -92,31 +99,33 @@ def check_hashes(folder: Path) -> None:
             )
 
 
-def check_made_by(folder: Path, wanted: Mapping[str, Any]) -> None:
+def check_made_by(folder: Path, wanted: Mapping[str, Any], section: str) -> None:
     """Checks that a set was made from the current inputs.
 
     Args:
         folder: the set.
         wanted: the expected entries of `made_by`; in nested mappings, only the keys that the manifest has are compared.
+        section: the section of params.yaml whose stage writes the set, such as `encode.images`; its values are the entry
+            `params`.
 
     Raises:
-        ValueError: if an entry is missing or differs; says the first difference, with both values.
+        OutOfDate: if an entry is missing or differs; says the first difference, with both values, and the command.
+        ValueError: if the set is damaged.
     """
-    made_by = read_manifest(folder).made_by
+    made_by, remedy = read_manifest(folder).made_by, f"`t2i {section.replace('.', ' ')}` or `dvc repro` writes it again"
     if missing := sorted(wanted.keys() - made_by.keys()):
-        raise ValueError(
-            f"{folder / MANIFEST}: does not say which `{missing[0]}` it was made with; run the stage that writes it again"
-        )
-    _compare(folder, made_by, wanted, "")
+        raise OutOfDate(f"{folder / MANIFEST}: does not say which `{missing[0]}` it was made with; {remedy}")
+    for place, made, now in _differences(made_by, wanted, ""):
+        name = f"{section}.{place.removeprefix('params.')}" if place.startswith("params.") else place
+        raise OutOfDate(f"{folder}: was made with `{name}` {made!r}, but it is now {now!r}; {remedy}")
 
 
-def _compare(folder: Path, made_by: Mapping[str, Any], wanted: Mapping[str, Any], place: str) -> None:
+def _differences(made_by: Mapping[str, Any], wanted: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yields the place of each entry that differs, what it was and what it should be."""
     for name, made in made_by.items():
         if name not in wanted or made == (now := wanted[name]):
             continue
         if isinstance(made, Mapping) and isinstance(now, Mapping) and "name" not in made:
-            _compare(folder, made, now, f"{place}{name}.")
+            yield from _differences(made, now, f"{place}{name}.")
         else:
-            raise ValueError(
-                f"{folder}: was made with `{place}{name}` {made!r}, but it is now {now!r}; run the stage that writes it again"
-            )
+            yield f"{place}{name}", made, now

@@ -36,6 +36,8 @@ def lines(rows: Rows, x: str, ys: Mapping[str, str], y_label: str) -> str:
             axes.set_yscale("log")
             axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            _limit_zoom(axes, "y", values)
         axes.legend(frameon=False, labelcolor=_INK)
 
     return _svg(plot)
@@ -58,8 +60,20 @@ def path(rows: Rows, axes_labels: Mapping[str, str], label: str) -> str:
             axes.annotate(f"{row[label]:g}", at, xytext=(6, 5), textcoords="offset points", color=_INK, fontsize=9)
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.margins(0.12)
+        for axis, key in (("x", x), ("y", y)):
+            _limit_zoom(axes, axis, [row[key] for row in rows])
 
     return _svg(plot)
+
+
+def _limit_zoom(axes: Any, axis: str, values: Sequence[float]) -> None:
+    """Widens an axis that shows less than a tenth of its largest value, so that values that are nearly equal look equal."""
+    low, high = min(values), max(values)
+    least = 0.1 * max(abs(low), abs(high)) or 1.0
+    if high - low < least:
+        middle = (low + high) / 2
+        axes.set(**{f"{axis}lim": (middle - 0.6 * least, middle + 0.6 * least)})
+    axes.ticklabel_format(axis=axis, useOffset=False)
 
 
 def _svg(plot: Callable[[Any], None]) -> str:

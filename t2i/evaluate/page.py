@@ -22,6 +22,8 @@ from t2i.evaluate.verdict import Verdict
 Reports = dict[str, dict[str, Any]]
 """The JSON files that the stages wrote, by path, such as `train/metrics.json`."""
 
+_SPLITS = {"train": "training records", "heldout": "held-out records"}
+
 
 def render(
     page: Path,
@@ -90,12 +92,12 @@ def figures(metrics: dict[str, float | int], intervals: dict[str, list[float]]) 
             rows.append(
                 {
                     "name": name,
-                    "base": "not comparable" if base is None else f"{base:.3g}",
+                    "base": "not comparable" if base is None else _figure(base),
                     "base_interval": None if base is None else _interval(intervals.get(f"{name}_base")),
-                    "model": f"{model:.3g}",
+                    "model": _figure(model),
                     "interval": _interval(intervals.get(name)),
                     "better": base is not None and metric.better * (model - base) > 0,
-                    "real": f"{metrics[metric.real]:.3g}" if metric.real else "",
+                    "real": _figure(metrics[metric.real]) if metric.real else "",
                     "says": metric.says,
                 }
             )
@@ -149,7 +151,7 @@ def provenance(model: Path, raw: Path, reports: Reports) -> dict[str, str]:
     images, captions, train = (reports[f"{stage}/metrics.json"] for stage in ("encode-images", "encode-captions", "train"))
     return {
         "base": ", ".join(str(value) for value in origin.values() if value is not None) or "not recorded",
-        "dataset": ", ".join(str(value) for value in described.values() if value is not None),
+        "dataset": _dataset(described),
         "records": f"{images['records']}, with {captions['captions']} captions",
         "training": f"{train['steps']} steps",
         "model": f"sha256 of the UNet: {sha256_of(model / 'unet' / 'diffusion_pytorch_model.safetensors')[:16]}",
@@ -166,4 +168,18 @@ def _rows(path: Path) -> list[dict[str, float]]:
 
 
 def _interval(pair: list[float] | None) -> str:
-    return f"{pair[0]:.3g} to {pair[1]:.3g}" if pair else ""
+    return f"{_figure(pair[0])} to {_figure(pair[1])}" if pair else ""
+
+
+def _figure(value: float) -> str:
+    """Returns a number with three significant digits, and commas instead of an exponent: `0.0125`, `2,730`."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:g}"
+
+
+def _dataset(described: dict[str, Any]) -> str:
+    """Returns the content of dataset.json as text: where the dataset is from, its counts and the start of its digests."""
+    counts = ", ".join(f"{described['records'][split]} {name}" for split, name in _SPLITS.items())
+    digests = (f"sha256 of its {name}: {described[name][:16]}" for name in ("images", "captions"))
+    told = (value for name, value in described.items() if name not in ("records", "images", "captions"))
+    return ", ".join([*(str(value) for value in told if value is not None), counts, *digests])

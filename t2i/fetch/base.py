@@ -93,18 +93,22 @@ def configure_clip(section: Base, folder: Path) -> Model:
 
 
 def check_origin(section: Base, fetched: Path) -> None:
-    """Checks that the base that was fetched is the one that the section `base` names, and so is the CLIP model beside it.
+    """Checks that the base that was fetched is the one that the section `base` names, then the CLIP model beside it.
 
     Raises:
         ValueError: if another source, variant, VAE, `clip_skip` or CLIP was fetched, or the folder `base.local` has changed.
     """
+    if (fetched / "source.json").is_file():  # else `fetch base` did not write it
+        _check_source(section, fetched)
     clip = fetched.with_name(f"{fetched.name}-clip")
     if (clip / "source.json").is_file():
         found, asked = read_object(clip / "source.json").get("source"), name_of(section.clip.partition("@")[0])
         if found != asked:
             raise ValueError(f"{clip}: its source is {found}, but `base.clip` is {asked}; run `t2i fetch base`")
-    if not (fetched / "source.json").is_file():
-        return  # `fetch base` did not write it
+
+
+def _check_source(section: Base, fetched: Path) -> None:
+    """Checks that a base was fetched from the source that the section names, with the same changes."""
     found = read_object(fetched / "source.json")
     wanted = {"source": section.hub or name_of(section.local)} | _changes(section)
     if section.hub and re.fullmatch(r"[0-9a-f]{40}", section.revision or ""):

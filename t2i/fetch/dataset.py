@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from t2i.core.files import fresh, write_json
-from t2i.core.params import Section, check, resolve_plugin
+from t2i.core.params import LocalPath, Section, check, resolve_plugin
 from t2i.data.caches import dataset_digests
 from t2i.data.decoding import MAX_PIXELS
 from t2i.data.manifest import write_manifest
@@ -28,7 +28,7 @@ class Fetch(Section):
 
     source: Any
     """The source: its `name` (a module in t2i/fetch/sources) and its parameters."""
-    local: str
+    local: LocalPath
     """The folder that local sources read. It must exist, because it is a dependency of the DVC stage."""
     on_bad: OnBad
     """What happens if an image or caption cannot be used: `error` stops the stage and names the record; `skip` leaves the
@@ -122,6 +122,8 @@ def fetch_dataset(section: Fetch, out: Path) -> Fetched:
     screen = Screen(section.on_bad, section.max_bad_fraction)
     with fresh(out) as folder, tempfile.TemporaryFile(dir=folder) as spool:
         gather(dataset.records, section, selections, screen, spool)
+        if not screen.found:
+            raise ValueError(f"`fetch.source`: {dataset.description['source']}: no records in it")
         screen.note_unnamed(dataset.unnamed)
         screen.check_fraction()
         kept = {split: selection.in_order() for split, selection in selections.items()}

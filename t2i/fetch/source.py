@@ -55,31 +55,34 @@ def content_key(image: bytes) -> str:
     return hashlib.sha256(image).hexdigest()[:16]
 
 
-def record_of(place: str, read: Callable[[], bytes], captions: Any) -> Record:
+def record_of(place: str, read: Callable[[], bytes], captions: Any, within: str | None = None) -> Record:
     """Returns a record whose key and identity are the hash of its image.
 
     Args:
         place: where the record is in its source.
         read: returns the image file; called at once. If it raises a ValueError, that becomes the problem of the record.
         captions: a caption, or a list of captions.
+        within: see `broken`.
     """
     listed = tuple(captions) if isinstance(captions, (list, tuple)) else (captions,)
     try:
         content = read()
     except ValueError as error:
-        return broken(place, str(error))
+        return broken(place, str(error), within)
     key = content_key(content)
     return Record(place, key, key, lambda: content, listed)
 
 
-def broken(place: str, problem: str) -> Record:
+def broken(place: str, problem: str, within: str | None = None) -> Record:
     """Returns a record that its source cannot read.
 
     Args:
         place: where the record is in its source.
         problem: the reason, as `kind: detail`.
+        within: the place without the folder `fetch.local`, if it begins with it: that decides whether the record is drawn, so
+            that a project may be moved. None: the place itself.
     """
-    key = content_key(place.encode(errors="surrogatepass"))
+    key = content_key((within or place).encode(errors="surrogatepass"))
     return Record(place, key, key, bytes, (), problem)
 
 
@@ -95,26 +98,9 @@ def files_in(local: Path, pattern: str) -> list[Path]:
     return sorted(path for path in local.glob(pattern) if path.is_file() and is_inside(path, local))
 
 
-def read_inside(local: Path, name: str, beside: Path | None = None) -> bytes:
-    """Returns the content of a file inside a folder.
-
-    Args:
-        local: the folder `fetch.local`.
-        name: path of the file, absolute or relative to `beside`.
-        beside: a folder in `local`; None: `local` itself.
-
-    Raises:
-        ValueError: if the file cannot be read, or is outside `local`, where DVC sees no changes.
-    """
-    folder = beside or local
-    if not is_inside(folder / name, local):
-        raise ValueError(f"missing image: {name!r} is outside {local}; wanted a path inside `fetch.local`")
-    try:
-        return (folder / name).read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"missing image: no such file {name!r} in {folder}") from None
-    except (OSError, ValueError) as error:  # a ValueError: the name has a NUL
-        raise ValueError(f"missing image: {name!r} in {folder}: {getattr(error, 'strerror', error)}") from None
+def in_experiment(local: Path) -> bool:
+    """Returns whether a folder is in the copy of the checkout that a DVC experiment runs in: it has only what is tracked."""
+    return not local.is_absolute() and "/.dvc/tmp/" in f"{Path.cwd().as_posix()}/"
 
 
 def other_images(local: Path, named: Collection[str]) -> list[str]:
@@ -154,5 +140,6 @@ def matching(local: Path, pattern: str) -> list[Path]:
         raise ValueError(f"`fetch.source.files` {pattern!r}: wanted a pattern inside `fetch.local`, such as `*.tar`")
     relative = os.path.relpath(os.path.abspath(local / pattern), os.path.abspath(local)) if pattern else "*"
     if not (found := files_in(local, relative)):
-        raise ValueError(f"`fetch.source.files` {pattern!r} matches no file in {local}; change it, or `fetch.local`")
+        lacking = "; if the checkout has one, neither git nor DVC tracks it: `dvc add` it there" if in_experiment(local) else ""
+        raise ValueError(f"`fetch.source.files` {pattern!r} matches no file in {local}; change it, or `fetch.local`{lacking}")
     return found

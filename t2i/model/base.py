@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from t2i.core.params import Section
+from t2i.core.params import LocalPath, Section
 
 NOT_TAKEN = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of a pipeline that are never used here, even if the folder has them."""
@@ -15,7 +15,7 @@ class Base(Section):
 
     family: str
     """Model family: the name of a module in t2i/model/families."""
-    local: str
+    local: LocalPath
     """Folder of the base, a pipeline in diffusers layout; ignored if `hub` is set. Must exist, because DVC tracks it."""
     hub: str | None
     """Hub id of the base, such as stable-diffusion-v1-5/stable-diffusion-v1-5; null: use the folder `local`."""
@@ -23,7 +23,7 @@ class Base(Section):
     """Branch, tag or commit on the Hub. The run resolves it to a commit and records that. null: the default branch."""
     variant: str | None
     """Variant of the weights on the Hub, such as fp16; null: the default weights."""
-    vae: str | None
+    vae: LocalPath | None
     """An AutoencoderKL that replaces the one of the base: a folder, or a Hub id such as stabilityai/sd-vae-ft-mse. Append `@`
     and a revision for another branch, tag or commit than the default. null: the VAE of the base."""
     clip_skip: int = Field(ge=0)
@@ -31,5 +31,5 @@ class Base(Section):
     empty_prompt: Literal["auto", "zeros", "encoded"]
     """What stands for the empty prompt, in training and in the exported pipeline: `zeros`, or its encoding. `auto`: as in the
     base. Stable Diffusion 1.x and 2.x always encode it."""
-    clip: str
+    clip: LocalPath
     """The CLIPModel for evaluation: a folder, or a Hub id such as openai/clip-vit-large-patch14, with `@` as in `vae`."""

@@ -17,14 +17,13 @@ from t2i.data.records import SPLITS
 from t2i.data.shards import index
 from t2i.encode.roundtrip import psnr_of_records
 from t2i.fetch.base import check_origin, configure, configure_clip
-from t2i.fetch.dataset import Fetch
-from t2i.fetch.watched import check_watched
 from t2i.fetch.weights import check_weights
 from t2i.model.base import Base
 from t2i.model.family import Family, check_base, load_family
-from t2i.tools.memory import available_memory, check_maps, checkpoints_bytes, count_weights, state_bytes
+from t2i.tools.dataset import dataset
+from t2i.tools.memory import available_memory, check_maps, checkpoints_bytes, count_weights, figure, state_bytes
 from t2i.tools.sections import Sections, load_sections, unread
-from t2i.tools.surroundings import Finding, checkout, device, dvc, tracked, tried
+from t2i.tools.surroundings import Finding, checkout, device, dvc, tried, without_gpu
 from t2i.train import checkpoint
 from t2i.train.objective import Objective
 
@@ -52,32 +51,19 @@ def doctor(params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
             f"{params_file}: no stage reads the section `{name}`; correct its name, or remove it if it is not yours",
         )
     yield from device(sections)
-    yield from tried("dataset", partial(_watched, sections.fetch))
-    if sections.fetch.source.reads_local and not tracked(Path(sections.fetch.local)):
-        yield Finding(
-            "note",
-            "dataset",
-            f"neither git nor DVC tracks {sections.fetch.local}: queued experiments and other clones do not have it; "
-            "`dvc add` a folder in it",
-        )
+    yield from dataset(sections.fetch)
     yield from _base_and_what_is_made_from_it(sections, params_file, data, deep=deep)
-
-
-def _watched(section: Fetch) -> str:
-    """Checks that DVC sees every change of the data that is read."""
-    if not Path(section.local).is_dir():
-        raise ValueError(f"`fetch.local` {section.local!r} is not a folder, which DVC needs: create it, or name another one")
-    if not section.source.reads_local:
-        return f"source {section.source.name} does not read `fetch.local`"
-    check_watched(Path(section.local), "fetch.local")
-    return f"source {section.source.name} reads {section.local}, and DVC sees every change below it"
 
 
 def _base_and_what_is_made_from_it(sections: Sections, params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
     found = list(_base(sections, data))
     yield from found
     base = data / "base" if found[-1].state == "ok" else Path(sections.base.local)
-    if any(finding.state == "wrong" for finding in found) or (found[-1].state == "note" and sections.base.hub):
+    if any(finding.state == "wrong" for finding in found):
+        return
+    unfetched = found[-1].state == "note" and sections.base.hub is not None
+    yield from without_gpu(sections.base, 0 if unfetched else count_weights(base / "unet", "")[1])
+    if unfetched:
         return
     if deep:
         yield from tried("weights", partial(_weights, base))
@@ -146,7 +132,8 @@ def _memory(sections: Sections, trained: int, whole: int) -> Finding:
     """Returns a finding about the memory of the device; raises a ValueError if there is no such device."""
     state, memory = state_bytes(sections.train, sections.runtime, trained, whole), available_memory(sections.runtime)
     message = (
-        f"training {trained / 1e6:.3g} of {whole / 1e6:.3g} M parameters needs {in_bytes(state)}, {in_bytes(memory)} are free"
+        f"training {figure(trained / 1e6)} of {figure(whole / 1e6)} M parameters needs {in_bytes(state)}, "
+        f"{in_bytes(memory)} are free"
     )
     if state < memory:
         return Finding("ok", "memory", message)
@@ -186,8 +173,8 @@ def _caches(sections: Sections, family: Family, params_file: Path, base: Path, d
             found.append(Finding("note", str(folder), "not there yet; `dvc repro` creates it"))
         yield found[-1]
     if all(finding.state == "ok" for finding in found):
-        yield from tried("caches", partial(_fitting, params_file, base, data))
-        if deep:
+        yield from (fitting := list(tried("caches", partial(_fitting, params_file, base, data))))
+        if deep and fitting[-1].state == "ok":
             yield from tried("round trip", partial(_decoded, sections, family, data))
 
 

@@ -29,6 +29,11 @@ OPTIMIZER_BYTES = {"adamw": 2 * FP32_BYTES, "adamw_8bit": 2}
 """Bytes per trained parameter of the two moments that each optimizer keeps."""
 
 
+def figure(value: float) -> str:
+    """Returns a positive number for a message, without an exponent: `0.0574`, `12.3`, `2,567`."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def count_weights(unet: Path, trainable: str) -> tuple[int, int]:
     """Returns the numbers of trained and of all parameters of a UNet; reads only the headers of its files."""
     trained = whole = 0

@@ -22,6 +22,7 @@ from t2i.tools.memory import (
     checkpoints_bytes,
     count_weights,
     enough_memory,
+    figure,
     peak_memory,
     state_bytes,
 )
@@ -76,7 +77,7 @@ def plan(params_file: Path, base: Path, raw: Path, records: int | None) -> list[
         ),
         *_disk(sections, dataset, encoders, trained),
         *_memory(runtime, whole, state, free_memory, timed=step is not None),
-        ("steps", f"{steps} of {train.batch_size} images: {steps * train.batch_size / counts['train']:.3g} epochs"),
+        ("steps", f"{steps} of {train.batch_size} images: {figure(steps * train.batch_size / counts['train'])} epochs"),
         *_times(sections, dataset, encoders, forward, step),
     ]
 
@@ -102,7 +103,7 @@ def _disk(sections: Sections, dataset: RecordCounts, encoders: Encoders, trained
 
 
 def _memory(runtime: Runtime, whole: int, state: int, free: int, *, timed: bool) -> Iterable[tuple[str, str]]:
-    yield "memory", f"{in_bytes(state)} for weights, gradients, optimizer and EMA of {whole / 1e6:.3g} M parameters"
+    yield "memory", f"{in_bytes(state)} for weights, gradients, optimizer and EMA of {figure(whole / 1e6)} M parameters"
     if timed:
         yield "", f"{in_bytes(peak_memory(runtime))} peak of this process with one step; {in_bytes(free)} were free before it"
     else:

@@ -57,7 +57,7 @@ def undo_preset(folder: Path, params_file: Path) -> list[str]:
     """Puts back the values that presets replaced, except those that were changed after that.
 
     Returns:
-        One line per parameter that a preset changed.
+        One line per parameter that a preset changed, then one that says how to get the committed file.
 
     Raises:
         ParamsError: no preset was applied, or it was undone.
@@ -78,7 +78,8 @@ def undo_preset(folder: Path, params_file: Path) -> list[str]:
             lines.append(f"{place}: stays {_shown(now)}, since the preset had set {_shown(value['preset'])}")
     _dump(whole, params_file)
     undo.unlink()
-    return lines
+    committed = f"`git checkout {params_file}` gives the file of the last commit, byte for byte and without later edits"
+    return [*lines, committed]
 
 
 def _yaml() -> YAML:

@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +16,8 @@ import torch
 
 import t2i.core.params
 from t2i.core.files import check_in_repository
+from t2i.data.manifest import OutOfDate
+from t2i.model.base import Base
 from t2i.model.launch import in_process_group
 from t2i.tools.sections import Sections
 from t2i.train.execution import check_settings
@@ -31,9 +32,11 @@ class Finding(NamedTuple):
 
 
 def tried(about: str, check: Callable[[], str]) -> Iterator[Finding]:
-    """Yields the result of a check, or the reason why it fails."""
+    """Yields the result of a check, or the reason why it fails; only a note if `dvc repro` mends it."""
     try:
         yield Finding("ok", about, check())
+    except OutOfDate as error:
+        yield Finding("note", about, str(error))
     except (ValueError, OSError) as error:
         yield Finding("wrong", about, str(error))
 
@@ -72,14 +75,6 @@ def checkout(data: Path) -> Iterator[Finding]:
             "dvc.lock is empty, probably after a full disk: run `git checkout dvc.lock`, then `dvc commit -f train`",
         )
     yield from _pins(Path("requirements.txt"))
-
-
-def tracked(folder: Path) -> bool:
-    """Returns whether git or DVC tracks data in a folder of the checkout; True for a folder elsewhere, named by its path."""
-    if folder.is_absolute() or any(folder.glob("*.dvc")) or Path(f"{folder}.dvc").exists():
-        return True
-    listed = subprocess.run(["git", "ls-files", "--", folder], capture_output=True, text=True, check=False).stdout.splitlines()
-    return any(Path(name).stem not in ("README", "metadata") for name in listed)
 
 
 def _pins(path: Path) -> Iterator[Finding]:
@@ -145,6 +140,22 @@ def device(sections: Sections) -> Iterator[Finding]:
     yield from tried("settings", settings)
     if here == "cpu":
         yield bf16_finding(bf16_time(), {"train": train.precision, "evaluate": sections.evaluate.precision})
+
+
+_LARGE = 300_000_000
+"""Least number of parameters of a UNet that trains for days on a CPU; that of Stable Diffusion has 860 million."""
+
+
+def without_gpu(section: Base, parameters: int) -> Iterator[Finding]:
+    """Yields a finding if PyTorch finds no GPU and the base is large.
+
+    Args:
+        section: the section `base`.
+        parameters: the number of parameters of the UNet; 0 if it is not fetched yet, so that only its name is known.
+    """
+    if not torch.accelerator.is_available() and (parameters > _LARGE or (not parameters and section.hub)):
+        size = f"of {parameters / 1e6:,.0f} M parameters" if parameters else "of the size of Stable Diffusion's"
+        yield Finding("note", "device", f"PyTorch finds no GPU here; a UNet {size} trains for days on a CPU")
 
 
 def _named(device: str) -> str:

@@ -66,4 +66,8 @@ def write_card(model: Path, dataset: Path, made_by: dict[str, Any], precision: P
 
 
 def _listed(facts: dict[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value is not None) or "- not recorded"
+    return "\n".join(f"- {name}: {_shown(value)}" for name, value in facts.items() if value is not None) or "- not recorded"
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(f"{inner} {name}" for name, inner in value.items()) if isinstance(value, dict) else str(value)

@@ -53,13 +53,16 @@ def test_two_records_fill_a_larger_batch_and_are_evaluated(project) -> None:
     assert project.json("data/reports/evaluate/metrics.json")["prompts"] == 2
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_zero_records_and_one_record_are_refused(project, count) -> None:
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(0, "metadata.jsonl: empty"), (1, r"^`fetch`: .* \(train 1, held out 0\): .*`fetch.heldout_fraction`")],
+)
+def test_zero_records_and_one_record_are_refused(project, count, said) -> None:
     metadata = project.folder / "images/metadata.jsonl"
     metadata.write_text("".join(metadata.read_text().splitlines(keepends=True)[:count]))
-    with pytest.raises(ValueError, match=rf"^`fetch`: .* \(train {count}, held out 0\): .*`fetch.heldout_fraction`"):
+    with pytest.raises(ValueError, match=said):
         fetch.dataset()
-    assert not list((project.folder / "data").iterdir())
+    assert not list((project.folder / "data").glob("*"))
 
 
 def test_identical_images_count_as_one_record(project) -> None:

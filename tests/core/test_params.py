@@ -97,6 +97,14 @@ def test_a_wrong_value_gets_its_key_the_value_and_what_is_wanted(tmp_path, param
     assert re.search(said, complaint(tmp_path, params, "train"))
 
 
+@pytest.mark.skipif(os.sep != "/", reason="Windows has these separators")
+@pytest.mark.parametrize(("section", "key"), [("fetch", "local"), ("base", "local"), ("base", "vae"), ("base", "clip")])
+def test_paths_with_separators_of_windows_are_refused(tmp_path, params, section, key) -> None:
+    params[section][key] = r"data\local"
+    said = complaint(tmp_path, params, section)
+    assert f"`{section}.{key}`: write / instead of \\, got " in said
+
+
 def test_a_missing_key_or_section_is_named(tmp_path, params) -> None:
     del params["train"]["seed"]
     assert "`train.seed`" in complaint(tmp_path, params, "train")

@@ -28,16 +28,16 @@ def change_params(project: Project, section: str, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("section", "changes", "said"),
     [
-        ("images", {"resolution_px": 64}, r"latents: .*`params.resolution_px` 32, .* 64"),
-        ("images", {"crop": {"name": "random", "views": 2}}, r"latents: .*`params.crop` {'name': 'center'}"),
-        ("images", {"background": "#000000"}, r"latents: .*`params.background` '#ffffff', .* '#000000'"),
-        ("captions", {"records_per_shard": 3}, r"embeds: .*`params.records_per_shard` 8, .* 3"),
+        ("images", {"resolution_px": 64}, r"latents: .*`encode.images.resolution_px` 32, .* 64"),
+        ("images", {"crop": {"name": "random", "views": 2}}, r"latents: .*`encode.images.crop` {'name': 'center'}"),
+        ("images", {"background": "#000000"}, r"latents: .*`encode.images.background` '#ffffff', .* '#000000'"),
+        ("captions", {"records_per_shard": 3}, r"embeds: .*`encode.captions.records_per_shard` 8, .* 3"),
     ],
 )
 def test_caches_made_with_other_parameters_are_rejected(cached, section, changes, said) -> None:
     change_params(cached, section, **changes)
     for run in (cached.train, evaluate.base, evaluate.model, evaluate.report):
-        with pytest.raises(ValueError, match=said + r".*run the stage that writes it again"):
+        with pytest.raises(ValueError, match=rf"{said}.*; `t2i encode {section}` or `dvc repro` writes it again"):
             run()
     assert not (cached.folder / "data/reports/train").exists()
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i.data.manifest import check_hashes, check_made_by, describe, read_manifest, write_manifest
+from t2i.data.manifest import OutOfDate, check_hashes, check_made_by, describe, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -75,16 +75,16 @@ def test_a_damaged_or_old_manifest_is_rejected(folder, content, said) -> None:
 
 
 def test_a_difference_in_made_by_shows_both_values(folder) -> None:
-    check_made_by(folder, {})
-    check_made_by(folder, {"vae": "1f", "params": {"resolution_px": 64, "another": 1}})
-    with pytest.raises(ValueError, match=r"manifest.json: .*`tokenizer`"):
-        check_made_by(folder, {"tokenizer": "3"})
-    with pytest.raises(ValueError, match=r"set: .*`vae` '1f', .* '2e'.*run the stage"):
-        check_made_by(folder, {"vae": "2e"})
-    with pytest.raises(ValueError, match=r"`params.resolution_px` 64, .* 32"):
-        check_made_by(folder, {"params": {"resolution_px": 32}})
-    with pytest.raises(ValueError, match=r"`params.crop` {'name': 'center'}, .* {'name': 'random', 'views': 2}"):
-        check_made_by(folder, {"params": {"crop": {"name": "random", "views": 2}}})
+    check_made_by(folder, {}, "encode.images")
+    check_made_by(folder, {"vae": "1f", "params": {"resolution_px": 64, "another": 1}}, "encode.images")
+    for wanted, said in (
+        ({"tokenizer": "3"}, r"manifest.json: .*`tokenizer`"),
+        ({"vae": "2e"}, r"set: .*`vae` '1f', .* '2e'.*`t2i encode images`"),
+        ({"params": {"resolution_px": 32}}, r"`encode.images.resolution_px` 64, .* 32"),
+        ({"params": {"crop": {"name": "random"}}}, r"`encode.images.crop` {'name': 'center'}, .* {'name': 'random'}"),
+    ):
+        with pytest.raises(OutOfDate, match=said):
+            check_made_by(folder, wanted, "encode.images")
 
 
 def test_manifest_bytes_depend_only_on_content(folder) -> None:

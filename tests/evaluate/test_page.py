@@ -60,6 +60,9 @@ def test_the_page_is_self_contained_and_escapes_captions(page) -> None:
         assert f"<h2>{heading}</h2>" in text
     assert "Lost detail" in text  # the tiny VAE is random
     assert "<code>base.vae</code>" in text
+    provenance = text[text.index("Provenance") :]
+    assert "<td>folder images, 17 training records, 7 held-out records, sha256 of its images: " in provenance
+    assert "{&#39;" not in provenance[: provenance.index("<details>")]
     assert re.search(r'<div class="verdict [\w-]+"><strong>(Use|Look|Do not)', text)
 
 
@@ -104,3 +107,9 @@ def test_each_metric_knows_which_direction_is_better() -> None:
     assert rows["cmmd"]["better"]
     assert not rows["clip_score"]["better"]
     assert rows["cmmd"]["interval"] == "0.8 to 1.2"
+
+
+def test_large_figures_have_commas_and_no_exponent() -> None:
+    metrics = {"kid": 2734.6, "kid_base": 999.7, "kid_floor": -0.01234}
+    (row,) = figures(metrics, {"kid": [-12345.0, 0.00002]})
+    assert (row["model"], row["base"], row["real"], row["interval"]) == ("2,730", "1,000", "-0.0123", "-12,300 to 2e-05")

@@ -25,6 +25,7 @@ from t2i.fetch.dataset import Fetch, gather
 from t2i.fetch.screening import Screen
 from t2i.fetch.selection import Selection
 from t2i.fetch.source import Record
+from t2i.fetch.sources import folder
 from tests.images import encoded, many_scans
 from tests.projects import ROOT
 
@@ -199,7 +200,7 @@ def test_file_names_are_printed_as_one_line_of_ascii(project) -> None:
     Path(os.fsdecode(bytes(images) + b"/" + name)).write_bytes(b"")
     metadata = images / "metadata.jsonl"
     metadata.write_bytes(metadata.read_bytes().replace(b"0003.png", name.replace(b"\x1b", b"\\u001b")))
-    shown = "metadata.jsonl, line 4 (caf\\udce9 [red]\\x1b[31m\\xe9.png)"
+    shown = f"{images}/metadata.jsonl, line 4 (caf\\udce9 [red]\\x1b[31m\\xe9.png)"
     environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "stages.fetch", "dataset", "--out", "raw \u00e9"]
     ended = [subprocess.run(command, cwd=project.folder, env=environment, capture_output=True)]
@@ -215,7 +216,7 @@ def test_file_names_are_printed_as_one_line_of_ascii(project) -> None:
     assert "raw \\xe9/skipped.csv" in left_out
     rows = list(csv.DictReader((project.folder / "raw \u00e9/skipped.csv").open(encoding="utf-8", newline="")))
     assert rows == [
-        {"record": "metadata.jsonl, line 4 (caf\\udce9 [red]\x1b[31m\u00e9.png)", "reason": "empty image: no bytes"}
+        {"record": f"{images}/metadata.jsonl, line 4 (caf\\udce9 [red]\x1b[31m\u00e9.png)", "reason": "empty image: no bytes"}
     ]
 
 
@@ -244,7 +245,7 @@ def test_on_bad_error_stops_at_the_first_bad_record(project) -> None:
 
     spoil(project)
     project.write()
-    with pytest.raises(ValueError, match=r"^metadata.jsonl, line 4 \(0003.png\): empty image"):
+    with pytest.raises(ValueError, match=rf"^{project.folder}/images/metadata.jsonl, line 4 \(0003.png\): empty image"):
         fetch.dataset()
     assert not list((project.folder / "data").iterdir())
 
@@ -256,7 +257,9 @@ def test_on_bad_skip_lists_and_counts_bad_records(project, capsys) -> None:
     project.fetch_and_encode()
     raw = project.folder / "data/raw"
     listed = list(csv.DictReader((raw / "skipped.csv").open(encoding="utf-8")))
-    assert [row["record"] for row in listed] == [f"metadata.jsonl, line {n} (000{n - 1}.png)" for n in (4, 6, 8, 10)]
+    assert [row["record"] for row in listed] == [
+        f"{project.folder}/images/metadata.jsonl, line {n} (000{n - 1}.png)" for n in (4, 6, 8, 10)
+    ]
     metrics = project.json("data/reports/fetch-dataset/metrics.json")
     kinds = {"empty image": 1, "not a readable image": 1, "image too large": 1, "blank caption": 1}
     assert (metrics["skipped"], metrics["skipped_by_kind"]) == (4, kinds)
@@ -396,6 +399,46 @@ def test_content_of_the_same_size_and_time_is_read_anew(project, kind) -> None:
         fetch.dataset()
         captions = [json.loads(line)["captions"][0] for line in (project.folder / "data/raw/captions.jsonl").open()]
         assert {caption.split()[0] for caption in captions} == {word}
+
+
+def test_lines_that_are_no_records_are_skipped_and_counted(project) -> None:
+    from stages import fetch
+
+    with (project.folder / "images/metadata.jsonl").open("a") as file:
+        file.write('{"file_name": "0000.png", "caption": "x"}\nnot json\n')
+    with pytest.raises(ValueError, match=r"images/metadata.jsonl, line 25 \(0000.png\): no caption: has no key `text`"):
+        fetch.dataset()
+    project.params["fetch"] |= {"on_bad": "skip", "max_bad_fraction": 0.5}
+    project.write()
+    fetch.dataset()
+    assert project.json("data/reports/fetch-dataset/metrics.json")["skipped_by_kind"] == {"no caption": 1, "not JSON": 1}
+
+
+def test_a_moved_folder_draws_the_same_bad_records(tmp_path) -> None:
+    keys = []
+    for name in ("one", "another"):
+        local = tmp_path / name
+        local.mkdir()
+        (local / "metadata.jsonl").write_text('{"file_name": "gone.png", "text": "x"}\n{}\n')
+        source = folder.open_source(folder.Source(name="folder", caption_column="text"), local)
+        keys.append([(record.key, record.identity) for record in source.records])
+    assert keys[0] == keys[1]
+
+
+def test_a_source_without_records_is_named(project) -> None:
+    from stages import fetch
+
+    table = pyarrow.table({"image": pyarrow.array([], pyarrow.binary()), "text": pyarrow.array([], pyarrow.string())})
+    pyarrow.parquet.write_table(table, project.folder / "images/a.parquet")
+    project.params["fetch"]["source"] = {
+        "name": "parquet",
+        "files": "*.parquet",
+        "image_column": "image",
+        "caption_column": "text",
+    }
+    project.write()
+    with pytest.raises(ValueError, match=r"`fetch.source`: Parquet files of images: no records"):
+        fetch.dataset()
 
 
 def test_everything_found_is_counted_once(project, capsys) -> None:

@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from t2i.fetch.source import content_key, matching, read_inside, record_of
+from t2i.fetch.inside import Inside
+from t2i.fetch.source import content_key, matching, record_of
 
 
 def test_keys_are_16_digits_of_the_content() -> None:
@@ -18,7 +19,7 @@ def test_record_of_uses_the_image_hash_as_key() -> None:
 
 
 def test_an_unreadable_image_is_a_problem_of_the_record(tmp_path) -> None:
-    records = [record_of(f"row {n}", lambda: read_inside(tmp_path, "gone.png"), "a") for n in range(2)]
+    records = [record_of(f"row {n}", lambda: Inside(tmp_path).read("gone.png"), "a") for n in range(2)]
     assert {record.problem for record in records} == {f"missing image: no such file 'gone.png' in {tmp_path}"}
     assert len({record.key for record in records}) == 2
 
@@ -28,13 +29,13 @@ def test_paths_outside_the_folder_are_rejected(tmp_path, name) -> None:
     (tmp_path / "secret.png").write_bytes(b"x")
     (tmp_path / "in" / "a").mkdir(parents=True)
     with pytest.raises(ValueError, match=f"{re.escape(repr(name))} is outside"):
-        read_inside(tmp_path / "in", name)
+        Inside(tmp_path / "in").read(name)
 
 
 def test_a_folder_is_not_an_image(tmp_path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(ValueError, match=r"missing image: 'a' in .*: Is a directory"):
-        read_inside(tmp_path, "a")
+        Inside(tmp_path).read("a")
 
 
 def test_matching_sorts_files_and_names_a_bad_pattern(tmp_path) -> None:

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -144,27 +145,75 @@ def test_folder_needs_exactly_one_metadata_file(tmp_path) -> None:
         folder.open_source(FOLDER, images)
 
 
+def test_folder_without_metadata_says_where_captions_may_be(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = tiny.make_images(tmp_path / "local/photos", 1)
+    (images / "metadata.jsonl").unlink()
+    with pytest.raises(ValueError, match=r'^local/metadata.jsonl: missing, .*"photos/0001.png", "text": "a caption"}$'):
+        folder.open_source(FOLDER, Path("local"))
+    (images / "0000.txt").write_text("a square")
+    with pytest.raises(ValueError, match=r"\.txt files .* tars .*webdataset, or .*metadata.jsonl$"):
+        folder.open_source(FOLDER, Path("local"))
+
+
+def test_an_experiment_without_metadata_says_git_add(tmp_path, monkeypatch) -> None:
+    (tmp_path / ".dvc/tmp/exps/one/local").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / ".dvc/tmp/exps/one")
+    with pytest.raises(ValueError, match=r"`git add local/metadata.jsonl` there"):
+        folder.open_source(FOLDER, Path("local"))
+    with pytest.raises(ValueError, match=r"neither git nor DVC tracks it: `dvc add` it"):
+        from_parquet(Path("local"))
+
+
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("name", "content"),
+    [("metadata.jsonl", ""), ("metadata.jsonl", "\n \n"), ("metadata.csv", "file_name,text\n")],
+    ids=["no bytes", "blank lines", "only a header"],
+)
+def test_an_empty_metadata_file_is_named(tmp_path, name, content) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}: empty; wanted one line per image: .*photos/0001.png"):
+        folder.open_source(FOLDER, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
     [
         (
-            '{"file_name": "0000.png"}',
-            r"metadata.jsonl, line 4: wanted `file_name` and `text` \(`fetch.source.caption_column`\)",
+            '{"file_name": "0000.png", "caption": "x"}',
+            "no caption: has no key `text` (`fetch.source.caption_column`); it has `file_name`, `caption`",
         ),
-        ('{"text": "x"}', "line 4: wanted `file_name`"),
-        ('{"file_name": 3, "text": "x"}', "line 4: wanted `file_name`.*`file_name` is 3"),
-        ('["0000.png", "x"]', "line 4: wanted `file_name`"),
-        ("not json", "line 4: wanted a JSON object, got 'not json'"),
-        ('{"a":' * 100_000, 'line 4: wanted a JSON object, got \'{"a":.*recursion'),
+        ('{"text": "x"}', "missing image: has no key `file_name`; it has `text`"),
+        ("{}", "missing image: has no key `file_name`; it has none"),
+        ('{"file_name": 3, "text": "x"}', "missing image: `file_name` is 3, wanted a path such as photos/0001.png"),
+        ('{"file_name": null, "text": "x"}', "missing image: `file_name` is null, wanted a path such as photos/0001.png"),
+        (
+            '["0000.png", "x"]',
+            "not a record: wanted a JSON object with `file_name` and `text`, got ['0000.png', 'x']",
+        ),
+        ("not json", "not JSON: wanted a JSON object, got 'not json' (Expecting value in column 1)"),
+        (
+            r'{"file_name": "photos\Day.jpg"}',
+            r"""not JSON: wanted a JSON object, got '{"file_name": "photos\\Day.jpg"}' (Invalid \escape in column 22: """
+            r"write / instead of \)",
+        ),
     ],
-    ids=["no caption", "no name", "a number", "a list", "words", "too deep"],
+    ids=["no caption", "no name", "nothing", "a number", "null", "a list", "words", "an escape"],
 )
-def test_folder_names_the_line_that_cannot_be_read(tmp_path, line, said) -> None:
+def test_folder_reports_a_line_that_is_no_record_as_a_problem(tmp_path, line, problem) -> None:
     images = tiny.make_images(tmp_path / "images", 3)
     with (images / "metadata.jsonl").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(ValueError, match=said):
-        list(folder.open_source(FOLDER, images).records)
+    ((place, found),) = problems(folder.open_source(FOLDER, images)).items()
+    assert place.startswith(f"{images}/metadata.jsonl, line 4")
+    assert found == problem
+
+
+def test_folder_shortens_a_line_that_is_nested_too_deeply(tmp_path) -> None:
+    (tmp_path / "metadata.jsonl").write_text('{"a":' * 100_000)
+    (found,) = problems(folder.open_source(FOLDER, tmp_path)).values()
+    assert re.search(r"""got '{"a":.*\.\.\.' \(.*recursion""", found)
+    assert len(found) < 250
 
 
 @pytest.mark.parametrize(
@@ -172,17 +221,21 @@ def test_folder_names_the_line_that_cannot_be_read(tmp_path, line, said) -> None
     [
         ("file_name,title\n0000.png,x\n", "metadata.csv: no column 'text'; it has file_name, title: .*`fetch.source"),
         ("", "no column 'file_name', 'text'"),
-        ("file_name,text\n0000.png,a\n0000.png,red, round\n", r"line 3: more fields than .*\(2\), .*'red'.*quotes"),
-        ("file_name,text\n0000.png\n", r"line 2: fewer fields than .*\(2\)"),
         ('file_name,text\n0000.png,"a"b\n', "line 2: not valid CSV"),
     ],
 )
-def test_folder_names_the_bad_line_of_a_csv(tmp_path, content, said) -> None:
-    images = tiny.make_images(tmp_path / "images", 1)
-    (images / "metadata.jsonl").unlink()
-    (images / "metadata.csv").write_text(content)
+def test_folder_names_what_is_wrong_with_a_csv(tmp_path, content, said) -> None:
+    (tmp_path / "metadata.csv").write_text(content)
     with pytest.raises(ValueError, match=said):
-        list(folder.open_source(FOLDER, images).records)
+        list(folder.open_source(FOLDER, tmp_path).records)
+
+
+def test_folder_reports_a_row_with_other_fields_as_a_problem(tmp_path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0000.png,red, round\n0000.png\n")
+    more, fewer = problems(folder.open_source(FOLDER, tmp_path)).items()
+    assert more[0] == f"{tmp_path}/metadata.csv, line 2"
+    assert re.search(r"^wrong number of fields: more .*\(2\), .*'red'.*quotes", more[1])
+    assert re.search(r"^wrong number of fields: fewer .*\(2\)", fewer[1])
 
 
 def test_folder_names_what_is_wrong_with_a_parquet(tmp_path) -> None:
@@ -200,7 +253,7 @@ def test_folder_reports_a_missing_image_as_a_problem(tmp_path, kind, place) -> N
     images = tiny.make_images(tmp_path / "images", 1)
     write_metadata(images, kind, [{"file_name": "gone.png", "text": "x"}, {"file_name": "../0000.png", "text": "x"}])
     first, second = problems(folder.open_source(FOLDER, images)).items()
-    assert first == (f"metadata.{kind}, {place} (gone.png)", f"missing image: no such file 'gone.png' in {images}")
+    assert first == (f"{images}/metadata.{kind}, {place} (gone.png)", f"missing image: no such file 'gone.png' in {images}")
     assert "'../0000.png' is outside" in second[1]
 
 
@@ -707,7 +760,7 @@ def test_blank_lines_of_metadata_are_ignored(tmp_path, end) -> None:
     (images / "metadata.jsonl").write_text(end.join(lines) + end)
     places = [record.place for record in folder.open_source(FOLDER, images).records]
     last = 2 + end.count("\n") - 1
-    assert places == ["metadata.jsonl, line 1 (0000.png)", f"metadata.jsonl, line {last} (0001.png)"]
+    assert places == [f"{images}/metadata.jsonl, line {n} (000{n > 1:d}.png)" for n in (1, last)]
 
 
 @pytest.mark.parametrize("linked", [False, True])

@@ -143,10 +143,21 @@ def test_deep_finds_a_flipped_bit(encoded) -> None:
     assert re.search("wrong  data/latents: data/latents/train-00000.tar: .*sha256", run("--deep", wrong=1))
 
 
-def test_caches_of_other_parameters_are_reported(encoded) -> None:
+def test_caches_that_a_rerun_writes_again_are_noted(encoded) -> None:
     encoded.params["encode"]["images"]["interpolation"] = "bicubic"
     encoded.write()
-    assert re.search("wrong  caches: data/latents: .*`params.interpolation` 'lanczos'", run(wrong=1))
+    said = "`encode.images.interpolation` 'lanczos', but it is now 'bicubic'; .*`dvc repro` writes it again"
+    assert re.search(f"note   caches: data/latents: .*{said}", run("--deep"))
+    encoded.params["encode"]["images"]["interpolation"] = "lanczos"
+    encoded.write()
+    (encoded.folder / "data/latents/train-00000.tar").unlink()
+    assert re.search("wrong  data/latents: .*train-00000.tar: .*found nothing", run(wrong=1))
+
+
+def test_caches_of_another_version_are_noted(encoded) -> None:
+    manifest = encoded.folder / "data/latents/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    assert re.search("note   data/latents: .*manifest.json: version 1, wanted 2; .*`dvc repro`", run())
 
 
 def test_deep_finds_moments_that_do_not_match_their_images(checkout) -> None:
@@ -209,7 +220,7 @@ def test_a_linked_folder_of_images_is_reported(checkout, tmp_path_factory) -> No
 def test_images_that_nothing_tracks_are_noted(checkout) -> None:
     checkout.params["fetch"]["local"] = "images"
     checkout.write()
-    assert "note   dataset: neither git nor DVC tracks images: " in run()
+    assert "note   dataset: neither git nor DVC tracks images/0000.png, images/0001.png, " in run()
     (checkout.folder / "images.dvc").touch()
     assert "nor DVC tracks" not in run()
 
@@ -230,6 +241,15 @@ def test_another_clip_than_the_fetched_one_is_noted(checkout) -> None:
     checkout.params["base"]["clip"] = "someone/clip"
     checkout.write()
     assert re.search(r"note   base: data/base-clip: its source is clip, but `base.clip` is someone/clip", run())
+
+
+def test_of_a_stale_base_and_clip_the_base_is_named(checkout) -> None:
+    fetch.base()
+    checkout.params["base"] |= {"hub": "someone/something", "clip": "someone/clip"}
+    checkout.write()
+    assert re.search("note   base: data/base: its source is base, .*someone/something", run())
+    planned = CliRunner().invoke(app, ["plan"])
+    assert str(planned.exception).startswith("data/base: its source is base")
 
 
 def test_a_group_that_the_environment_describes_is_noted(checkout, monkeypatch) -> None:
@@ -253,8 +273,12 @@ def test_timesteps_that_the_schedule_lacks_are_reported(checkout) -> None:
     assert "`train.objective.timesteps.end` is 5000, but the schedule has 1000" in run(wrong=1)
 
 
-def test_another_base_than_the_fetched_one_is_noted(checkout) -> None:
+def test_another_base_than_the_fetched_one_is_noted(checkout, machine_with) -> None:
+    machine_with(None)
     fetch.base()
+    assert "trains for days" not in run()
     checkout.params["base"]["hub"] = "someone/something"
     checkout.write()
-    assert re.search("note   base: data/base: .*someone/something.*`t2i fetch base`", run())
+    lines = run()
+    assert re.search("note   base: data/base: .*someone/something.*`t2i fetch base`", lines)
+    assert re.search("note   device: PyTorch finds no GPU here; .* trains for days on a CPU", lines)

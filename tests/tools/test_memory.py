@@ -4,7 +4,7 @@ import psutil
 import pytest
 import torch
 
-from t2i.tools.memory import available_memory, check_maps, enough_memory, is_out_of_memory, peak_memory, state_bytes
+from t2i.tools.memory import available_memory, check_maps, enough_memory, figure, is_out_of_memory, peak_memory, state_bytes
 from t2i.tools.sections import load_sections
 from tests.projects import Project
 
@@ -47,6 +47,10 @@ def test_the_memory_of_mps_is_that_of_the_computer(project: Project, machine_wit
     assert peak_memory(runtime) == 5
     on_cpu = runtime.model_copy(update={"ema_device": "cpu"})
     assert state_bytes(sections.train, runtime, 10, 10) == state_bytes(sections.train, on_cpu, 10, 10)
+
+
+def test_figures_in_messages_have_no_exponent() -> None:
+    assert [figure(value) for value in (0.05738, 2.5, 99.99, 859.5, 2567.46)] == ["0.0574", "2.5", "100", "860", "2,567"]
 
 
 @pytest.mark.parametrize(

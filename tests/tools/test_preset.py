@@ -129,6 +129,7 @@ def test_undo_puts_back_what_presets_replaced_and_keeps_edits(tmp_path) -> None:
         path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
     lines = undo_preset(tmp_path / "presets", path)
     assert any(line.startswith("train.steps: stays 77") for line in lines)
+    assert f"`git checkout {path}`" in lines[-1]
     original["train"]["steps"], original["fetch"]["seed"] = 77, 8
     assert read(path.read_text(encoding="utf-8")) == original
     with pytest.raises(ParamsError, match="no preset to undo"):

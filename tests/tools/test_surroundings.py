@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from t2i.tools.sections import load_sections
-from t2i.tools.surroundings import Finding, bf16_finding, device
+from t2i.tools.surroundings import Finding, bf16_finding, device, without_gpu
 from tests.projects import ROOT
 
 FP32 = {"train": "fp32", "evaluate": "fp32"}
@@ -51,6 +51,25 @@ def test_cuda_is_noted_only_through_rocm(machine_with, monkeypatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "7.0")
     _, note = found_on(monkeypatch, "cuda")
     assert "ROCm is not tested" in note.message
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "hub", "parameters", "said"),
+    [
+        (None, None, 860_000_000, "a UNet of 860 M parameters trains for days on a CPU"),
+        (None, "someone/base", 860_000_000, "860 M"),
+        (None, "someone/base", 0, "size of Stable Diffusion's trains for days"),
+        (None, "someone/small", 5_000_000, None),
+        (None, None, 5_000_000, None),
+        ("cuda", "someone/base", 860_000_000, None),
+    ],
+)
+def test_a_large_base_without_a_gpu_is_noted(machine_with, accelerator, hub, parameters, said) -> None:
+    machine_with(accelerator)
+    section = load_sections(ROOT / "params.yaml").base.model_copy(update={"hub": hub})
+    found = list(without_gpu(section, parameters))
+    assert [(finding.state, finding.about) for finding in found] == ([("note", "device")] if said else [])
+    assert all(said in finding.message for finding in found)
 
 
 @pytest.mark.slow

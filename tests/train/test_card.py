@@ -1,10 +1,16 @@
 import json
+from typing import Any
 
 from t2i.train.card import write_card
 
 
 def test_the_card_states_licence_attribution_and_inputs(tmp_path) -> None:
-    dataset = {"source": "OpenMoji", "licence": "CC BY-SA 4.0", "attribution": "All emojis designed by OpenMoji"}
+    dataset: dict[str, Any] = {
+        "source": "OpenMoji",
+        "licence": "CC BY-SA 4.0",
+        "attribution": "All emojis designed by OpenMoji",
+    }
+    dataset["records"] = {"heldout": 11, "train": 103}
     (tmp_path / "dataset.json").write_text(json.dumps(dataset))
     (tmp_path / "source.json").write_text(json.dumps({"source": "someone/base", "commit": "abc"}))
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
@@ -15,6 +21,7 @@ def test_the_card_states_licence_attribution_and_inputs(tmp_path) -> None:
         "All emojis designed by OpenMoji",
         "source: someone/base",
         "commit: abc",
+        "records: 11 heldout, 103 train\n",
         '"seed": 3',
         "StableDiffusionXLPipeline.from_pretrained(",
         "use_safetensors=True, torch_dtype=torch.float16",

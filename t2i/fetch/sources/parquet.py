@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal
 
 from t2i.core.params import Section
 from t2i.fetch.columns import check_columns, values
-from t2i.fetch.source import Dataset, Record, matching, other_images, read_inside, record_of
+from t2i.fetch.inside import Inside
+from t2i.fetch.source import Dataset, Record, matching, other_images, record_of
 
 _ROWS = 16
 """Number of rows, and so of images, in memory at once."""
@@ -51,7 +52,7 @@ def _records(section: Source, local: Path, files: list[Path], unnamed: list[str]
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-    columns, named = [section.image_column, section.caption_column], set()
+    columns, named, inside = [section.image_column, section.caption_column], set(), Inside(local)
     for path in files:
         number = 0
         try:
@@ -63,7 +64,7 @@ def _records(section: Source, local: Path, files: list[Path], unnamed: list[str]
                     for image, caption in zip(images, captions, strict=True):
                         if (name := _path(image)) is not None:
                             named.add(os.path.abspath(local / name))
-                        yield record_of(f"{path.relative_to(local)}, row {number}", partial(_content, local, image), caption)
+                        yield record_of(f"{path.relative_to(local)}, row {number}", partial(_content, inside, image), caption)
                         number += 1
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{path}: not valid Parquet after row {number}: {error}; download the file again") from None
@@ -77,9 +78,9 @@ def _path(cell: Any) -> str | None:
     return cell if isinstance(cell, str) else None
 
 
-def _content(local: Path, cell: Any) -> bytes:
+def _content(inside: Inside, cell: Any) -> bytes:
     if (name := _path(cell)) is not None:
-        return read_inside(local, name)
+        return inside.read(name)
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if content is None:
         raise ValueError("missing image: null")
