@@ -32,7 +32,7 @@ def test_planned_bytes_equal_written_bytes(project, views) -> None:
     fetch.base()
     fetch.dataset()
     sections = load_sections(project.folder / "params.yaml")
-    encoders = probe_encoders(Family(project.folder / "data/base"), sections.runtime, 32, "a square")
+    encoders = probe_encoders(Family(project.folder / "data/base"), sections.runtime, (32, 32), "a square")
     planned = cache_bytes(sections, _fetched(project.folder / "data/raw"), encoders)
     encode.images()
     encode.captions()
@@ -105,7 +105,7 @@ def test_the_probed_step_trains(project, monkeypatch, micro_batch_size) -> None:
     project.write()
     fetch.base()
     sections, family = load_sections(project.folder / "params.yaml"), Family(project.folder / "data/base")
-    encoders = probe_encoders(family, sections.runtime, 32, "a square")
+    encoders = probe_encoders(family, sections.runtime, (32, 32), "a square")
     trained: list[int] = []
     step = torch.optim.AdamW.step
 
