@@ -1,5 +1,6 @@
 """The console script `t2i`: the stages as subcommands, and the commands that are not stages of the pipeline."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -51,8 +52,8 @@ def sample(
     if not (wanted := [*wanted, *(read_prompts(prompts_file) if prompts_file else [])]):
         raise typer.BadParameter('give a prompt (t2i sample "red heart") or --prompts-file')
     how = drawing(params_file, num_inference_steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
-    families = {"base": open_family(params_file, base, "t2i fetch base")} if compare else {}
-    families["fine-tuned"] = open_family(params_file, model, "t2i train")
+    families = {"base": partial(open_family, params_file, base, "t2i fetch base")} if compare else {}
+    families["fine-tuned"] = partial(open_family, params_file, model, "t2i train")
     files = sample(how, families, wanted, out, seed=seed, num=num)
     print(f"{len(files) - 1} images written to {out}; all in one picture: {files[-1]}")
 

@@ -21,6 +21,7 @@ from t2i.evaluate.metrics import METRICS, Nearest, clip_score, cmmd, copied, fou
 from t2i.evaluate.section import Evaluate
 from t2i.model.denoising import denoising_errors, fixed_records, timestep_grid
 from t2i.model.family import Family
+from t2i.model.pretrained import frozen
 from t2i.model.runtime import device_in_words
 from t2i.model.sampling import Drawing, draw
 
@@ -128,7 +129,7 @@ class Evaluator:
 
     def _errors(self, family: Family) -> dict[Split, Float[Tensor, "records timesteps"]]:
         """Returns the denoising errors of the same number of records of each split."""
-        unet = family.load_unet(random=False).eval().to(self.device)
+        unet = frozen(family.load_unet(random=False), self.device)
         records = {split: CachedRecords(self.data.latents, self.data.embeds, split) for split in SPLITS}
         count = min(self.section.prompts, *map(len, records.values()))
         return {

@@ -64,6 +64,7 @@ def configure(section: Base, folder: Path) -> tuple[Source, dict[str, Model]]:
         index[ZEROS_FOR_EMPTY_PROMPT] = section.empty_prompt == "zeros"
     if section.vae is not None:
         models["vae"] = Model(source_of(section, "vae", section.vae), ".")
+        _check_same_latents(base.folder / "vae", models["vae"].folder, section.vae)
     for name, model in models.items():
         model.copy_configuration(folder / name)
     write_json(folder / "model_index.json", index)
@@ -78,6 +79,17 @@ def configure(section: Base, folder: Path) -> tuple[Source, dict[str, Model]]:
         _skip_layers(folder / "text_encoder", section.clip_skip)
     _check(section, folder)
     return base, {name: model for name, model in models.items() if (model.folder / "config.json").is_file()}
+
+
+def _check_same_latents(vae: Path, another: Path, name: str) -> None:
+    """Raises a ValueError if another VAE scales its latents differently: the UNet knows the latents of its own."""
+    for key in ("scaling_factor", "shift_factor", "latent_channels"):
+        own, its = (read_object(folder / "config.json").get(key) for folder in (vae, another))
+        if own != its:
+            raise ValueError(
+                f"`base.vae` {name}: its {key} is {its}, but that of the base's own VAE is {own}: it is for other models; set "
+                "`base.vae` to null, or to a VAE made for this base"
+            )
 
 
 def configure_clip(section: Base, folder: Path) -> Model:
@@ -113,7 +125,7 @@ def _check_source(section: Base, fetched: Path) -> None:
     wanted = {"source": section.hub or name_of(section.local)} | _changes(section)
     if section.hub and re.fullmatch(r"[0-9a-f]{40}", section.revision or ""):
         wanted["commit"] = str(section.revision)
-    for name in ("source", "commit", "variant", "vae_source", "clip_skip"):
+    for name in ("source", "commit", "variant", "vae_source", "clip_skip", "empty_prompt"):
         if (name != "commit" or name in wanted) and found.get(name) != wanted.get(name):
             raise ValueError(
                 f"{fetched}: its {name} is {found.get(name)}, but the section `base` asks for {wanted.get(name)}; "
@@ -131,6 +143,7 @@ def _check_source(section: Base, fetched: Path) -> None:
 def _changes(section: Base) -> dict[str, str]:
     """Returns what the section changes in the base, for source.json."""
     changes = {"variant": section.variant, "clip_skip": str(section.clip_skip) if section.clip_skip else None}
+    changes["empty_prompt"] = None if section.empty_prompt == "auto" else section.empty_prompt
     changes["vae_source"] = None if section.vae is None else name_of(section.vae.partition("@")[0])
     return {name: value for name, value in changes.items() if value is not None}
 

@@ -12,13 +12,16 @@ from torch import Tensor
 from t2i.model.precision import DTYPES, Precision
 
 
-def export(checkpoint: Path, weights: Mapping[str, Tensor], scheduler: Any | None, out: Path, precision: Precision) -> None:
+def export(
+    checkpoint: Path, pipeline: str, weights: Mapping[str, Tensor], scheduler: Any | None, out: Path, precision: Precision
+) -> None:
     """Writes a pipeline with all weights in one precision; builds no VAE and no text encoder.
 
     A pipeline in fp32 samples when it is loaded without a dtype. One in fp16 or bf16 takes half the space.
 
     Args:
         checkpoint: folder of the pipeline that all other parts come from.
+        pipeline: the class of diffusers that draws from text; the checkpoint may state a related one.
         weights: all weights of the UNet.
         scheduler: replaces the scheduler of the checkpoint; None keeps it.
         out: the output folder.
@@ -39,6 +42,7 @@ def export(checkpoint: Path, weights: Mapping[str, Tensor], scheduler: Any | Non
     shutil.copyfile(checkpoint / "unet" / "config.json", out / "unet" / "config.json")
     _cast_all(out, precision)
     _save(weights, out / "unet" / "diffusion_pytorch_model.safetensors", precision)
+    _merge(out / "model_index.json", {"_class_name": pipeline})
     if scheduler is not None:
         scheduler.save_pretrained(out / "scheduler")
         _merge(out / "model_index.json", {"scheduler": ["diffusers", type(scheduler).__name__]})

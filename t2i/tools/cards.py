@@ -94,7 +94,10 @@ def table(name: BaseSize) -> Iterator[str]:
         for part, count in trained.items():
             for (optimizer, ema), per_trained in _STATES.items():
                 for checkpointing in (False, True):
-                    state = FP32_BYTES * whole + (per_trained + 2) * count
+                    casts = 2 * (
+                        count if checkpointing else whole
+                    )  # without it, frozen layers keep theirs for the backward pass
+                    state = FP32_BYTES * whole + per_trained * count + casts
                     per_image = activations(name, size_px)[checkpointing]
                     fits = [max(0, int((_USABLE * card * 1e9 - state) / per_image)) for card in CARDS_GB]
                     what = (

@@ -123,7 +123,7 @@ def _needs(sections: Sections, base: Path, data: Path) -> Iterator[Finding]:
         )
     with contextlib.suppress(ValueError):  # the device is not there: a finding before this one says so
         yield _memory(sections, trained, whole)
-    kept, model, work = checkpoints_bytes(sections.runtime, trained), 2 * size_of(base), work_root()
+    kept, model, work = checkpoints_bytes(sections.train, sections.runtime, trained), 2 * size_of(base), work_root()
     yield _room("checkpoints", kept, work, "free some space, or set T2I_WORK_DIR to a folder on another disk")
     yield _room("model", model, data, "free some space")
 

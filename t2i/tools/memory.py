@@ -58,9 +58,9 @@ def state_bytes(section: Train, runtime: Runtime, trained: int, all_weights: int
     return (all_weights * FP32_BYTES + trained * per_trained) * (runtime.processes if device == "cpu" else 1)
 
 
-def checkpoints_bytes(runtime: Runtime, trained: int) -> int:
-    """Returns the bytes on disk of the checkpoints that are kept, plus one that is being written."""
-    return (runtime.keep_checkpoints + 1) * 16 * trained
+def checkpoints_bytes(section: Train, runtime: Runtime, trained: int) -> int:
+    """Returns the bytes on disk of the checkpoints that are kept, plus one that is being written: weights, EMA, optimizer."""
+    return (runtime.keep_checkpoints + 1) * (2 * FP32_BYTES + OPTIMIZER_BYTES[section.optimizer.name]) * trained
 
 
 def available_memory(runtime: Runtime) -> int:

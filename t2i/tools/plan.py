@@ -98,7 +98,7 @@ def _disk(sections: Sections, dataset: RecordCounts, encoders: Encoders, trained
     check_maps(image_shards + text_shards)
     yield "moments", f"{in_bytes(latents)} in {image_shards} shards"
     yield "embeddings", f"{in_bytes(embeds)} in {text_shards} shards"
-    kept = checkpoints_bytes(sections.runtime, trained)
+    kept = checkpoints_bytes(sections.train, sections.runtime, trained)
     yield "checkpoints", f"{in_bytes(kept)} in {work_root()}; {in_bytes(free_bytes(work_root()))} are free there"
 
 

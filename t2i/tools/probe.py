@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from t2i.data.pixels import Geometry, Size
 from t2i.data.shards import pack, write_shard
 from t2i.model.family import Family
 from t2i.model.precision import Precision, computing_in
+from t2i.model.pretrained import frozen
 from t2i.model.runtime import Runtime
 from t2i.tools.memory import is_out_of_memory
 from t2i.train.prepared import prepare
@@ -110,7 +110,7 @@ def probe_step(section: Train, runtime: Runtime, family: Family, encoders: Encod
 def probe_forward(family: Family, runtime: Runtime, precision: Precision, encoders: Encoders) -> float:
     """Returns the seconds per image of a UNet forward pass without gradients, as in sampling and validation."""
     device = runtime.torch_device()
-    unet: Any = family.load_unet(random=False).to(device).eval()
+    unet = frozen(family.load_unet(random=False), device)
     latents = encoders.moments.chunk(2)[0].to(device)
     of_view = family.view_conditioning(Geometry(encoders.size_px, (0, 0), False), (latents.shape[1], latents.shape[2]))
 

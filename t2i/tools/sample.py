@@ -1,7 +1,7 @@
 """Draws images from prompts, with prompt, seed, settings and model in the metadata of each image."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -9,7 +9,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from t2i.core.files import whole
 from t2i.core.params import load_section
-from t2i.data.digests import fingerprint, sha256_of
+from t2i.data.digests import digest_of, fingerprint, sha256_of
 from t2i.data.records import is_blank, readable
 from t2i.encode.views import EncodeImages
 from t2i.evaluate.grid import draw_grid
@@ -54,13 +54,13 @@ def drawing(
 
 
 def sample(
-    how: Drawing, families: Mapping[str, Family], prompts: Sequence[str], out: Path, *, seed: int, num: int
+    how: Drawing, families: Mapping[str, Callable[[], Family]], prompts: Sequence[str], out: Path, *, seed: int, num: int
 ) -> list[Path]:
     """Draws `num` images of every prompt with every model, and one grid of all images.
 
     Args:
         how: steps, guidance, size, precision.
-        families: the models, by the name used in the files of their images.
+        families: functions that open the models, by the name used in the files of their images.
         prompts: the prompts to draw.
         out: the output folder for PROMPT-SEED[-NAME].png and grid.png; other files in it are kept.
         seed: the seed of the first image of each prompt; the next image uses seed + 1. With the same seed, every model
@@ -74,9 +74,12 @@ def sample(
     drawn: dict[str, list[Image.Image]] = {}
     files: list[Path] = []
     out.mkdir(parents=True, exist_ok=True)
-    for name, family in families.items():
+    for opened in families.values():
+        opened()  # says at once if a model is missing
+    for name, opened in families.items():
+        family = opened()  # one at a time, so that the networks of the model before it are gone
+        model = _digest(family.folder / "unet")
         drawn[name] = draw(how, family, [prompt for prompt, _ in wanted], [(its_seed, "") for _, its_seed in wanted])
-        model = sha256_of(family.folder / "unet" / "diffusion_pytorch_model.safetensors")
         for (prompt, its_seed), image in zip(wanted, drawn[name], strict=True):
             files.append(out / f"{_slug(prompt)}-{its_seed}{f'-{name}' if len(families) > 1 else ''}.png")
             with whole(files[-1]) as partial:
@@ -85,6 +88,12 @@ def sample(
     with whole(out / "grid.png") as partial:
         draw_grid(rows, list(drawn), partial)
     return [*files, out / "grid.png"]
+
+
+def _digest(unet: Path) -> str:
+    """Returns the sha256 of a UNet's weights; of the whole folder if they are in several files."""
+    weights = unet / "diffusion_pytorch_model.safetensors"
+    return sha256_of(weights) if weights.is_file() else digest_of(unet)
 
 
 def _made_by(how: Drawing, prompt: str, seed: int, folder: Path, model: str) -> PngInfo:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from t2i.data.pixels import Size
 from t2i.model.layout import read_object
 from t2i.model.precision import DTYPES, Precision
 
@@ -21,7 +22,7 @@ A complete diffusers pipeline. Its UNet was fine-tuned with t2i and has the EMA 
 {imports}from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_pretrained("path/to/this/folder", use_safetensors=True{dtype})
-pipeline("a prompt").images[0].save("image.png")
+pipeline("a prompt", height={size[0]}, width={size[1]}).images[0].save("image.png")
 ```
 
 ## Base
@@ -40,7 +41,7 @@ pipeline("a prompt").images[0].save("image.png")
 """
 
 
-def write_card(model: Path, dataset: Path, made_by: dict[str, Any], precision: Precision) -> None:
+def write_card(model: Path, dataset: Path, made_by: dict[str, Any], precision: Precision, size_px: Size) -> None:
     """Writes the model card as README.md into the folder of a model.
 
     Args:
@@ -48,6 +49,7 @@ def write_card(model: Path, dataset: Path, made_by: dict[str, Any], precision: P
         dataset: dataset.json, written by `fetch dataset`.
         made_by: parameters and digests of everything that determines the result.
         precision: that of its weights.
+        size_px: height and width of the images that it learnt from.
     """
     described = json.loads(dataset.read_text(encoding="utf-8"))
     origin = json.loads((model / "source.json").read_text(encoding="utf-8")) if (model / "source.json").is_file() else {}
@@ -57,6 +59,7 @@ def write_card(model: Path, dataset: Path, made_by: dict[str, Any], precision: P
         imports="import torch\n" if loaded_as else "",
         pipeline=read_object(model / "model_index.json")["_class_name"],
         dtype=loaded_as,
+        size=size_px,
         licence_line=f"license: {licence.lower().replace(' ', '-')}\n" if licence else "",
         base=_listed(origin),
         dataset=_listed(described),

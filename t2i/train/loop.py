@@ -105,7 +105,7 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
             print(f"note: {TAUGHT_NOTHING.format(change)}", file=sys.stderr)
         with fresh(outputs.model, size_of(inputs.base)) as folder:
             family.export(prepared.averaged_weights(), folder, section.export_dtype)
-            write_card(folder, inputs.dataset, made_by, section.export_dtype)
+            write_card(folder, inputs.dataset, made_by, section.export_dtype, prepared.size_px)
         with fresh(outputs.validation) as folder:
             shutil.copytree(validator.folder, folder, dirs_exist_ok=True)
         write_text(outputs.report / "history.csv", history.csv(runtime.log_every_steps))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i.data.batches import Batches, CachedRecords, micro_batches
+from t2i.data.pixels import Size
 from t2i.model.family import Family
 from t2i.model.runtime import Runtime, device_in_words
 from t2i.train.ema import Ema
@@ -157,6 +158,13 @@ class Prepared:
     def wait_for_everyone(self) -> None:
         """Blocks until every process has made this call."""
         self.accelerator.wait_for_everyone()
+
+    @property
+    def size_px(self) -> Size:
+        """Height and width of the images that it learns from."""
+        factor = self.objective.family.vae_factor
+        height, width = self.batches.records.moments(0).shape[2:]
+        return height * factor, width * factor
 
     @property
     def processes(self) -> int:

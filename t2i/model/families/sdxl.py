@@ -1,7 +1,6 @@
 """Family `sdxl`: Stable Diffusion XL (Podell et al. 2023, arXiv 2307.01952), and what StableDiffusionXLPipeline loads.
 
 The UNet is told the caption, encoded by two text encoders, and how the view was cut from its image (section 2.2, "time ids").
-Widths, lengths, prediction type and scaling are read from the configuration files of the checkpoint.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,11 @@ from torch import Tensor, nn
 
 from t2i.data.caches import ZEROS_FOR_EMPTY_PROMPT
 from t2i.data.pixels import Geometry, Size, covering, to_image
-from t2i.model.checks import check_fit, check_models, check_scheduler, check_unet, check_vae, on_meta
+from t2i.model.checks import ANOTHER_BASE, check_fit, check_models, check_scheduler, check_unet, check_vae, on_meta
 from t2i.model.export import export
 from t2i.model.layout import read_object
 from t2i.model.precision import Precision
-from t2i.model.pretrained import assemble, load_unet
+from t2i.model.pretrained import assemble, frozen, load_unet
 from t2i.model.schedule import load_scheduler, read_schedule
 from t2i.model.text import TextEncoder, check_text, load_text_encoder
 from t2i.model.vae import decode_latents, encode_pixels, load_vae, read_scaling
@@ -72,6 +71,8 @@ class Family:
         """
         check_models(folder, _MODELS)
         check_scheduler(folder)
+        if (kind := read_object(folder / "unet" / "config.json").get("addition_embed_type")) != "text_time":
+            raise ValueError(f"unet: got addition_embed_type = {kind!r}, wanted 'text_time', as SDXL has; {ANOTHER_BASE}")
         first, second = (check_text(folder / f"tokenizer{n}", folder / f"text_encoder{n}") for n in ("", "_2"))
         if first.tokens != second.tokens:
             raise ValueError(
@@ -103,11 +104,9 @@ class Family:
         """Returns the text encoders with their tokenizers, in fp32, frozen."""
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-        at = self.folder
-        return (
-            load_text_encoder(CLIPTextModel, at / "tokenizer", at / "text_encoder", device),
-            load_text_encoder(CLIPTextModelWithProjection, at / "tokenizer_2", at / "text_encoder_2", device),
-        )
+        at, kinds = self.folder, {"": CLIPTextModel, "_2": CLIPTextModelWithProjection}
+        first, second = (load_text_encoder(k, at / f"tokenizer{n}", at / f"text_encoder{n}", device) for n, k in kinds.items())
+        return first, second
 
     def encode_prompts(self, text: Text, captions: Sequence[str]) -> dict[str, Tensor]:
         """Returns the hidden states and the pooled embedding of captions, unmasked.
@@ -168,7 +167,7 @@ class Family:
     def export(self, weights: Mapping[str, Tensor], out: Path, precision: Precision) -> None:
         """Writes a complete pipeline: this checkpoint with the given UNet weights and the changed scheduler."""
         scheduler = load_scheduler(self.folder, self._scheduler_changes) if self._scheduler_changes else None
-        export(self.folder, weights, scheduler, out, precision)
+        export(self.folder, "StableDiffusionXLPipeline", weights, scheduler, out, precision)
 
     @cached_property
     def _pipeline(self) -> Any:
@@ -178,7 +177,7 @@ class Family:
             text_encoder_2=second.model,
             tokenizer=first.tokenizer,
             tokenizer_2=second.tokenizer,
-            unet=self.load_unet(random=False),
+            unet=frozen(self.load_unet(random=False), "cpu"),
             vae=self.load_vae("cpu"),
         )
 

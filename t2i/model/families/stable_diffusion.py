@@ -21,7 +21,7 @@ from t2i.model.checks import check_fit, check_models, check_scheduler, check_une
 from t2i.model.export import export
 from t2i.model.layout import read_object
 from t2i.model.precision import Precision
-from t2i.model.pretrained import assemble, load_unet
+from t2i.model.pretrained import assemble, frozen, load_unet
 from t2i.model.schedule import load_scheduler, read_schedule
 from t2i.model.text import TextEncoder, check_text, load_text_encoder
 from t2i.model.vae import decode_latents, encode_pixels, load_vae, read_scaling
@@ -133,13 +133,16 @@ class Family:
     def export(self, weights: Mapping[str, Tensor], out: Path, precision: Precision) -> None:
         """Writes a complete pipeline: this checkpoint with the given UNet weights and the changed scheduler."""
         scheduler = load_scheduler(self.folder, self._scheduler_changes) if self._scheduler_changes else None
-        export(self.folder, weights, scheduler, out, precision)
+        export(self.folder, "StableDiffusionPipeline", weights, scheduler, out, precision)
 
     @cached_property
     def _pipeline(self) -> Any:
         text = self.load_text("cpu")
         return self._assembled(
-            text_encoder=text.model, tokenizer=text.tokenizer, unet=self.load_unet(random=False), vae=self.load_vae("cpu")
+            text_encoder=text.model,
+            tokenizer=text.tokenizer,
+            unet=frozen(self.load_unet(random=False), "cpu"),
+            vae=self.load_vae("cpu"),
         )
 
     def _assembled(self, **given: Any) -> Any:
