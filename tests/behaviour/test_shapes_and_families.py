@@ -1,5 +1,7 @@
 """The whole pipeline and the tools on each family, with views that are not square, random crops, flips and dropped prompts."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from stages import fetch
 from stages.tools import app
+from t2i.core.params import load_section
 from t2i.data.shards import Reader, index, read_tensors
+from t2i.fetch.base import check_origin
+from t2i.model.base import Base
 from tests import tiny
 
 XL_V = {"prediction_type": "v_prediction", "zero_terminal_snr": True}
@@ -111,3 +117,51 @@ def test_what_a_family_has_no_choice_in_is_refused(project, tiny_base, tiny_sdxl
     project.write()
     with pytest.raises(ValueError, match=r"`base.clip_skip` is 1, .* two text encoders.* 0"):
         project.fetch_and_encode()
+
+
+def test_a_vae_of_other_models_is_refused(project, tmp_path, tiny_base) -> None:
+    base = tiny.make_sdxl(tmp_path / "other")
+    shutil.copytree(tiny_base / "vae", base / "another")  # scaling_factor 0.18215, where SDXL has 0.13025
+    project.params["base"] |= {"family": "sdxl", "local": str(base), "clip": str(base / "clip"), "vae": str(base / "another")}
+    project.write()
+    with pytest.raises(ValueError, match=r"`base.vae` .*scaling_factor is 0.18215, .* 0.13025: .*null"):
+        project.fetch_and_encode()
+
+
+def test_another_empty_prompt_makes_the_fetched_base_stale(project, tiny_sdxl) -> None:
+    project.params["base"] |= {"family": "sdxl", "local": str(tiny_sdxl), "clip": str(tiny_sdxl / "clip")}
+    project.write()
+    fetch.base()
+    section = load_section(project.folder / "params.yaml", "base", Base)
+    check_origin(section, project.folder / "data/base")
+    with pytest.raises(ValueError, match=r"empty_prompt is None, .* encoded; run `t2i fetch base`"):
+        check_origin(section.model_copy(update={"empty_prompt": "encoded"}), project.folder / "data/base")
+
+
+def test_a_unet_in_several_files_is_drawn_with(project, tmp_path) -> None:
+    base = tiny.make_sdxl(tmp_path / "other")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(base / "unet")
+    shutil.rmtree(base / "unet")
+    unet.save_pretrained(base / "unet", max_shard_size="100kB")
+    assert len(list((base / "unet").glob("*.safetensors"))) > 1
+    project.params["base"] |= {"family": "sdxl", "local": str(base), "clip": str(base / "clip")}
+    project.write()
+    done = CliRunner().invoke(app, ["sample", "square 1", "--base", str(base), "--model", str(base), "--compare"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    with Image.open(project.folder / "samples/square-1-0-base.png") as image:
+        assert len(image.info["model_sha256"]) == 64
+
+
+def test_a_related_pipeline_is_exported_as_one_that_draws_from_text(project, tmp_path) -> None:
+    base = tiny.make_sdxl(tmp_path / "other")
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLImg2ImgPipeline"}))
+    project.params["base"] |= {"family": "sdxl", "local": str(base), "clip": str(base / "clip")}
+    project.params["encode"]["images"]["resolution_px"] = [32, 40]
+    project.write()
+    project.fetch_and_encode()
+    project.train()
+    assert project.json("data/model/model_index.json")["_class_name"] == "StableDiffusionXLPipeline"
+    card = (project.folder / "data/model/README.md").read_text()
+    assert "from diffusers import StableDiffusionXLPipeline" in card
+    assert "height=32, width=40" in card
