@@ -19,6 +19,7 @@ from t2i.model.base import NOT_TAKEN, Base
 from t2i.model.clip import check_clip
 from t2i.model.family import check_base
 from t2i.model.layout import parts, read_object, setting
+from t2i.model.vae import read_scaling
 
 
 def fetch_base(section: Base, out: Path, clip_out: Path) -> str:
@@ -81,15 +82,14 @@ def configure(section: Base, folder: Path) -> tuple[Source, dict[str, Model]]:
     return base, {name: model for name, model in models.items() if (model.folder / "config.json").is_file()}
 
 
-def _check_same_latents(vae: Path, another: Path, name: str) -> None:
+def _check_same_latents(own: Path, another: Path, name: str) -> None:
     """Raises a ValueError if another VAE scales its latents differently: the UNet knows the latents of its own."""
-    for key in ("scaling_factor", "shift_factor", "latent_channels"):
-        own, its = (read_object(folder / "config.json").get(key) for folder in (vae, another))
-        if own != its:
-            raise ValueError(
-                f"`base.vae` {name}: its {key} is {its}, but that of the base's own VAE is {own}: it is for other models; set "
-                "`base.vae` to null, or to a VAE made for this base"
-            )
+    wanted, got = read_scaling(own), read_scaling(another)
+    if got[:2] != wanted[:2]:
+        raise ValueError(
+            f"`base.vae` {name}: its scaling_factor and shift_factor are {got[0]} and {got[1]}, but those of the base's own "
+            f"VAE are {wanted[0]} and {wanted[1]}: it is for other models; set `base.vae` to null, or to a VAE made for this base"
+        )
 
 
 def configure_clip(section: Base, folder: Path) -> Model:

@@ -147,11 +147,6 @@ def check_unet(unet: Path, latent_channels: int, conditioning: Mapping[str, Any]
             f"{unet.name}: takes {config.in_channels} channels and returns {config.out_channels}, wanted {latent_channels}, as "
             f"the VAE's latents have: {what}; {ANOTHER_BASE}"
         )
-    if config.time_cond_proj_dim is not None:
-        raise ValueError(
-            f"{unet.name}: is distilled to draw in few steps (time_cond_proj_dim, as LCM), which training as here would undo; "
-            f"{ANOTHER_BASE}"
-        )
     if config.cross_attention_dim != width:
         raise ValueError(
             f"{unet.name}: takes embeddings of width {config.cross_attention_dim} (cross_attention_dim), but the text encoder "

@@ -111,6 +111,9 @@ def test_another_vae_replaces_the_base_vae(tmp_path) -> None:
     base = tiny.make_base(tmp_path / "base")
     other = shutil.copytree(tiny.make_base(tmp_path / "other", seed=1) / "vae", base / "other-vae")
     wanted = load_file(other / "diffusion_pytorch_model.safetensors")
+    config = json.loads((other / "config.json").read_text())
+    del config["scaling_factor"]  # as in sd-vae-ft-mse: it means 0.18215
+    (other / "config.json").write_text(json.dumps(config))
     fetch_base(params(local=str(base), clip=str(base / "clip"), vae=str(other)), tmp_path / "out", tmp_path / "clip")
     got = load_file(tmp_path / "out/vae/diffusion_pytorch_model.safetensors")
     assert all(torch.equal(got[name], tensor) for name, tensor in wanted.items())

@@ -209,7 +209,6 @@ def edited(base: Path, to: Path, file: str, **values: Any) -> Path:
     [
         ("unet/config.json", {"addition_embed_type": None}, "unet: .*wanted 'text_time'"),
         ("unet/config.json", {"addition_embed_type": "text"}, "unet: .*wanted 'text_time'"),
-        ("unet/config.json", {"time_cond_proj_dim": 32}, "unet: .*LCM"),
         ("unet/config.json", {"in_channels": 9}, "unet: takes 9 channels .* inpainting"),
         ("unet/config.json", {"projection_class_embeddings_input_dim": 30}, "unet: cannot be called"),
         ("unet/config.json", {"cross_attention_dim": 16}, "unet: .*width 16 .* gives 40"),
