@@ -88,7 +88,7 @@ def _check_same_latents(own: Path, another: Path, name: str) -> None:
     if got[:2] != wanted[:2]:
         raise ValueError(
             f"`base.vae` {name}: its scaling_factor and shift_factor are {got[0]} and {got[1]}, but those of the base's own "
-            f"VAE are {wanted[0]} and {wanted[1]}: it is for other models; set `base.vae` to null, or to a VAE made for this base"
+            f"VAE are {wanted[0]} and {wanted[1]}: it is for other models; set `base.vae` to null, or to one made for this base"
         )
 
 
