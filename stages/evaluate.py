@@ -69,12 +69,12 @@ def model(
     from t2i.evaluate.heldout import DataFolders
     from t2i.evaluate.model import Sweep, evaluate_model
     from t2i.evaluate.section import Evaluate
-    from t2i.model.family import open_family
+    from t2i.model.adapter import open_tuned
     from t2i.model.runtime import Runtime
 
     section, runtime = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "runtime", Runtime)
     sweep = load_section(params_file, "sweep", Sweep)
-    family = open_family(params_file, model, "t2i train")
+    family = open_tuned(params_file, base, model, "t2i train", sweep.adapter_scale)
     require(_inputs(raw, latents, embeds) | {base: "t2i fetch base", clip: "t2i fetch base"})
     check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
     require({base_report / "metrics.json": "t2i evaluate base"})
@@ -106,12 +106,13 @@ def report(
     from t2i.evaluate.heldout import DataFolders
     from t2i.evaluate.report import Report, StageOutputs, evaluate_report
     from t2i.evaluate.section import Evaluate
+    from t2i.model.adapter import open_tuned
     from t2i.model.family import open_family
     from t2i.model.runtime import Runtime
 
     section, shown = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "report", Report)
     runtime = load_section(params_file, "runtime", Runtime)
-    family, tuned = open_family(params_file, base, "t2i fetch base"), open_family(params_file, model, "t2i train")
+    family, tuned = open_family(params_file, base, "t2i fetch base"), open_tuned(params_file, base, model, "t2i train")
     require(_inputs(raw, latents, embeds) | {validation_prompts: "t2i encode captions"})
     check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
     require({validation: "t2i train", reports / "train/metrics.json": "t2i train"})

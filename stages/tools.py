@@ -23,10 +23,11 @@ app.add_typer(evaluate.app, name="evaluate")
 def sample(
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts to draw, each in quotes.")] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="Text file with one prompt per line.")] = None,
-    model: Annotated[Path, typer.Option(help="Model to draw with: the fine-tuned one, or any diffusers pipeline.")] = Path(
-        "data/model"
-    ),
-    base: Annotated[Path, typer.Option(help="The base model, from `fetch base`; used with --compare.")] = Path("data/base"),
+    model: Annotated[Path, typer.Option(help="The model: any diffusers pipeline, or an adapter.")] = Path("data/model"),
+    base: Annotated[Path, typer.Option(help="The base, for --compare and for adapters.")] = Path("data/base"),
+    scale: Annotated[
+        float | None, typer.Option(min=0, help="Strength of an adapter. Default: `sweep.adapter_scale` of the parameter file.")
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also draw with the base model, side by side.")] = False,
     negative_prompt: Annotated[
         str, typer.Option(help="What the images should not show. Has no effect at a guidance scale of 1.")
@@ -46,15 +47,15 @@ def sample(
     """Draws images from prompts. The metadata of each PNG holds its prompt, seed, settings and the hash of the model."""
     from t2i.data.records import readable
     from t2i.model.family import open_family
-    from t2i.tools.sample import drawing, read_prompts, sample
+    from t2i.tools.sample import Model, drawing, read_prompts, sample, tuned_model
 
     wanted = [readable(prompt, "prompt") if prompt else "" for prompt in prompts or []]  # "" draws without a prompt
     if not (wanted := [*wanted, *(read_prompts(prompts_file) if prompts_file else [])]):
         raise typer.BadParameter('give a prompt (t2i sample "red heart") or --prompts-file')
     how = drawing(params_file, num_inference_steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
-    families = {"base": partial(open_family, params_file, base, "t2i fetch base")} if compare else {}
-    families["fine-tuned"] = partial(open_family, params_file, model, "t2i train")
-    files = sample(how, families, wanted, out, seed=seed, num=num)
+    models = {"base": Model(base, partial(open_family, params_file, base, "t2i fetch base"), {})} if compare else {}
+    models["fine-tuned"] = tuned_model(params_file, base, model, scale)
+    files = sample(how, models, wanted, out, seed=seed, num=num)
     print(f"{len(files) - 1} images written to {out}; all in one picture: {files[-1]}")
 
 

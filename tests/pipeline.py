@@ -14,8 +14,9 @@ PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"
 CHOSEN = {
     "t2i.fetch.sources": "t2i/fetch/sources/${fetch.source.name}.py",
     "t2i.model.families": "t2i/model/families/${base.family}.py",
+    "t2i.model.adapters": "t2i/model/adapters/${train.adapter.name}",
 }
-"""Packages whose module a parameter chooses, and the template of its path in dvc.yaml."""
+"""Packages whose module or package a parameter chooses, and the template of its path in dvc.yaml."""
 
 
 def file_of(module: str) -> Path | None:
@@ -64,8 +65,14 @@ def closure(command: str) -> set[str]:
             if (template := path.with_suffix(".html")).is_file():
                 files.add(str(template.relative_to(ROOT)))
         for path in paths:
-            waiting |= imports_of(ast.parse(path.read_text(encoding="utf-8"))) - seen
+            found = imports_of(ast.parse(path.read_text(encoding="utf-8"))) - seen
+            waiting |= {name for name in found if not is_in_plugin(name)}
     return files
+
+
+def is_in_plugin(module: str) -> bool:
+    """Returns whether a module belongs to a plug-in, which its template lists with all its files."""
+    return any(module.startswith(f"{package}.") for package in CHOSEN)
 
 
 def files_in(folder: str) -> set[str]:
@@ -81,7 +88,9 @@ def declared(stage: str) -> set[str]:
 
 
 def plugins(package: str) -> list[Path]:
-    return [path for path in (ROOT / package.replace(".", "/")).glob("*.py") if path.name != "__init__.py"]
+    """Returns the files of the modules and packages in a package."""
+    folder = ROOT / package.replace(".", "/")
+    return [path for path in folder.rglob("*.py") if path != folder / "__init__.py"]
 
 
 def listed(files: set[str]) -> list[str]:
@@ -107,7 +116,7 @@ def sections_of(command: str) -> set[str]:
         for node in calls
         if getattr(node.func, "id", "") == "load_section" and isinstance(node.args[1], ast.Constant)
     }
-    return loaded | ({"base"} if "open_family" in called else set())
+    return loaded | ({"base"} if called & {"open_family", "open_tuned"} else set())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,12 @@ PLAIN: dict[str, Any] = {
 }
 """Section `train.objective` without options."""
 
+LORA: dict[str, Any] = {
+    "trainable": "",
+    "adapter": {"name": "lora", "rank": 4, "alpha": 8.0, "dropout": 0.1, "targets": "attention_mlp", "dora": False},
+}
+"""What section `train` has for a LoRA; alpha differs from the rank, so that a wrong scale shows."""
+
 
 class Project:
     """A folder with params.yaml, in which tests run stages."""
@@ -44,7 +50,7 @@ class Project:
         self.params["encode"]["captions"]["validation_prompts"] = ["square 1", "square 2"]
         self.params["evaluate"] |= {"prompts": 6, "num_inference_steps": 2, "timesteps_per_record": 2}
         self.params["evaluate"] |= {"retention_prompts": ["circle 1", "circle 2"], "resamples": 100}
-        self.params["sweep"] = {"guidance_scales": [1.0], "prompts": 4}
+        self.params["sweep"] |= {"guidance_scales": [1.0], "prompts": 4}
         self.params["report"] = {"grid_prompts": 3, "most_steps": 2}
         self.params["runtime"] |= {"device": "cpu", "log_every_steps": 2, "encode_batch_size": 5}
         self.params["runtime"]["validation"] |= {"every_steps": 4, "records": 3, "timesteps_per_record": 2}

@@ -13,11 +13,11 @@ from typing import Any
 from PIL import Image
 
 from t2i.core.files import write_text
-from t2i.data.digests import sha256_of
 from t2i.evaluate import charts
 from t2i.evaluate.advice import Warning
 from t2i.evaluate.metrics import METRICS
 from t2i.evaluate.verdict import Verdict
+from t2i.model.adapter import weights_digest
 
 Reports = dict[str, dict[str, Any]]
 """The JSON files that the stages wrote, by path, such as `train/metrics.json`."""
@@ -154,7 +154,7 @@ def provenance(model: Path, raw: Path, reports: Reports) -> dict[str, str]:
         "dataset": _dataset(described),
         "records": f"{images['records']}, with {captions['captions']} captions",
         "training": f"{train['steps']} steps",
-        "model": f"sha256 of the UNet: {sha256_of(model / 'unet' / 'diffusion_pytorch_model.safetensors')[:16]}",
+        "model": f"sha256 of its trained weights: {weights_digest(model)[:16]}",
         "git commit of this report": commit,
         "versions": ", ".join(
             f"{name} {version(name)}" for name in ("t2i", "torch", "diffusers", "transformers", "accelerate")

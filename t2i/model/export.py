@@ -60,18 +60,40 @@ def _cast_all(pipeline: Path, precision: Precision) -> None:
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path, precision: Precision) -> None:
+    save_tensors(in_precision(tensors, f"{file.parent.name}/{file.name}", precision), file, {})
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
+    """Writes tensors and metadata, always with the same bytes: safetensors writes the metadata in an order of chance."""
     from safetensors.torch import save_file
 
+    save_file(dict(tensors), file, metadata={"format": "pt", **metadata})
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(ordered) <= size
+        opened.seek(8)
+        opened.write(ordered.ljust(size))
+
+
+def in_precision(tensors: Mapping[str, Tensor], file: str, precision: Precision) -> dict[str, Tensor]:
+    """Returns tensors on the CPU, contiguous and in a precision; integers stay as they are.
+
+    Raises:
+        ValueError: if a value is too large for fp16; names the file and the tensor.
+    """
     cast = {}
     for name, tensor in tensors.items():
         its = tensor.detach().to("cpu", DTYPES[precision] if tensor.is_floating_point() else None)
         if precision == "fp16" and its.is_floating_point() and not torch.isfinite(its).all():
             raise ValueError(
-                f"{file.parent.name}/{file.name}: {name} is not finite in fp16 (largest magnitude {tensor.abs().max():.3g}): "
+                f"{file}: {name} is not finite in fp16 (largest magnitude {tensor.abs().max():.3g}): "
                 "set `train.export_dtype` to bf16 or fp32, and run again; training is not repeated"
             )
         cast[name] = its.contiguous()
-    save_file(cast, file, metadata={"format": "pt"})
+    return cast
 
 
 def _merge(file: Path, changes: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from t2i.model.base import Base
 from t2i.model.layout import parts, read_object
 from t2i.model.precision import Precision
 from t2i.model.prediction import PredictionType
+from t2i.model.pretrained import Change
 
 _FAMILIES = "t2i.model.families"
 
@@ -87,7 +88,7 @@ class Family(Protocol):
         ...
 
     def load_unet(self, *, random: bool) -> nn.Module:
-        """Returns the UNet in fp32, with the weights of the base or, if `random`, with random weights."""
+        """Returns the UNet in fp32, with the weights of the checkpoint, changed by an adapter, or, if `random`, random ones."""
         ...
 
     def check_fit(self, unet: nn.Module, moments: Float[Tensor, "_ m h w"], conditioning: Conditioning) -> None:
@@ -161,15 +162,18 @@ def open_family(
     return load_family(name, folder, scheduler_changes)
 
 
-def load_family(name: str, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({})) -> Family:
+def load_family(
+    name: str, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({}), change: Change | None = None
+) -> Family:
     """Opens the checkpoint in a folder with the family `name`.
 
     Args:
         name: name of a module in t2i/model/families.
         folder: the checkpoint, in diffusers layout.
         scheduler_changes: changes to its scheduler configuration, with the names of diffusers.
+        change: changes each weight of its UNet, as an adapter does.
     """
-    family: Family = _named(name)(folder, scheduler_changes)
+    family: Family = _named(name)(folder, scheduler_changes, change)
     return family
 
 

@@ -1,10 +1,14 @@
 """Loads pretrained models from a folder: in fp32, from safetensors, with exactly the tensors that config.json expects."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Change = Callable[[str, Tensor], Tensor]
+"""Returns what a fine-tuned UNet has instead of a weight of its base, from the name and the weight."""
 
 _REMEDY = "the weights do not match config.json: use another base, or run `fetch base` again"
 
@@ -32,14 +36,17 @@ def load_pretrained(kind: Any, folder: Path) -> Any:
     return model
 
 
-def load_unet(unet: Path, *, random: bool) -> nn.Module:
-    """Returns a UNet2DConditionModel in fp32, with its weights or, if `random`, with random weights."""
+def load_unet(unet: Path, change: Change | None = None, *, random: bool) -> nn.Module:
+    """Returns a UNet2DConditionModel in fp32, with its weights, changed by `change`, or, if `random`, with random weights."""
     from diffusers import UNet2DConditionModel
 
     if random:
         made: nn.Module = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(unet))
         return made
     pretrained: nn.Module = load_pretrained(UNet2DConditionModel, unet)
+    if change is not None:
+        for name, weight in pretrained.named_parameters():
+            weight.data = change(name, weight.data)
     return pretrained
 
 

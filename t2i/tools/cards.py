@@ -4,7 +4,6 @@ Everything is computed from the sizes of tensors. The activations are counted in
 in fp32: an upper bound for bf16 and fp16, where autocast keeps some of them in 2 bytes.
 """
 
-import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from t2i.model.adapter import adapter_named
 from t2i.tools.memory import FP32_BYTES, OPTIMIZER_BYTES
 
 BaseSize = Literal["sd15", "sd21", "sdxl"]
@@ -52,6 +52,7 @@ SIZES: dict[BaseSize, Published] = {
         ("", "attn"),
     ),
 }
+_LORA = adapter_named("lora").Adapter(name="lora", rank=16, alpha=16.0, dropout=0.0, targets="attention_mlp", dora=False)
 _TOKENS = 77
 _USABLE = 0.9
 """Fraction of a card that training can use: the rest is for CUDA itself, and gaps between tensors."""
@@ -71,48 +72,61 @@ class Activations(NamedTuple):
     """With gradient checkpointing: what is kept, and the largest block, which the backward pass computes again."""
 
 
+class Trained(NamedTuple):
+    """What is trained, and what the rest takes."""
+
+    name: str
+    parameters: int
+    """Number of trained parameters."""
+    base_bytes: int
+    """Bytes of the weights that are not an adapter's."""
+    casts: int
+    """Bytes of the copies that autocast keeps of weights for the backward pass."""
+    casts_checkpointed: int
+    """The same with gradient checkpointing: frozen layers give theirs back."""
+
+
 def table(name: BaseSize) -> Iterator[str]:
     """Yields the lines of the table of a base: the state of training, the activations, and what fits each card."""
-    base, trained = SIZES[name], {part: _count(name, part) for part in SIZES[name].trainable}
-    whole = trained[""]
-    yield f"{name}: {whole / 1e6:.0f} M parameters of the UNet, trained in bf16; computed, not measured"
+    choices = _choices(name)
+    yield f"{name}: {choices[0].parameters / 1e6:.0f} M parameters of the UNet, trained in bf16; computed, not measured"
     yield ""
-    yield "train.trainable  optimizer   EMA on  weights, gradients, optimizer, EMA"
-    for part, count in trained.items():
+    yield "trained          optimizer   EMA on  weights, gradients, optimizer, EMA"
+    for trained in choices:
         for (optimizer, ema), per_trained in _STATES.items():
-            state = FP32_BYTES * whole + per_trained * count
-            yield f"{_shown(part):16} {optimizer:11} {ema:7} {state / 1e9:.1f} GB"
-        yield f"{_shown(part):16} autocast keeps the trained weights in 2 bytes too: {2 * count / 1e9:.1f} GB more"
+            state = trained.base_bytes + per_trained * trained.parameters
+            yield f"{trained.name:16} {optimizer:11} {ema:7} {state / 1e9:.1f} GB"
+        yield f"{trained.name:16} autocast keeps the trained weights in 2 bytes too: {2 * trained.parameters / 1e9:.1f} GB more"
     yield ""
     yield "image     activations per image of a micro-batch, at most   with gradient checkpointing"
-    for size_px in base.sizes_px:
+    for size_px in SIZES[name].sizes_px:
         kept = activations(name, size_px)
         yield f"{size_px:4} px   {kept.whole / 1e9:.1f} GB {'':43} {kept.checkpointed / 1e9:.1f} GB"
     yield ""
     yield "largest `runtime.micro_batch_size` by card" + " " * 16 + "".join(f"{card:>6} GB" for card in CARDS_GB)
-    for size_px in base.sizes_px:
-        for part, count in trained.items():
+    for size_px in SIZES[name].sizes_px:
+        for trained in choices:
             for (optimizer, ema), per_trained in _STATES.items():
                 for checkpointing in (False, True):
-                    casts = 2 * (
-                        count if checkpointing else whole
-                    )  # without it, frozen layers keep theirs for the backward pass
-                    state = FP32_BYTES * whole + per_trained * count + casts
+                    casts = trained.casts_checkpointed if checkpointing else trained.casts
+                    state = trained.base_bytes + per_trained * trained.parameters + casts
                     per_image = activations(name, size_px)[checkpointing]
                     fits = [max(0, int((_USABLE * card * 1e9 - state) / per_image)) for card in CARDS_GB]
-                    what = (
-                        f"{size_px} px, {_shown(part)}, {optimizer}, EMA on {ema}{', checkpointing' if checkpointing else ''}"
-                    )
-                    yield f"{what:58}" + "".join(f"{min(most, 128) or '-':>9}" for most in fits)
+                    how = f"{trained.name}, {optimizer}, EMA on {ema}{', checkpointing' if checkpointing else ''}"
+                    yield f"{f'{size_px} px, {how}':58}" + "".join(f"{min(most, 128) or '-':>9}" for most in fits)
 
 
-def _shown(trainable: str) -> str:
-    return trainable or "all"
-
-
-def _count(name: BaseSize, trainable: str) -> int:
+def _choices(name: BaseSize) -> list[Trained]:
+    """Returns what the table shows: values of `train.trainable`, then a LoRA, whose base is kept in 2 bytes per parameter."""
     with torch.device("meta"):
-        return sum(weight.numel() for key, weight in _unet(name).named_parameters() if re.search(trainable, key))
+        shapes = {key: weight.shape for key, weight in _unet(name).named_parameters()}
+    whole, none = sum(shape.numel() for shape in shapes.values()), adapter_named("none").Adapter(name="none")
+    choices = []
+    for pattern in SIZES[name].trainable:
+        count = none.count(shapes, pattern)
+        choices.append(Trained(pattern or "all", count, FP32_BYTES * whole, 2 * whole, 2 * count))
+    count = _LORA.count(shapes, "")
+    return [*choices, Trained(f"LoRA, rank {_LORA.rank}", count, 2 * whole + FP32_BYTES * count, 2 * count, 2 * count)]
 
 
 @cache

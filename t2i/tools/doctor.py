@@ -21,7 +21,7 @@ from t2i.fetch.weights import check_weights
 from t2i.model.base import Base
 from t2i.model.family import Family, check_base, load_family
 from t2i.tools.dataset import dataset
-from t2i.tools.memory import available_memory, check_maps, checkpoints_bytes, count_weights, figure, state_bytes
+from t2i.tools.memory import FP32_BYTES, available_memory, check_maps, checkpoints_bytes, count_weights, figure, state_bytes
 from t2i.tools.sections import Sections, load_sections, unread
 from t2i.tools.surroundings import Finding, checkout, device, dvc, tried, without_gpu
 from t2i.train import checkpoint
@@ -62,7 +62,7 @@ def _base_and_what_is_made_from_it(sections: Sections, params_file: Path, data: 
     if any(finding.state == "wrong" for finding in found):
         return
     unfetched = found[-1].state == "note" and sections.base.hub is not None
-    yield from without_gpu(sections.base, 0 if unfetched else count_weights(base / "unet", "")[1])
+    yield from without_gpu(sections.base, 0 if unfetched else count_weights(base / "unet", sections.train.adapter, "")[1])
     if unfetched:
         return
     if deep:
@@ -114,16 +114,18 @@ def _weights(base: Path) -> str:
 
 def _needs(sections: Sections, base: Path, data: Path) -> Iterator[Finding]:
     """Yields findings about the memory and disk space that training needs."""
-    trained, whole = count_weights(base / "unet", sections.train.trainable)
+    train = sections.train
+    trained, whole = count_weights(base / "unet", train.adapter, train.trainable)
     if not trained:
         yield Finding(
             "wrong",
             "base",
-            f"`train.trainable` is {sections.train.trainable!r}, which matches no parameter of the UNet: change the pattern",
+            f"`train.trainable` {train.trainable!r} and adapter {train.adapter.name} match no weight of the UNet: change one",
         )
     with contextlib.suppress(ValueError):  # the device is not there: a finding before this one says so
         yield _memory(sections, trained, whole)
-    kept, model, work = checkpoints_bytes(sections.train, sections.runtime, trained), 2 * size_of(base), work_root()
+    kept, work = checkpoints_bytes(train, sections.runtime, trained), work_root()
+    model = 2 * size_of(base) if not train.adapter.keeps_base else 4 * FP32_BYTES * trained  # the new one beside the old one
     yield _room("checkpoints", kept, work, "free some space, or set T2I_WORK_DIR to a folder on another disk")
     yield _room("model", model, data, "free some space")
 

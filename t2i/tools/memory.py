@@ -1,7 +1,7 @@
 """Memory: what training needs on its device, and what is free there."""
 
 import contextlib
-import re
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +13,8 @@ import torch
 from safetensors import safe_open
 
 from t2i.core.files import in_bytes
+from t2i.model.adapter import Adapter
+from t2i.model.precision import DTYPES, Precision
 from t2i.model.runtime import Runtime
 from t2i.train.section import Train
 
@@ -34,16 +36,18 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def count_weights(unet: Path, trainable: str) -> tuple[int, int]:
-    """Returns the numbers of trained and of all parameters of a UNet; reads only the headers of its files."""
-    trained = whole = 0
+def count_weights(unet: Path, adapter: Adapter, trainable: str) -> tuple[int, int]:
+    """Returns the numbers of trained parameters and of all parameters of a UNet; reads only the headers of its files."""
+    shapes: dict[str, list[int]] = {}
     for file in unet.glob("*.safetensors"):
         with safe_open(file, "pt") as weights:
-            for name in weights.keys():  # noqa: SIM118
-                count = torch.Size(weights.get_slice(name).get_shape()).numel()
-                whole += count
-                trained += count if re.search(trainable, name) else 0
-    return trained, whole
+            shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    return adapter.count(shapes, trainable), sum(map(math.prod, shapes.values()))
+
+
+def base_bytes(adapter: Adapter, precision: Precision) -> int:
+    """Returns the bytes per parameter of the base during training: with an adapter, it is kept in the precision of training."""
+    return DTYPES[precision].itemsize if adapter.keeps_base else FP32_BYTES
 
 
 def state_bytes(section: Train, runtime: Runtime, trained: int, all_weights: int) -> int:
@@ -55,7 +59,10 @@ def state_bytes(section: Train, runtime: Runtime, trained: int, all_weights: int
     gradients = FP32_BYTES * (2 if runtime.processes > 1 else 1)  # several processes exchange them in buckets of the same size
     ema = 0 if runtime.ema_device == "cpu" and device not in _IN_RAM else FP32_BYTES
     per_trained = gradients + OPTIMIZER_BYTES[section.optimizer.name] + ema
-    return (all_weights * FP32_BYTES + trained * per_trained) * (runtime.processes if device == "cpu" else 1)
+    if section.adapter.keeps_base:
+        per_trained += FP32_BYTES  # its weights are not among those of the base
+    of_base = all_weights * base_bytes(section.adapter, section.precision)
+    return (of_base + trained * per_trained) * (runtime.processes if device == "cpu" else 1)
 
 
 def checkpoints_bytes(section: Train, runtime: Runtime, trained: int) -> int:

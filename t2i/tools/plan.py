@@ -63,7 +63,7 @@ def plan(params_file: Path, base: Path, raw: Path, records: int | None) -> list[
     with enough_memory(runtime):
         encoders = probe_encoders(family, runtime, sections.encode_images.size_px, dataset.a_caption)
         forward = probe_forward(family, runtime, sections.evaluate.precision, encoders)
-    trained, whole = count_weights(base / "unet", train.trainable)
+    trained, whole = count_weights(base / "unet", train.adapter, train.trainable)
     state, free_memory, step = state_bytes(train, runtime, trained, whole), available_memory(runtime), None
     if state < free_memory:
         with contextlib.suppress(MemoryError), enough_memory(runtime), tempfile.TemporaryDirectory() as folder:

@@ -2,21 +2,54 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from t2i.core.files import whole
 from t2i.core.params import load_section
-from t2i.data.digests import digest_of, fingerprint, sha256_of
+from t2i.data.digests import fingerprint
 from t2i.data.records import is_blank, readable
 from t2i.encode.views import EncodeImages
 from t2i.evaluate.grid import draw_grid
+from t2i.evaluate.model import Sweep
 from t2i.evaluate.section import Evaluate
+from t2i.model.adapter import ADAPTER_FILE, open_tuned, weights_digest
 from t2i.model.family import Family
 from t2i.model.runtime import Runtime
 from t2i.model.sampling import Drawing, draw
+
+
+class Model(NamedTuple):
+    """A model to draw with."""
+
+    folder: Path
+    opened: Callable[[], Family]
+    """Opens it."""
+    facts: Mapping[str, Any]
+    """What else the images state about it."""
+
+
+def tuned_model(params_file: Path, base: Path, folder: Path, scale: float | None) -> Model:
+    """Returns the fine-tuned model in a folder.
+
+    Args:
+        params_file: the path of params.yaml.
+        base: the base of an adapter.
+        folder: a pipeline or an adapter.
+        scale: strength of an adapter; None: `sweep.adapter_scale`, and 1 for a pipeline.
+    """
+    is_adapter = (folder / ADAPTER_FILE).is_file()
+    if scale is None:
+        scale = load_section(params_file, "sweep", Sweep).adapter_scale if is_adapter else 1.0
+    return Model(
+        folder,
+        partial(open_tuned, params_file, base, folder, "t2i train", scale),
+        {"base": base, "adapter_scale": scale} if is_adapter else {},
+    )
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -53,14 +86,12 @@ def drawing(
     )
 
 
-def sample(
-    how: Drawing, families: Mapping[str, Callable[[], Family]], prompts: Sequence[str], out: Path, *, seed: int, num: int
-) -> list[Path]:
+def sample(how: Drawing, models: Mapping[str, Model], prompts: Sequence[str], out: Path, *, seed: int, num: int) -> list[Path]:
     """Draws `num` images of every prompt with every model, and one grid of all images.
 
     Args:
         how: steps, guidance, size, precision.
-        families: functions that open the models, by the name used in the files of their images.
+        models: the models, by the name used in the files of their images.
         prompts: the prompts to draw.
         out: the output folder for PROMPT-SEED[-NAME].png and grid.png; other files in it are kept.
         seed: the seed of the first image of each prompt; the next image uses seed + 1. With the same seed, every model
@@ -74,32 +105,28 @@ def sample(
     drawn: dict[str, list[Image.Image]] = {}
     files: list[Path] = []
     out.mkdir(parents=True, exist_ok=True)
-    for opened in families.values():
-        opened()  # says at once if a model is missing
-    for name, opened in families.items():
-        family = opened()  # one at a time, so that the networks of the model before it are gone
-        model = _digest(family.folder / "unet")
+    for model in models.values():
+        model.opened()  # says at once if a model is missing
+    for name, model in models.items():
+        family = model.opened()  # one at a time, so that the networks of the model before it are gone
+        made_by = {"model": model.folder, "model_sha256": weights_digest(model.folder), **model.facts}
         drawn[name] = draw(how, family, [prompt for prompt, _ in wanted], [(its_seed, "") for _, its_seed in wanted])
         for (prompt, its_seed), image in zip(wanted, drawn[name], strict=True):
-            files.append(out / f"{_slug(prompt)}-{its_seed}{f'-{name}' if len(families) > 1 else ''}.png")
+            files.append(out / f"{_slug(prompt)}-{its_seed}{f'-{name}' if len(models) > 1 else ''}.png")
             with whole(files[-1]) as partial:
-                image.save(partial, "PNG", pnginfo=_made_by(how, prompt, its_seed, family.folder, model))
+                image.save(partial, "PNG", pnginfo=_made_by(how, prompt, its_seed, made_by))
     rows = [(f"{prompt} ({its_seed})", [its[at] for its in drawn.values()]) for at, (prompt, its_seed) in enumerate(wanted)]
     with whole(out / "grid.png") as partial:
         draw_grid(rows, list(drawn), partial)
     return [*files, out / "grid.png"]
 
 
-def _digest(unet: Path) -> str:
-    """Returns the sha256 of a UNet's weights; of the whole folder if they are in several files."""
-    weights = unet / "diffusion_pytorch_model.safetensors"
-    return sha256_of(weights) if weights.is_file() else digest_of(unet)
-
-
-def _made_by(how: Drawing, prompt: str, seed: int, folder: Path, model: str) -> PngInfo:
-    facts = {"prompt": prompt, "seed": seed, "model": folder, "model_sha256": model} | {
-        name: getattr(how, name) for name in ("negative_prompt", "num_inference_steps", "guidance_scale", "precision")
-    }
+def _made_by(how: Drawing, prompt: str, seed: int, model: Mapping[str, Any]) -> PngInfo:
+    facts = (
+        {"prompt": prompt, "seed": seed}
+        | dict(model)
+        | {name: getattr(how, name) for name in ("negative_prompt", "num_inference_steps", "guidance_scale", "precision")}
+    )
     info = PngInfo()
     for name, value in facts.items():
         info.add_itxt(name, str(value))

@@ -5,11 +5,13 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from t2i.core.files import fresh, size_of, to_csv, work_folder, write_json, write_text
@@ -17,8 +19,10 @@ from t2i.core.locks import locked
 from t2i.core.signals import Interrupt, Interrupted
 from t2i.data.batches import CachedRecords
 from t2i.data.digests import code_digest, digest_of, fingerprint, sha256_of
+from t2i.model.adapter import Adapter, Facts, files_of
 from t2i.model.family import Family, file_of
 from t2i.model.launch import is_first_process
+from t2i.model.layout import read_object
 from t2i.model.runtime import Runtime
 from t2i.train import checkpoint
 from t2i.train.card import write_card
@@ -34,8 +38,8 @@ from t2i.train.validation import Validator
 
 DECIDED_BY = (
     *(f"data/{name}.py" for name in ("batches", "chance", "pixels", "records", "shards")),
-    *(f"model/{name}.py" for name in ("denoising", "diffusion", "family", "latents", "precision", "prediction", "pretrained")),
-    "model/schedule.py",
+    *(f"model/{name}.py" for name in ("adapter", "denoising", "diffusion", "family", "latents", "precision", "prediction")),
+    *(f"model/{name}.py" for name in ("pretrained", "schedule")),
     *(f"train/{name}.py" for name in ("checkpoint", "ema", "execution", "history", "loop", "objective", "optim", "prepared")),
     *(f"train/{name}.py" for name in ("section", "timesteps", "validation", "weighting")),
 )
@@ -67,7 +71,7 @@ class Outputs:
     """The paths that training writes."""
 
     model: Path
-    """A complete pipeline with the EMA weights."""
+    """A complete pipeline, or the adapter, with the EMA weights."""
     validation: Path
     """Denoising errors and sampled latents of every validation."""
     report: Path
@@ -77,7 +81,7 @@ class Outputs:
 
 
 def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outputs: Outputs) -> dict[str, Any]:
-    """Trains from the start or from the newest checkpoint, and writes a complete pipeline with the EMA weights.
+    """Trains from the start or from the newest checkpoint, and writes the EMA weights as a complete pipeline or an adapter.
 
     Returns:
         Metrics: the number of steps and the mean losses of the last tenth of them. Empty in all processes but the first.
@@ -87,7 +91,8 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
         ValueError: if the caches do not match each other or the UNet, or the loss is not finite.
     """
     first, made_by = is_first_process(), _made_by(section, inputs)
-    work = work_folder("train", fingerprint(made_by, code_digest([*DECIDED_BY, file_of(family)])))
+    code = code_digest([*DECIDED_BY, file_of(family), *files_of(section.adapter)])
+    work = work_folder("train", fingerprint(made_by, code))
     with locked(work) if first else contextlib.nullcontext():
         if first:
             checkpoint.make_room(work, restart=os.environ.get("T2I_RESUME") == "never")
@@ -101,11 +106,13 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
         prepared.close()
         if not first:
             return {}
-        if section.init == "base" and (change := relative_change(inputs.base / "unet", prepared.ema.shadow)) < LEAST_CHANGE:
-            print(f"note: {TAUGHT_NOTHING.format(change)}", file=sys.stderr)
-        with fresh(outputs.model, size_of(inputs.base)) as folder:
-            family.export(prepared.averaged_weights(), folder, section.export_dtype)
-            write_card(folder, inputs.dataset, made_by, section.export_dtype, prepared.size_px)
+        weights, adapter = prepared.ema.shadow, section.adapter
+        if section.init == "base" and (moved := relative_change(inputs.base / "unet", adapter.change(weights))) < LEAST_CHANGE:
+            print(f"note: {TAUGHT_NOTHING.format(moved)}", file=sys.stderr)
+        with fresh(outputs.model, _export_bytes(adapter, inputs.base, weights)) as folder:
+            facts = _facts(section, prepared, inputs)
+            use = adapter.export(prepared.unet, weights, family, facts, folder, section.export_dtype)
+            write_card(folder, use, facts, made_by)
         with fresh(outputs.validation) as folder:
             shutil.copytree(validator.folder, folder, dirs_exist_ok=True)
         write_text(outputs.report / "history.csv", history.csv(runtime.log_every_steps))
@@ -190,6 +197,25 @@ def _progress(step: int, steps: int, *, shown: bool) -> Any:
 def _shown(recent: list[list[float]], steps_per_second: float, batch_size: int) -> str:
     loss = sum(row[COLUMNS.index("loss")] for row in recent) / len(recent)
     return f"loss {loss:.4f}, {steps_per_second:.3g} steps/s, {batch_size * steps_per_second:.3g} samples/s"
+
+
+def _export_bytes(adapter: Adapter, base: Path, weights: Mapping[str, Tensor]) -> int:
+    """Returns the bytes that the exported model takes at most: an adapter is written in two layouts."""
+    return 2 * sum(weight.nbytes for weight in weights.values()) if adapter.keeps_base else size_of(base)
+
+
+def _facts(section: Train, prepared: Prepared, inputs: Inputs) -> Facts:
+    """Returns what the exported model states about this run."""
+    origin = inputs.base / "source.json"
+    return Facts(
+        train=section.model_dump(),
+        steps=prepared.steps,
+        images=prepared.records,
+        size_px=prepared.size_px,
+        scheduler_changes=section.objective.scheduler_changes(),
+        base=read_object(origin) if origin.is_file() else {},
+        dataset=read_object(inputs.dataset),
+    )
 
 
 def _made_by(section: Train, inputs: Inputs) -> dict[str, Any]:

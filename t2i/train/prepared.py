@@ -86,6 +86,7 @@ class Prepared:
         for places in self.places:
             weight = len(places) / own
             batch = self.batches.of_step(step, places).to(self.accelerator.device)
+            self.section.adapter.place(self.unet, self.section.seed, step, places)
             last = places is self.places[-1]
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 weighted, unweighted = self.objective.loss(self.wrapped, batch)
@@ -144,10 +145,6 @@ class Prepared:
         finally:
             handle.remove()
 
-    def averaged_weights(self) -> dict[str, Tensor]:
-        """Returns all weights of the UNet for export: the EMA weights and the unchanged frozen ones."""
-        return dict(self.unet.named_parameters()) | self.ema.shadow
-
     def agree(self, signal: int) -> int:
         """Returns the signal that this or any other process received (0: none), so that all stop after the same step."""
         if self.accelerator.num_processes == 1:
@@ -197,9 +194,10 @@ def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRec
     places = micro_batches(section.batch_size, rank, processes, runtime.micro_batch_size)
 
     torch.manual_seed(section.seed)
-    unet = prepared_unet(family, runtime, section.precision, random=section.init == "random").to(accelerator.device)
+    unet = prepared_unet(family, runtime, section.precision, random=section.init == "random")
     family.check_fit(unet, records.moments(0), records.conditioning(0, 0, 0, family.view_conditioning))
-    trained = trainable(unet, section.trainable)
+    trained = section.adapter.inject(unet, section.precision) or trainable(unet, section.trainable)
+    unet.to(accelerator.device)
     ema = Ema(trained, section.ema, runtime.ema_device or accelerator.device)
     adamw = make_optimizer(trained.values(), section.optimizer)
     wrapped, optimizer = accelerator.prepare(unet, adamw)

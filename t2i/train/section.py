@@ -1,10 +1,11 @@
 """Section `train` of params.yaml."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from t2i.core.params import Regex, Section
+from t2i.core.params import Regex, Section, check
+from t2i.model.adapter import adapter_named
 from t2i.model.precision import Precision
 from t2i.train.ema import EmaSection
 from t2i.train.objective import ObjectiveSection
@@ -18,6 +19,9 @@ class Train(Section):
     """`base`: fine-tune the weights of the base. `random`: train the same configuration from scratch."""
     trainable: Regex
     """Regular expression: UNet parameters whose names match (anywhere in the name) are trained, the rest are frozen."""
+    adapter: Any
+    """What is trained: `{name: none}`, the UNet, or `lora`, factors of low rank beside its frozen weights; a package in
+    t2i/model/adapters."""
     steps: int | None = Field(ge=1)
     """Number of optimizer steps; null if `epochs` is set."""
     epochs: int | None = Field(ge=1)
@@ -51,6 +55,25 @@ class Train(Section):
     """The exponential moving average of the weights, which is what is exported."""
     seed: int
     """Seed of the order of records, the noise, the timesteps and random weights."""
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _chosen(cls, adapter: object) -> Any:
+        if isinstance(adapter, Section):
+            return adapter
+        if not isinstance(adapter, dict) or "name" not in adapter:
+            raise ValueError("wanted a `name` and the parameters of that adapter")
+        return check(adapter_named(adapter["name"]).Adapter, adapter, "train.adapter")
+
+    @model_validator(mode="after")
+    def _one_thing_trained(self) -> "Train":
+        if self.adapter.keeps_base and (self.trainable or self.init == "random"):
+            key, value = ("trainable", '""') if self.trainable else ("init", "base")
+            raise ValueError(
+                f"`{key}` is {getattr(self, key)!r}, but with the adapter {self.adapter.name} the whole base stays frozen: "
+                f"set `train.{key}: {value}`, or `train.adapter: {{name: none}}`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> "Train":

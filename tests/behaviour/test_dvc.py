@@ -14,7 +14,7 @@ from networkx import ancestors
 from ruamel.yaml import YAML
 
 from tests import tiny
-from tests.projects import ROOT, Project
+from tests.projects import LORA, ROOT, Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dvc")]  # one worker, so that the fixture is built once
 
@@ -123,6 +123,14 @@ def test_evaluation_parameters_never_retrain(repository) -> None:
     assert edited == {"evaluate-base", "evaluate-model", "evaluate-report"}
 
 
+def test_an_adapter_reruns_training_and_what_opens_its_model(repository) -> None:
+    assert change(repository, lambda params: params["train"].update(LORA)) == {"train", "evaluate-model", "evaluate-report"}
+
+
+def test_the_strength_of_an_adapter_never_retrains(repository) -> None:
+    assert change(repository, lambda params: params["sweep"].update(adapter_scale=0.5)) == {"evaluate-model"}
+
+
 def test_runtime_reruns_nothing(repository) -> None:
     assert change(repository, lambda params: params["runtime"].update(log_every_steps=7, keep_checkpoints=9)) == set()
 
@@ -137,6 +145,8 @@ def test_runtime_reruns_nothing(repository) -> None:
         ("t2i/evaluate/page.html", {"evaluate-report"}),
         ("t2i/fetch/sources/folder.py", {"fetch-dataset"}),
         ("t2i/fetch/sources/hub.py", set()),
+        ("t2i/model/adapters/lora/adapter.py", set()),
+        ("t2i/model/adapters/none/adapter.py", {"train", "evaluate-model", "evaluate-report"}),
     ],
 )
 def test_a_code_edit_reruns_only_the_stages_that_use_it(repository, file, stages) -> None:

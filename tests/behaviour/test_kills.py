@@ -11,7 +11,7 @@ from t2i.data.manifest import read_manifest
 from t2i.data.records import SPLITS
 from t2i.train import checkpoint
 from t2i.train.checkpoint import Checkpoint
-from tests.projects import files, put_back, trained, untrained
+from tests.projects import LORA, files, put_back, trained, untrained
 from tests.victims import TRAINING, VALIDATING, calls_of, command, file_changes, leftovers, lines_of, run, spread, victim
 
 pytestmark = pytest.mark.slow
@@ -163,7 +163,10 @@ def test_training_killed_at_any_file_gives_the_same_bits(ready) -> None:
         assert not leftovers(data)
 
 
-def test_training_killed_repeatedly_gives_the_same_bits(ready) -> None:
+@pytest.mark.parametrize("section", [{}, LORA], ids=["unet", "lora"])
+def test_training_killed_repeatedly_gives_the_same_bits(ready, section) -> None:
+    ready.params["train"] |= section
+    ready.write()
     run("train")
     wanted = trained(ready)
     steps = [row.split(b",")[0] for row in wanted["reports/train"]["history.csv"].splitlines()[1:]]

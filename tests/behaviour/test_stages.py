@@ -22,7 +22,7 @@ from stages import encode, fetch
 from t2i.data.chance import derived_seed
 from t2i.data.shards import Reader, index
 from t2i.model.families.stable_diffusion import Family
-from tests.projects import ROOT, Project, files, untrained
+from tests.projects import LORA, ROOT, Project, files, untrained
 
 pytestmark = pytest.mark.slow
 
@@ -284,9 +284,10 @@ def test_an_interrupted_run_resumes_bit_for_bit(project, monkeypatch) -> None:
     assert (project.folder / "data/reports/train/history.csv").read_bytes() == history
 
 
-def test_two_processes_give_the_losses_of_one(project, monkeypatch) -> None:
+@pytest.mark.parametrize("section", [{}, LORA], ids=["unet", "lora"])
+def test_two_processes_give_the_losses_of_one(project, monkeypatch, section) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    project.params["train"] |= {"steps": 20, "batch_size": 6}
+    project.params["train"] |= {"steps": 20, "batch_size": 6} | section
     project.params["runtime"]["log_every_steps"] = 1
     project.write()
     project.fetch_and_encode()

@@ -90,7 +90,7 @@ def test_planned_state_equals_the_state_after_a_step(project, tiny_base, pattern
     optimizer.step()
     moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
     held = [*weights.values(), *(weight.grad for weight in trained.values()), *moments, *ema.shadow.values()]
-    part, whole = count_weights(tiny_base / "unet", pattern)
+    part, whole = count_weights(tiny_base / "unet", sections.train.adapter, pattern)
     assert (part, whole) == (
         sum(weight.numel() for weight in trained.values()),
         sum(weight.numel() for weight in weights.values()),

@@ -1,6 +1,6 @@
-import json
 from typing import Any
 
+from t2i.model.adapter import Facts
 from t2i.train.card import write_card
 
 
@@ -11,10 +11,9 @@ def test_the_card_states_licence_attribution_and_inputs(tmp_path) -> None:
         "attribution": "All emojis designed by OpenMoji",
     }
     dataset["records"] = {"heldout": 11, "train": 103}
-    (tmp_path / "dataset.json").write_text(json.dumps(dataset))
-    (tmp_path / "source.json").write_text(json.dumps({"source": "someone/base", "commit": "abc"}))
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
-    write_card(tmp_path, tmp_path / "dataset.json", {"train": {"seed": 3}}, "fp16", (832, 1216))
+    base = {"source": "someone/base", "commit": "abc"}
+    facts = Facts(train={}, steps=1, images=103, size_px=(832, 1216), scheduler_changes={}, base=base, dataset=dataset)
+    write_card(tmp_path, "Load it so.", facts, {"train": {"seed": 3}})
     card = (tmp_path / "README.md").read_text()
     for fact in (
         "license: cc-by-sa-4.0",
@@ -23,8 +22,6 @@ def test_the_card_states_licence_attribution_and_inputs(tmp_path) -> None:
         "commit: abc",
         "records: 11 heldout, 103 train\n",
         '"seed": 3',
-        "StableDiffusionXLPipeline.from_pretrained(",
-        "height=832, width=1216",
-        "use_safetensors=True, torch_dtype=torch.float16",
+        "Load it so.",
     ):
         assert fact in card

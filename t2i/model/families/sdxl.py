@@ -20,7 +20,7 @@ from t2i.model.checks import ANOTHER_BASE, check_fit, check_models, check_schedu
 from t2i.model.export import export
 from t2i.model.layout import read_object
 from t2i.model.precision import Precision
-from t2i.model.pretrained import assemble, frozen, load_unet
+from t2i.model.pretrained import Change, assemble, frozen, load_unet
 from t2i.model.schedule import load_scheduler, read_schedule
 from t2i.model.text import TextEncoder, check_text, load_text_encoder
 from t2i.model.vae import decode_latents, encode_pixels, load_vae, read_scaling
@@ -44,13 +44,16 @@ class Family:
     Args:
         folder: the checkpoint, in diffusers layout.
         scheduler_changes: changes to its scheduler configuration, with the names of diffusers.
+        change: changes each weight of its UNet.
 
     Raises:
         ValueError: if the prediction type is not supported, or is epsilon at zero terminal SNR, where it is undefined (0 / 0).
     """
 
-    def __init__(self, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({})) -> None:
-        self.folder, self._scheduler_changes = folder, dict(scheduler_changes)
+    def __init__(
+        self, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({}), change: Change | None = None
+    ) -> None:
+        self.folder, self._scheduler_changes, self._change = folder, dict(scheduler_changes), change
         self._scaling = read_scaling(folder / "vae")
         self.scaling_factor, self.shift_factor, self.vae_factor = self._scaling
         self.alphas_cumprod, self.prediction_type = read_schedule(folder, self._scheduler_changes)
@@ -138,8 +141,8 @@ class Family:
         return {"time_ids": torch.tensor([*geometry.original_size, top, left, height, width], dtype=torch.float32)}
 
     def load_unet(self, *, random: bool) -> nn.Module:
-        """Returns the UNet2DConditionModel in fp32, with the weights of the base or, if `random`, with random weights."""
-        return load_unet(self.folder / "unet", random=random)
+        """Returns the UNet2DConditionModel in fp32, with the weights of the checkpoint or, if `random`, random ones."""
+        return load_unet(self.folder / "unet", self._change, random=random)
 
     def check_fit(self, unet: Any, moments: Float[Tensor, "_ m h w"], conditioning: dict[str, Tensor]) -> None:
         """Raises a ValueError if the cached records do not fit the UNet."""
@@ -182,12 +185,11 @@ class Family:
         )
 
     def _assembled(self, **given: Any) -> Any:
-        """Returns a StableDiffusionXLPipeline with the given parts; its images get no watermark."""
+        """Returns a StableDiffusionXLPipeline with the given parts and the changed scheduler; its images get no watermark."""
         from diffusers import StableDiffusionXLPipeline
 
-        return assemble(
-            StableDiffusionXLPipeline, self.folder, **given, image_encoder=None, feature_extractor=None, add_watermarker=False
-        )
+        given |= {"scheduler": load_scheduler(self.folder, self._scheduler_changes), "add_watermarker": False}
+        return assemble(StableDiffusionXLPipeline, self.folder, **given, image_encoder=None, feature_extractor=None)
 
     def sample(
         self,
@@ -226,12 +228,11 @@ class Family:
         guidance_scale: float,
     ) -> Float[Tensor, "b c h w"]:
         """Returns scaled latents, sampled by StableDiffusionXLPipeline without a VAE or a text encoder."""
-        scheduler = load_scheduler(self.folder, self._scheduler_changes)
         unused = dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
         hidden, pooled = conditioning["encoder_hidden_states"], conditioning["text_embeds"]
         height, width = noise.shape[2:]
         size_px = (height * self.vae_factor, width * self.vae_factor)
-        sampled: Tensor = self._assembled(unet=unet, scheduler=scheduler, **unused)(
+        sampled: Tensor = self._assembled(unet=unet, **unused)(
             prompt_embeds=hidden,
             pooled_prompt_embeds=pooled,
             negative_prompt_embeds=unconditional["encoder_hidden_states"].expand_as(hidden),

@@ -21,7 +21,7 @@ from t2i.model.checks import check_fit, check_models, check_scheduler, check_une
 from t2i.model.export import export
 from t2i.model.layout import read_object
 from t2i.model.precision import Precision
-from t2i.model.pretrained import assemble, frozen, load_unet
+from t2i.model.pretrained import Change, assemble, frozen, load_unet
 from t2i.model.schedule import load_scheduler, read_schedule
 from t2i.model.text import TextEncoder, check_text, load_text_encoder
 from t2i.model.vae import decode_latents, encode_pixels, load_vae, read_scaling
@@ -36,13 +36,16 @@ class Family:
     Args:
         folder: the checkpoint, in diffusers layout.
         scheduler_changes: changes to its scheduler configuration, with the names of diffusers.
+        change: changes each weight of its UNet.
 
     Raises:
         ValueError: if the prediction type is not supported, or is epsilon at zero terminal SNR, where it is undefined (0 / 0).
     """
 
-    def __init__(self, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({})) -> None:
-        self.folder, self._scheduler_changes = folder, dict(scheduler_changes)
+    def __init__(
+        self, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({}), change: Change | None = None
+    ) -> None:
+        self.folder, self._scheduler_changes, self._change = folder, dict(scheduler_changes), change
         self._scaling = read_scaling(folder / "vae")
         self.scaling_factor, self.shift_factor, self.vae_factor = self._scaling
         self.alphas_cumprod, self.prediction_type = read_schedule(folder, self._scheduler_changes)
@@ -111,8 +114,8 @@ class Family:
         return {}
 
     def load_unet(self, *, random: bool) -> nn.Module:
-        """Returns the UNet2DConditionModel in fp32, with the weights of the base or, if `random`, with random weights."""
-        return load_unet(self.folder / "unet", random=random)
+        """Returns the UNet2DConditionModel in fp32, with the weights of the checkpoint or, if `random`, random ones."""
+        return load_unet(self.folder / "unet", self._change, random=random)
 
     def check_fit(self, unet: Any, moments: Float[Tensor, "_ m h w"], conditioning: dict[str, Tensor]) -> None:
         """Raises a ValueError if the cached records do not fit the UNet."""
@@ -146,12 +149,11 @@ class Family:
         )
 
     def _assembled(self, **given: Any) -> Any:
-        """Returns a StableDiffusionPipeline with the given parts."""
+        """Returns a StableDiffusionPipeline with the given parts and the changed scheduler."""
         from diffusers import StableDiffusionPipeline
 
-        return assemble(
-            StableDiffusionPipeline, self.folder, **given, **dict.fromkeys(NOT_TAKEN), requires_safety_checker=False
-        )
+        given |= {"scheduler": load_scheduler(self.folder, self._scheduler_changes), "requires_safety_checker": False}
+        return assemble(StableDiffusionPipeline, self.folder, **given, **dict.fromkeys(NOT_TAKEN))
 
     def sample(
         self,
@@ -188,8 +190,7 @@ class Family:
         guidance_scale: float,
     ) -> Float[Tensor, "b c h w"]:
         """Returns scaled latents, sampled by StableDiffusionPipeline without a VAE or a text encoder."""
-        scheduler = load_scheduler(self.folder, self._scheduler_changes)
-        pipeline = self._assembled(unet=unet, scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None)
+        pipeline = self._assembled(unet=unet, vae=None, text_encoder=None, tokenizer=None)
         sampled: Tensor = pipeline(
             prompt_embeds=conditioning["encoder_hidden_states"],
             negative_prompt_embeds=unconditional["encoder_hidden_states"].expand_as(conditioning["encoder_hidden_states"]),
