@@ -44,7 +44,7 @@ def base(
     require(_inputs(raw, latents, embeds) | {clip: "t2i fetch base"})
     check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
     data = DataFolders(raw, latents, embeds)
-    evaluator = Evaluator(section, data, clip, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
+    evaluator = Evaluator(section, data, clip, runtime)
     _print(evaluate_base(evaluator, family, samples, report).metrics)
 
 
@@ -79,7 +79,7 @@ def model(
     check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
     require({base_report / "metrics.json": "t2i evaluate base"})
     data = DataFolders(raw, latents, embeds)
-    evaluator = Evaluator(section, data, clip, batch_size=runtime.encode_batch_size, device=runtime.torch_device())
+    evaluator = Evaluator(section, data, clip, runtime)
     _print(evaluate_model(sweep, evaluator, family, samples, base_report, report).metrics)
 
 

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from ruamel.yaml import YAML
 
 from stages import encode, evaluate, fetch, train
+from t2i.model.family import Drawing
 
 ROOT = Path(__file__).parent.parent
 PLAIN: dict[str, Any] = {
@@ -29,6 +30,8 @@ LORA: dict[str, Any] = {
     "adapter": {"name": "lora", "rank": 4, "alpha": 8.0, "dropout": 0.1, "targets": "attention_mlp", "dora": False},
 }
 """What section `train` has for a LoRA; alpha differs from the rank, so that a wrong scale shows."""
+
+DRAWING = Drawing(2, guidance_scale=2.0, size_px=(32, 32), precision="fp32", batch_size=3, device="cpu", offload=False)
 
 
 class Project:

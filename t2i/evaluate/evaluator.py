@@ -20,10 +20,11 @@ from t2i.evaluate.heldout import DataFolders, HeldOut, heldout, images_of, some_
 from t2i.evaluate.metrics import METRICS, Nearest, clip_score, cmmd, copied, found, interval, kid
 from t2i.evaluate.section import Evaluate
 from t2i.model.denoising import denoising_errors, fixed_records, timestep_grid
-from t2i.model.family import Family
+from t2i.model.family import Drawing, Family
+from t2i.model.precision import DTYPES
 from t2i.model.pretrained import frozen
-from t2i.model.runtime import device_in_words
-from t2i.model.sampling import Drawing, draw
+from t2i.model.runtime import Runtime, device_in_words
+from t2i.model.sampling import draw
 
 Statistic = Callable[[Int[Tensor, " n"]], float]
 """Returns the value of a metric over the records at the given indices."""
@@ -53,9 +54,10 @@ class Evaluation:
 class Evaluator:
     """Measures models on one dataset. The features of the data are computed once and serve for every model."""
 
-    def __init__(self, section: Evaluate, data: DataFolders, clip: Path, *, batch_size: int, device: str) -> None:
-        self.section, self.data, self.batch_size, self.device = section, data, batch_size, device
-        self.clip = Clip(clip, device, batch_size)
+    def __init__(self, section: Evaluate, data: DataFolders, clip: Path, runtime: Runtime) -> None:
+        self.section, self.data, self.runtime = section, data, runtime
+        self.batch_size, self.device = runtime.encode_batch_size, runtime.torch_device()
+        self.clip = Clip(clip, self.device, self.batch_size)
         self.records: HeldOut = heldout(section, data)
         self.real = self.clip.image_features(self.records.real)
         self.prompts = self.clip.text_features(self.records.prompts)
@@ -72,6 +74,7 @@ class Evaluator:
             precision=p.precision,
             batch_size=self.batch_size,
             device=self.device,
+            offload=self.runtime.offload,
         )
         return draw(how, family, prompts, [(p.seed, key) for key in keys])
 
@@ -129,7 +132,7 @@ class Evaluator:
 
     def _errors(self, family: Family) -> dict[Split, Float[Tensor, "records timesteps"]]:
         """Returns the denoising errors of the same number of records of each split."""
-        unet = frozen(family.load_unet(random=False), self.device)
+        unet = frozen(family.load_unet(random=False).to(DTYPES[self.section.precision]), self.device)
         records = {split: CachedRecords(self.data.latents, self.data.embeds, split) for split in SPLITS}
         count = min(self.section.prompts, *map(len, records.values()))
         return {

@@ -5,6 +5,7 @@ A family is a module in t2i/model/families with a class `Family` that implements
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -26,6 +27,22 @@ _FAMILIES = "t2i.model.families"
 
 Conditioning = dict[str, Tensor]
 """Named tensors [b, ...]: all inputs of the UNet other than latents and timesteps."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Settings for drawing images."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    size_px: Size
+    precision: Precision
+    """Precision of the computations of the UNet and of its weights."""
+    batch_size: int
+    device: str
+    offload: bool
+    """Whether only the network in use is on the device."""
+    negative_prompt: str = ""
 
 
 @runtime_checkable
@@ -109,14 +126,9 @@ class Family(Protocol):
         self,
         prompts: Sequence[str],
         generators: Sequence[torch.Generator],
-        *,
-        num_inference_steps: int,
-        guidance_scale: float,
-        negative_prompt: str,
-        size_px: Size,
-        device: str,
+        how: Drawing,
     ) -> list[Image.Image]:
-        """Returns one image per prompt, drawn by the complete pipeline."""
+        """Returns one image per prompt, drawn by the complete pipeline; called in the context `computing_in`."""
         ...
 
     def sample_latents(

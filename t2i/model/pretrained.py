@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from t2i.model.precision import DTYPES, Precision
+
 Change = Callable[[str, Tensor], Tensor]
 """Returns what a fine-tuned UNet has instead of a weight of its base, from the name and the weight."""
 
@@ -64,6 +66,22 @@ def assemble(kind: Any, pipeline: Path, **given: Any) -> Any:
     assembled = kind.from_pretrained(pipeline, **given, use_safetensors=True)
     assembled.set_progress_bar_config(disable=True)
     return assembled
+
+
+def placed(pipeline: Any, device: str, precision: Precision, *, offload: bool) -> Any:
+    """Returns a pipeline of diffusers on a device, with the weights of its UNet in a precision.
+
+    Args:
+        pipeline: the pipeline.
+        device: where it draws.
+        precision: that of the UNet; all other networks stay as they are.
+        offload: whether only the network in use is on the device; has no effect on the CPU.
+    """
+    pipeline.unet.to(DTYPES[precision])
+    if offload and device != "cpu":
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
+    return pipeline.to(device)
 
 
 def frozen(model: Any, device: str) -> nn.Module:

@@ -61,6 +61,8 @@ class Runtime(Section):
     Their sizes are always checked."""
     encode_batch_size: int = Field(ge=1)
     """Batch size of the VAE, the text encoder and the sampler, also in validation."""
+    offload: bool
+    """Keeps only the network in use on the device when images are drawn: less memory, slower. Has no effect on the CPU."""
     validation: Validation
     """What training measures and samples while it runs."""
 

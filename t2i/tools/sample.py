@@ -18,9 +18,9 @@ from t2i.evaluate.grid import draw_grid
 from t2i.evaluate.model import Sweep
 from t2i.evaluate.section import Evaluate
 from t2i.model.adapter import ADAPTER_FILE, open_tuned, weights_digest
-from t2i.model.family import Family
+from t2i.model.family import Drawing, Family
 from t2i.model.runtime import Runtime
-from t2i.model.sampling import Drawing, draw
+from t2i.model.sampling import draw
 
 
 class Model(NamedTuple):
@@ -82,6 +82,7 @@ def drawing(
         precision=section.precision,
         batch_size=runtime.encode_batch_size,
         device=runtime.torch_device(),
+        offload=runtime.offload,
         negative_prompt=negative_prompt,
     )
 

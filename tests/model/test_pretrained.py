@@ -10,6 +10,7 @@ from torch import Tensor
 
 from t2i.evaluate.clip import Clip
 from t2i.model.families.stable_diffusion import Family
+from tests.projects import DRAWING
 
 Tensors = dict[str, Tensor]
 
@@ -51,9 +52,8 @@ def test_tensors_that_do_not_fit_the_config_are_named(tiny_base, tmp_path, part,
 
 def test_weights_of_the_wrong_shape_cannot_sample(tiny_base, tmp_path) -> None:
     base = changed(tiny_base, tmp_path, "text_encoder", lambda t: t | {some(t): torch.ones(7)})
-    options = {"num_inference_steps": 1, "guidance_scale": 1.0, "negative_prompt": "", "size_px": (32, 32), "device": "cpu"}
     with pytest.raises(ValueError, match="mismatched tensors"):
-        Family(base).sample(["x"], [torch.Generator()], **options)
+        Family(base).sample(["x"], [torch.Generator()], DRAWING)
 
 
 def old_attention(tensors: Tensors) -> Tensors:

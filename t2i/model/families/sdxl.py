@@ -18,9 +18,10 @@ from t2i.data.caches import ZEROS_FOR_EMPTY_PROMPT
 from t2i.data.pixels import Geometry, Size, covering, to_image
 from t2i.model.checks import ANOTHER_BASE, check_fit, check_models, check_scheduler, check_unet, check_vae, on_meta
 from t2i.model.export import export
+from t2i.model.family import Drawing
 from t2i.model.layout import read_object
 from t2i.model.precision import Precision
-from t2i.model.pretrained import Change, assemble, frozen, load_unet
+from t2i.model.pretrained import Change, assemble, frozen, load_unet, placed
 from t2i.model.schedule import load_scheduler, read_schedule
 from t2i.model.text import TextEncoder, check_text, load_text_encoder
 from t2i.model.vae import decode_latents, encode_pixels, load_vae, read_scaling
@@ -191,27 +192,17 @@ class Family:
         given |= {"scheduler": load_scheduler(self.folder, self._scheduler_changes), "add_watermarker": False}
         return assemble(StableDiffusionXLPipeline, self.folder, **given, image_encoder=None, feature_extractor=None)
 
-    def sample(
-        self,
-        prompts: Sequence[str],
-        generators: Sequence[torch.Generator],
-        *,
-        num_inference_steps: int,
-        guidance_scale: float,
-        negative_prompt: str,
-        size_px: Size,
-        device: str,
-    ) -> list[Image.Image]:
+    def sample(self, prompts: Sequence[str], generators: Sequence[torch.Generator], how: Drawing) -> list[Image.Image]:
         """Returns one image per prompt, drawn by StableDiffusionXLPipeline with the scheduler of the checkpoint."""
-        pipeline = self._pipeline.to(device)
+        pipeline = placed(self._pipeline, how.device, how.precision, offload=how.offload)
         latents = pipeline(
             prompt=list(prompts),
-            negative_prompt=[negative_prompt] * len(prompts) if negative_prompt else None,
+            negative_prompt=[how.negative_prompt] * len(prompts) if how.negative_prompt else None,
             generator=list(generators),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            height=size_px[0],
-            width=size_px[1],
+            num_inference_steps=how.num_inference_steps,
+            guidance_scale=how.guidance_scale,
+            height=how.size_px[0],
+            width=how.size_px[1],
             output_type="latent",
         ).images
         return [to_image(self.decode_latents(pipeline.vae, one[None])[0]) for one in latents]

@@ -19,9 +19,10 @@ from t2i.data.pixels import Geometry, Size
 from t2i.model.base import NOT_TAKEN
 from t2i.model.checks import check_fit, check_models, check_scheduler, check_unet, check_vae, on_meta
 from t2i.model.export import export
+from t2i.model.family import Drawing
 from t2i.model.layout import read_object
 from t2i.model.precision import Precision
-from t2i.model.pretrained import Change, assemble, frozen, load_unet
+from t2i.model.pretrained import Change, assemble, frozen, load_unet, placed
 from t2i.model.schedule import load_scheduler, read_schedule
 from t2i.model.text import TextEncoder, check_text, load_text_encoder
 from t2i.model.vae import decode_latents, encode_pixels, load_vae, read_scaling
@@ -155,26 +156,16 @@ class Family:
         given |= {"scheduler": load_scheduler(self.folder, self._scheduler_changes), "requires_safety_checker": False}
         return assemble(StableDiffusionPipeline, self.folder, **given, **dict.fromkeys(NOT_TAKEN))
 
-    def sample(
-        self,
-        prompts: Sequence[str],
-        generators: Sequence[torch.Generator],
-        *,
-        num_inference_steps: int,
-        guidance_scale: float,
-        negative_prompt: str,
-        size_px: Size,
-        device: str,
-    ) -> list[Image.Image]:
+    def sample(self, prompts: Sequence[str], generators: Sequence[torch.Generator], how: Drawing) -> list[Image.Image]:
         """Returns one image per prompt, drawn by StableDiffusionPipeline with the scheduler of the checkpoint."""
-        drawn: list[Image.Image] = self._pipeline.to(device)(
+        drawn: list[Image.Image] = placed(self._pipeline, how.device, how.precision, offload=how.offload)(
             prompt=list(prompts),
-            negative_prompt=[negative_prompt] * len(prompts),
+            negative_prompt=[how.negative_prompt] * len(prompts),
             generator=list(generators),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            height=size_px[0],
-            width=size_px[1],
+            num_inference_steps=how.num_inference_steps,
+            guidance_scale=how.guidance_scale,
+            height=how.size_px[0],
+            width=how.size_px[1],
         ).images
         return drawn
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from t2i.model.families.sdxl import Family as Sdxl
 from t2i.model.family import check_base
 from t2i.train.objective import Objective, ObjectiveSection
 from tests import tiny
-from tests.projects import PLAIN
+from tests.projects import DRAWING, PLAIN
 
 CAPTIONS = ["a red square", "b " * 40, "!"]
 
@@ -155,9 +156,8 @@ def test_images_are_those_of_the_pipeline(tiny_sdxl, pipeline, negative_prompt) 
     def generators() -> list[torch.Generator]:
         return [torch.Generator().manual_seed(seed) for seed in range(3)]
 
-    ours = Sdxl(tiny_sdxl).sample(
-        CAPTIONS, generators(), negative_prompt=negative_prompt, size_px=(32, 48), device="cpu", **settings
-    )
+    how = replace(DRAWING, size_px=(32, 48), negative_prompt=negative_prompt, **settings)
+    ours = Sdxl(tiny_sdxl).sample(CAPTIONS, generators(), how)
     negatives = [negative_prompt] * 3 if negative_prompt else None
     theirs = pipeline(CAPTIONS, negative_prompt=negatives, generator=generators(), height=32, width=48, **settings).images
     for one, other in zip(ours, theirs, strict=True):

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from t2i.model.families.stable_diffusion import Family as StableDiffusion
 from tests import tiny
+from tests.projects import DRAWING
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -96,8 +97,7 @@ def test_an_image_depends_only_on_its_noise_and_prompt(tiny_base) -> None:
 
     def drawn(*seeds: int) -> list[bytes]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        options = {"num_inference_steps": 2, "guidance_scale": 2.0, "negative_prompt": "", "size_px": (32, 32), "device": "cpu"}
-        return [image.tobytes() for image in family.sample([f"square {seed}" for seed in seeds], generators, **options)]
+        return [image.tobytes() for image in family.sample([f"square {seed}" for seed in seeds], generators, DRAWING)]
 
     together, alone = drawn(1, 2, 3), drawn(2)
     assert max(abs(x - y) for x, y in zip(together[1], alone[0], strict=True)) <= 1
