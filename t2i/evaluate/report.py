@@ -13,7 +13,6 @@ from pydantic import Field
 from t2i.core.files import fresh
 from t2i.core.params import Section
 from t2i.data.batches import CachedRecords
-from t2i.data.pixels import to_image
 from t2i.data.shards import read_tensors
 from t2i.evaluate import advice
 from t2i.evaluate.grid import draw_grid
@@ -22,7 +21,7 @@ from t2i.evaluate.motifs import in_captions, strange_to
 from t2i.evaluate.page import embedded, provenance, render
 from t2i.evaluate.section import Evaluate
 from t2i.evaluate.verdict import Verdict, verdict
-from t2i.model.family import Family
+from t2i.model.family import Family, decoded
 from t2i.model.latents import sample_latents
 
 _SHOWN = 6
@@ -161,8 +160,8 @@ def _training(family: Family, outputs: StageOutputs, most: int, device: str) -> 
     files = sorted(outputs.validation.glob("step-*.safetensors")) if prompts else []
     if len(files) > most:
         files = [files[round(n * (len(files) - 1) / (most - 1))] for n in range(most)]
-    decoded = [_decoded(family, read_tensors(file)["latents"], device) for file in files]
-    rows = zip(prompts, zip(*decoded, strict=True), strict=True)
+    drawn = [decoded(family, read_tensors(file)["latents"], device) for file in files]
+    rows = zip(prompts, zip(*drawn, strict=True), strict=True)
     return Training([int(file.stem.removeprefix("step-")) for file in files], list(rows))
 
 
@@ -171,14 +170,9 @@ def _moments(family: Family, data: DataFolders, seed: int, device: str) -> list[
     records = CachedRecords(data.latents, data.embeds, "heldout")
     keys = some_keys(data, "heldout", _SHOWN, seed)
     stored = torch.stack([records.moments(records.keys.index(key))[0] for key in keys])
-    decoded = _decoded(family, sample_latents(stored, None, family.scaling_factor, family.shift_factor), device)
+    rebuilt = decoded(family, sample_latents(stored, None, family.scaling_factor, family.shift_factor), device)
     sources = images_of(data, "heldout", keys)
-    return [(key, [source, image]) for key, source, image in zip(keys, sources, decoded, strict=True)]
-
-
-def _decoded(family: Family, latents: torch.Tensor, device: str) -> list[Image.Image]:
-    vae = family.load_vae(device)
-    return [to_image(family.decode_latents(vae, one[None].to(device))[0]) for one in latents.float()]
+    return [(key, [source, image]) for key, source, image in zip(keys, sources, rebuilt, strict=True)]
 
 
 def _retention(section: Evaluate, samples: Path) -> list[Row]:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from t2i.core.params import ParamsError, load_section, plugins, resolve_plugin
-from t2i.data.pixels import Geometry, Size
+from t2i.data.pixels import Geometry, Size, to_image
 from t2i.model.base import Base
 from t2i.model.layout import parts, read_object
 from t2i.model.precision import Precision
@@ -147,6 +147,12 @@ class Family(Protocol):
         `generators`, one per image, are used by schedulers that draw noise at every step.
         """
         ...
+
+
+def decoded(family: Family, latents: Float[Tensor, "b c _ _"], device: str) -> list[Image.Image]:
+    """Returns the images of scaled latents, decoded one by one; loads the VAE."""
+    vae = family.load_vae(device)
+    return [to_image(family.decode_latents(vae, one[None].to(device))[0]) for one in latents.float()]
 
 
 def file_of(family: Family) -> str:

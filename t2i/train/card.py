@@ -1,9 +1,11 @@
 """The model card: what a model was made from, and how to use it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from t2i.model.adapter import Facts
 
@@ -17,7 +19,7 @@ tags: [stable-diffusion, text-to-image, t2i]
 
 {use}
 
-## Base
+{pictures}## Base
 
 {base}
 
@@ -33,24 +35,43 @@ tags: [stable-diffusion, text-to-image, t2i]
 """
 
 
-def write_card(model: Path, use: str, facts: Facts, made_by: Mapping[str, Any]) -> None:
-    """Writes the model card as README.md into the folder of a model.
+Pictures = Sequence[tuple[str, Image.Image]]
+"""Prompts with what the model draws for them."""
+
+
+def write_card(model: Path, use: str, facts: Facts, made_by: Mapping[str, Any], pictures: Pictures) -> None:
+    """Writes the model card as README.md into the folder of a model, and its pictures beside it.
 
     Args:
         model: the folder.
         use: how to use the model, as Markdown.
         facts: what is stated about the run.
         made_by: parameters and digests of everything that determines the result.
+        pictures: drawn by the model at the end of training.
     """
+    for number, (_, image) in enumerate(pictures):
+        (model / "pictures").mkdir(exist_ok=True)
+        image.save(model / "pictures" / f"{number}.png")
     licence = facts.dataset.get("licence")
     card = _CARD.format(
         use=use,
+        pictures=_shown_pictures([prompt for prompt, _ in pictures]),
         licence_line=f"license: {licence.lower().replace(' ', '-')}\n" if licence else "",
         base=_listed(facts.base),
         dataset=_listed(facts.dataset),
         made_by=json.dumps(made_by, indent=2, sort_keys=True, ensure_ascii=False),
     )
     (model / "README.md").write_text(card, encoding="utf-8")
+
+
+def _shown_pictures(prompts: Sequence[str]) -> str:
+    """Returns a table of the pictures in Markdown, three in a row."""
+    rows = [prompts[at : at + 3] for at in range(0, len(prompts), 3)]
+    lines = ["| | | |", "|---|---|---|"] if rows else []
+    for number, row in enumerate(rows):
+        lines.append(" ".join(f"| ![](pictures/{3 * number + at}.png)" for at in range(len(row))) + " |")
+        lines.append(" ".join("| " + prompt.replace("|", "\\|") for prompt in row) + " |")
+    return "\n".join([*lines, "", ""]) if rows else ""
 
 
 def _listed(facts: Mapping[str, Any]) -> str:

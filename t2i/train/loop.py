@@ -112,7 +112,7 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
         with fresh(outputs.model, _export_bytes(adapter, inputs.base, weights)) as folder:
             facts = _facts(section, prepared, inputs)
             use = adapter.export(prepared.unet, weights, family, facts, folder, section.export_dtype)
-            write_card(folder, use, facts, made_by)
+            write_card(folder, use, facts, made_by, validator.pictures(prepared.steps))
         with fresh(outputs.validation) as folder:
             shutil.copytree(validator.folder, folder, dirs_exist_ok=True)
         write_text(outputs.report / "history.csv", history.csv(runtime.log_every_steps))

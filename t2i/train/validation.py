@@ -6,11 +6,13 @@
 HASH is computed from the validation parameters and the prompts, so results of different settings never mix.
 """
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ from t2i.data.digests import digest_of, fingerprint
 from t2i.data.records import SPLITS, Split
 from t2i.data.shards import read_tensors
 from t2i.model.denoising import denoising_errors, fixed_records
-from t2i.model.family import Family
+from t2i.model.family import Family, decoded
 from t2i.model.precision import Precision
 from t2i.model.runtime import Runtime
 from t2i.train.prepared import Prepared
@@ -71,6 +73,12 @@ class Validator:
         """Writes what `run` found after `step` steps. Until then, a restart validates the step again."""
         with whole(self._file(step)) as partial:
             save_file(found, partial)
+
+    def pictures(self, step: int) -> list[tuple[str, Image.Image]]:
+        """Returns the validation prompts with what the EMA weights drew for them after `step` steps; decodes on the CPU."""
+        prompts = json.loads((self.prompts / "prompts.json").read_text(encoding="utf-8"))
+        drawn = read_tensors(self._file(step)).get("latents")
+        return [] if drawn is None else list(zip(prompts, decoded(self.family, drawn, "cpu"), strict=True))
 
     def _file(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.safetensors"

@@ -1,5 +1,7 @@
 from typing import Any
 
+from PIL import Image
+
 from t2i.model.adapter import Facts
 from t2i.train.card import write_card
 
@@ -13,7 +15,8 @@ def test_the_card_states_licence_attribution_and_inputs(tmp_path) -> None:
     dataset["records"] = {"heldout": 11, "train": 103}
     base = {"source": "someone/base", "commit": "abc"}
     facts = Facts(train={}, steps=1, images=103, size_px=(832, 1216), scheduler_changes={}, base=base, dataset=dataset)
-    write_card(tmp_path, "Load it so.", facts, {"train": {"seed": 3}})
+    pictures = [(f"a | {number}", Image.new("RGB", (8, 8), (number, 0, 0))) for number in range(4)]
+    write_card(tmp_path, "Load it so.", facts, {"train": {"seed": 3}}, pictures)
     card = (tmp_path / "README.md").read_text()
     for fact in (
         "license: cc-by-sa-4.0",
@@ -23,5 +26,7 @@ def test_the_card_states_licence_attribution_and_inputs(tmp_path) -> None:
         "records: 11 heldout, 103 train\n",
         '"seed": 3',
         "Load it so.",
+        "| ![](pictures/3.png) |\n| a \\| 3 |\n",
     ):
         assert fact in card
+    assert Image.open(tmp_path / "pictures/2.png").getpixel((0, 0)) == (2, 0, 0)
