@@ -1,6 +1,7 @@
 """LoRA and DoRA through all stages: what is trained, kept and exported is the adapter alone."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def test_all_stages_and_tools_run(project, tmp_path, family, options, section) -
     base = (tiny.make_sdxl if family == "sdxl" else tiny.make_base)(tmp_path / "other", **options)
     project.params["base"] |= {"family": family, "local": str(base), "clip": str(base / "clip")}
     project.params["train"] |= section
+    project.params["train"]["objective"]["zero_terminal_snr"] = bool(options)
     project.write()
     project.fetch_and_encode()
     project.train()
@@ -50,7 +52,13 @@ def test_all_stages_and_tools_run(project, tmp_path, family, options, section) -
     assert {name for name in files(data / "model") if not name.startswith("pictures/")} == kept
     assert sum(map(len, files(data / "model").values())) < sum(map(len, files(data / "base/unet").values()))
     card = (data / "model/README.md").read_text()
-    assert "load_lora_weights" in card
+    snippet = card.partition("```python\n")[2].partition("```")[0]
+    snippet = re.sub(
+        r'"(other|path/to/this/folder)"', lambda found: {"other": repr(str(base))}.get(found[1], "'data/model'"), snippet
+    )
+    exec(snippet.replace("float16", "float32"), {})
+    assert Image.open("image.png").size == (32, 32)
+    assert ("DDIMScheduler" in card or "EulerDiscreteScheduler" in card) is bool(options)
     assert ("This is a DoRA" in card) is dora
     assert (data / "reports/report.html").stat().st_size > 10_000
     for command in (["plan"], ["sample", "square 1", "--compare", "--scale", "0.5", "--out", "drawn"]):

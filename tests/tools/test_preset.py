@@ -85,7 +85,7 @@ def small(params: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_runs_on_a_tiny_model_of_its_family(project, tmp_path, name) -> None:
     params = YAML(typ="safe").load(preset(name, tmp_path).read_text(encoding="utf-8"))
-    predicts = "v_prediction" if name in ("sd21-v", "sdxl-vpred") else "epsilon"
+    predicts = "v_prediction" if "-v" in name else "epsilon"
     if params["base"]["family"] == "sdxl":
         base = tiny.make_sdxl(tmp_path / "like", prediction_type=predicts)
     else:
@@ -99,7 +99,13 @@ def test_a_preset_runs_on_a_tiny_model_of_its_family(project, tmp_path, name) ->
     project.train()
     project.evaluate()
     kind = StableDiffusionXLPipeline if params["base"]["family"] == "sdxl" else StableDiffusionPipeline
-    pipeline = kind.from_pretrained(project.folder / "data/model", torch_dtype=torch.float32, use_safetensors=True)
+    data, is_lora = project.folder / "data", name.endswith("-lora")
+    pipeline = kind.from_pretrained(data / ("base" if is_lora else "model"), torch_dtype=torch.float32, use_safetensors=True)
+    if is_lora:
+        changes = project.json("data/model/adapter.json")["scheduler_changes"]
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
+        pipeline.load_lora_weights(data / "model", weight_name="lora.safetensors")
+        assert pipeline.get_active_adapters() == ["default_0"]
     assert len(pipeline(["a red square"], num_inference_steps=2, height=32, width=32).images) == 1
     page = (project.folder / "data/reports/report.html").read_text(encoding="utf-8")
     assert ("not comparable" in page) == (predicts == "v_prediction")  # its noise schedule differs from the base's
@@ -111,7 +117,7 @@ def test_a_preset_runs_on_a_tiny_model_of_its_family(project, tmp_path, name) ->
 def test_an_unknown_preset_or_key_changes_nothing(tmp_path) -> None:
     path = preset("sd21-v", tmp_path)
     before = path.read_text(encoding="utf-8")
-    with pytest.raises(ParamsError, match=r"presets: .*'sd21'.* naruto-sd15, sd15, sd21-v, sdxl, sdxl-vpred"):
+    with pytest.raises(ParamsError, match=r"presets: .*'sd21'.* naruto-sd15, .*sdxl-vpred-lora"):
         write_preset("sd21", tmp_path / "presets", path)
     (tmp_path / "odd.yaml").write_text("# Odd.\ntrain: {stepps: 3}\n")
     with pytest.raises(ParamsError, match=r"preset odd: .*`train.stepps`"):

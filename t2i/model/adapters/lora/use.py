@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from t2i.model.adapter import Facts
 from t2i.model.layout import read_object
 from t2i.model.precision import DTYPES, Precision
+from t2i.model.schedule import load_scheduler
 
 if TYPE_CHECKING:
     from t2i.model.adapters.lora.adapter import Adapter
@@ -16,7 +17,7 @@ With diffusers, at a strength of 1:
 
 ```python
 import torch
-from diffusers import {pipeline}
+from diffusers import {imported}
 
 pipeline = {pipeline}.from_pretrained("{base}", torch_dtype={dtype})
 pipeline.load_lora_weights("path/to/this/folder", weight_name="pytorch_lora_weights.safetensors"){scheduler}
@@ -32,7 +33,7 @@ _DORA = """This is a DoRA. It is stored in PEFT's layout only: diffusers would d
 ComfyUI and A1111, `t2i export --single-file` writes the base with the adapter merged into it."""
 
 _SCHEDULER = """
-pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **{changes!r})"""
+pipeline.scheduler = {scheduler}.from_config(pipeline.scheduler.config, {changes})"""
 
 
 def how_to_use(lora: "Adapter", base: Path, facts: Facts, precision: Precision) -> str:
@@ -44,16 +45,23 @@ def how_to_use(lora: "Adapter", base: Path, facts: Facts, precision: Precision) 
         facts: what is stated about the run.
         precision: that of its weights.
     """
-    changes, clip_skip = dict(facts.scheduler_changes), int(facts.base.get("clip_skip") or 0)
+    pipeline, clip_skip = read_object(base / "model_index.json")["_class_name"], int(facts.base.get("clip_skip") or 0)
+    scheduler = load_scheduler(base, facts.scheduler_changes)
+    changed = [name for name in (*facts.scheduler_changes, "clip_sample") if name in scheduler.config]
     notes = "\n\nIt was trained on captions encoded without the last {} layers of the text encoder: use it with {}.".format(
         clip_skip, f"`clip_skip={clip_skip}` in diffusers, and `Clip skip {clip_skip + 1}` in other programs"
     )
     return _USE.format(
         rank=lora.rank,
-        pipeline=read_object(base / "model_index.json")["_class_name"],
+        imported=", ".join(sorted({pipeline, type(scheduler).__name__} if facts.scheduler_changes else {pipeline})),
+        pipeline=pipeline,
         base=facts.base.get("source") or "path/to/the/base",
         dtype=DTYPES["fp16" if precision == "fp32" else precision],
-        scheduler=_SCHEDULER.format(changes=changes) if changes else "",
+        scheduler=_SCHEDULER.format(
+            scheduler=type(scheduler).__name__, changes=", ".join(f"{name}={scheduler.config[name]!r}" for name in changed)
+        )
+        if facts.scheduler_changes
+        else "",
         height=facts.size_px[0],
         width=facts.size_px[1],
         others=_DORA if lora.dora else _KOHYA,
