@@ -133,6 +133,14 @@ def make_images(folder: Path, count: int) -> Path:
     return folder
 
 
+def write_sidecars(images: Path, end: str = "txt") -> None:
+    """Moves the captions of a folder from metadata.jsonl into files beside the images."""
+    metadata = images / "metadata.jsonl"
+    for row in map(json.loads, metadata.read_text(encoding="utf-8").splitlines()):
+        (images / row["file_name"]).with_suffix(f".{end}").write_text(f"{row['text']}\n", encoding="utf-8")
+    metadata.unlink()
+
+
 VIEWS, CAPTIONS, RECORDS = 2, 3, 10
 
 
