@@ -20,6 +20,7 @@ from t2i.data.shards import write_shard
 from t2i.fetch.screening import OnBad, Screen, checked_captions, image_check
 from t2i.fetch.selection import Kept, Selection
 from t2i.fetch.source import Record
+from t2i.fetch.tags import most_frequent
 from t2i.fetch.watched import check_watched
 
 
@@ -134,7 +135,9 @@ def fetch_dataset(section: Fetch, out: Path) -> Fetched:
         _write_images(kept, folder / "images", section.records_per_shard, spool)
         _write_captions(kept, folder / "captions.jsonl")
         screen.write(folder / "skipped.csv")
-        write_json(folder / "dataset.json", dataset.description | {"records": counts} | dataset_digests(folder))
+        tags = most_frequent(caption for record in kept["train"] for caption in record.captions)
+        described = dataset.description | {"records": counts, "tags": tags} | dataset_digests(folder)
+        write_json(folder / "dataset.json", described)
     left_out = (screen.kinds(), len(screen.merged), len(screen.unnamed), screen.over_limit)
     return Fetched(screen.found, counts, *left_out, sum(record.repeats for record in kept["train"]))
 

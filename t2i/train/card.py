@@ -62,7 +62,7 @@ def write_card(model: Path, dataset: Path, made_by: dict[str, Any], precision: P
         size=size_px,
         licence_line=f"license: {licence.lower().replace(' ', '-')}\n" if licence else "",
         base=_listed(origin),
-        dataset=_listed(described),
+        dataset=_listed({name: fact for name, fact in described.items() if name != "tags"}),
         made_by=json.dumps(made_by, indent=2, sort_keys=True, ensure_ascii=False),
     )
     (model / "README.md").write_text(card, encoding="utf-8")

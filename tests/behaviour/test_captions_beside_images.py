@@ -133,3 +133,18 @@ def test_other_repeats_are_other_embeddings_and_no_other_images(repeated) -> Non
     changed = files(data / "embeds")
     assert embeds.keys() - changed.keys() == {"repeats.json"}
     assert {name for name in changed if changed[name] != embeds[name]} == {"manifest.json"}
+
+
+def test_dataset_json_has_the_tags_of_training_captions(project) -> None:
+    metadata = project.folder / "images/metadata.jsonl"
+    metadata.write_text(re.sub(r'"square (\d+)"', r'"Square, number \1"', metadata.read_text()))
+    fetch.dataset()
+    described = project.json("data/raw/dataset.json")
+    assert described["tags"]["square"] == described["records"]["train"]
+    heldout = [
+        row["captions"][0].removeprefix("Square, ")
+        for row in map(json.loads, (project.folder / "data/raw/captions.jsonl").read_text().splitlines())
+        if row["split"] == "heldout"
+    ]
+    assert heldout
+    assert not described["tags"].keys() & set(heldout)

@@ -11,6 +11,7 @@ def test_the_card_states_licence_attribution_and_inputs(tmp_path) -> None:
         "attribution": "All emojis designed by OpenMoji",
     }
     dataset["records"] = {"heldout": 11, "train": 103}
+    dataset["tags"] = {"a secret tag": 7}
     (tmp_path / "dataset.json").write_text(json.dumps(dataset))
     (tmp_path / "source.json").write_text(json.dumps({"source": "someone/base", "commit": "abc"}))
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
@@ -28,3 +29,4 @@ def test_the_card_states_licence_attribution_and_inputs(tmp_path) -> None:
         "use_safetensors=True, torch_dtype=torch.float16",
     ):
         assert fact in card
+    assert "tag" not in card.partition("## Dataset")[2]
