@@ -117,7 +117,11 @@ def _images(folder: Path, count: int) -> None:
 def _params(folder: Path, family: Family, resolution_px: int, steps: int) -> None:
     params: dict[str, Any] = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["base"] |= {"family": family, "local": "base", "clip": "base/clip"}
-    params["fetch"] |= {"source": {"name": "folder", "caption_column": "text"}, "local": "images", "heldout_fraction": 0.5}
+    params["fetch"] |= {
+        "source": {"name": "folder", "captions": {"name": "metadata", "column": "text"}},
+        "local": "images",
+        "heldout_fraction": 0.5,
+    }
     params["encode"]["images"] |= {"resolution_px": resolution_px, "min_psnr": 0.0, "psnr_records": 2}
     params["encode"]["captions"]["validation_prompts"] = []
     params["train"] |= {"trainable": TRAINABLE[family], "export_dtype": "fp16" if family == "sdxl" else "fp32"}

@@ -106,7 +106,10 @@ def _params(run: Run, folder: Path) -> None:
     params: dict[str, Any] = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["base"] |= {"local": str(ROOT / "base/openmoji"), "clip": str(ROOT / "base/openmoji/clip")}
     if run.dataset in ("noto", "twenty"):
-        params["fetch"] |= {"source": {"name": "folder", "caption_column": "text"}, "local": str(folder / "images")}
+        params["fetch"] |= {
+            "source": {"name": "folder", "captions": {"name": "metadata", "column": "text"}},
+            "local": str(folder / "images"),
+        }
     else:
         params["fetch"]["local"] = str(folder)
         params["fetch"]["source"]["style"] = run.dataset

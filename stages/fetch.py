@@ -45,6 +45,8 @@ def dataset(
     write_json(report / "metrics.json", fetched.metrics())
     kept = " and ".join(f"{count} {split}" for split, count in fetched.kept.items())
     print(f"dataset fetched in {took()}: {kept} records of {fetched.found} found")
+    if fetched.images_per_epoch != fetched.kept["train"]:
+        print(f"with repeats, an epoch of training has {fetched.images_per_epoch} images")
     if left_out := fetched.left_out():
         print(f"left out: {left_out}; listed in {out / 'skipped.csv'}")
     if note := fetched.note():

@@ -42,7 +42,7 @@ class Project:
         self.params: dict[str, Any] = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
         self.params["base"] |= {"local": str(base), "clip": str(base / "clip")}
         self.params["fetch"] |= {
-            "source": {"name": "folder", "caption_column": "text"},
+            "source": {"name": "folder", "captions": {"name": "metadata", "column": "text"}},
             "local": str(folder / "images"),
             "heldout_fraction": 0.3,
             "records_per_shard": 8,

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from t2i.data.manifest import describe, write_manifest
+from t2i.data.records import REPEATS
 from t2i.data.shards import pack, write_shard
 
 
@@ -133,10 +134,18 @@ def make_images(folder: Path, count: int) -> Path:
     return folder
 
 
+def write_sidecars(images: Path, end: str = "txt") -> None:
+    """Moves the captions of a folder from metadata.jsonl into files beside the images."""
+    metadata = images / "metadata.jsonl"
+    for row in map(json.loads, metadata.read_text(encoding="utf-8").splitlines()):
+        (images / row["file_name"]).with_suffix(f".{end}").write_text(f"{row['text']}\n", encoding="utf-8")
+    metadata.unlink()
+
+
 VIEWS, CAPTIONS, RECORDS = 2, 3, 10
 
 
-def write_caches(folder: Path, embedded: int = RECORDS) -> tuple[Path, Path]:
+def write_caches(folder: Path, embedded: int = RECORDS, repeats: dict[str, int] | None = None) -> tuple[Path, Path]:
     latents, embeds = folder / "latents", folder / "embeds"
     for path, count in ((latents, RECORDS), (embeds, embedded)):
         path.mkdir()
@@ -153,5 +162,8 @@ def write_caches(folder: Path, embedded: int = RECORDS) -> tuple[Path, Path]:
         if path is embeds:
             (embeds / "empty.safetensors").write_bytes(pack({"hidden": torch.zeros(1, 4, 2)}, ""))
             rows.append(describe(embeds / "empty.safetensors", 1))
+            if repeats:
+                (embeds / REPEATS).write_text(json.dumps(repeats))
+                rows.append(describe(embeds / REPEATS, 1))
         write_manifest(path, rows, {})
     return latents, embeds

@@ -1,8 +1,8 @@
 """Batches: the records of each step, their order, and their random draws.
 
 Nothing here has state. With batch size B, step k takes positions [k B, (k + 1) B) in an endless sequence of epochs. Each epoch
-is a permutation of all records. The draws for a place in the batch depend only on (seed, step, place): not on the number of
-processes, the micro-batches or earlier steps.
+is a permutation of all records, in which a record stands as often as it is repeated. The draws for a place in the batch depend
+only on (seed, step, place): not on the number of processes, the micro-batches or earlier steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from t2i.data.chance import derived_seed
 from t2i.data.pixels import Geometry, Size
-from t2i.data.records import Split
+from t2i.data.records import Split, read_repeats
 from t2i.data.shards import Reader, index, read_tensors
 
 ViewConditioning = Callable[[Geometry, Size], dict[str, Tensor]]
@@ -71,6 +71,9 @@ class CachedRecords:
                 f"record {lone} is in {has} but not in {lacks}: they were made from different datasets; run `dvc repro`"
             )
         self.keys = sorted(self.latents)
+        repeats = read_repeats(embeds)
+        self.epoch = [record for record, key in enumerate(self.keys) for _ in range(repeats.get(key, 1))]
+        """The indices of the records in an epoch of training, before it is shuffled: each as often as it is repeated."""
         self.empty = read_tensors(embeds / "empty.safetensors")
         self._reader = Reader()
 
@@ -164,7 +167,7 @@ class Batches:
 
     def _choose(self, step: int, place: int, generator: torch.Generator) -> Choice:
         """Draws the record, view, caption and timestep for one place in a batch."""
-        record = position_to_record(step * self.batch_size + place, len(self.records), self.seed)
+        record = position_to_record(step * self.batch_size + place, self.records.epoch, self.seed)
         view, caption, dropout, timestep = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         views = self.records.views(record, flips=self.use_flips)
         kept = None if dropout < self.prompt_dropout else int(caption * self.records.count_captions(record))
@@ -207,14 +210,20 @@ def micro_batches(batch_size: int, rank: int, processes: int, micro_batch_size: 
     return [range(start, min(start + size, first + own)) for start in range(first, first + own, size)]
 
 
-def position_to_record(position: int, records: int, seed: int) -> int:
-    """Returns the index of the record at a position in the endless sequence of epochs."""
-    epoch, place = divmod(position, records)
-    return epoch_order(seed, epoch, records)[place]
+def position_to_record(position: int, records: Sequence[int], seed: int) -> int:
+    """Returns the record at a position in the endless sequence of epochs.
+
+    Args:
+        position: counted from 0.
+        records: the records of an epoch, before it is shuffled; a record may be there several times.
+        seed: decides the order of each epoch.
+    """
+    epoch, place = divmod(position, len(records))
+    return records[epoch_order(seed, epoch, len(records))[place]]
 
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, records: int) -> tuple[int, ...]:
-    """Returns the order of the records in an epoch: a permutation of their indices."""
+    """Returns the order of an epoch: a permutation of the numbers below `records`."""
     generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
     return tuple(torch.randperm(records, generator=generator).tolist())

@@ -1,4 +1,4 @@
-"""Records: the split of each record, and the file of captions."""
+"""Records: the split of each record, the file of captions, and the file of repeats."""
 
 import json
 import unicodedata
@@ -13,6 +13,8 @@ from t2i.data.chance import hash_fraction
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
+REPEATS = "repeats.json"
+"""The file among the embeddings that says how often training uses a record in an epoch, where that is not once."""
 ENOUGH_HELDOUT = 30
 """Number of held-out records below which the metrics of a model say little."""
 
@@ -65,7 +67,7 @@ def split_of_shard(name: str) -> Split | None:
 
 
 def read_captions(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields `key`, `split` and `captions` of each record in captions.jsonl.
+    """Yields `key`, `split`, `captions` and `repeats` of each record in captions.jsonl; `repeats` is 1 if a line has none.
 
     Raises:
         ValueError: if a line is damaged; says which line.
@@ -77,7 +79,27 @@ def read_captions(path: Path) -> Iterator[dict[str, Any]]:
 
 def _row(place: str, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-        return {name: row[name] for name in ("key", "split", "captions")}
+        row = {"repeats": 1} | json.loads(line)
+        if type(row["repeats"]) is not int or row["repeats"] < 1:
+            raise ValueError(f"`repeats` is {row['repeats']!r}")
+        return {name: row[name] for name in ("key", "split", "captions", "repeats")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{place}: damaged ({error!r}); run `fetch dataset` again") from None
+
+
+def read_repeats(embeds: Path) -> dict[str, int]:
+    """Returns how often training uses a record in an epoch, by key; a record that is not there is used once.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    path = embeds / REPEATS
+    if not path.is_file():
+        return {}
+    try:
+        repeats = json.loads(path.read_text(encoding="utf-8"))
+        if not all(type(count) is int and count > 0 for count in repeats.values()):
+            raise ValueError("wanted whole numbers, 1 or more")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged ({error!r}); run `encode captions` again") from None
+    return dict(repeats)

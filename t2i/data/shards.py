@@ -8,6 +8,7 @@ The sets on disk (any webdataset reader can read them):
                                                   flipped [views] uint8
     data/embeds/{train,heldout}-00000.tar         KEY.safetensors: each conditioning tensor [captions, ...] float16
     data/embeds/empty.safetensors                 each conditioning tensor [1, ...]: the empty prompt, for dropped prompts
+    data/embeds/repeats.json                      how often an epoch of training has a record, by key; only if one is not once
     data/validation-prompts/embeds.safetensors    each conditioning tensor [prompts, ...]; the texts are in prompts.json
 
 Each set has a manifest.json: the record count, bytes and sha256 of each file, and what the set was made from.

@@ -1,5 +1,6 @@
 """Runs the text encoder once over every caption and stores the conditioning."""
 
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ from t2i.core.files import fresh, write_json
 from t2i.core.params import Section
 from t2i.data.caches import DTYPE, text_digests
 from t2i.data.digests import sha256_of
-from t2i.data.records import SPLITS, Prompt, read_captions
+from t2i.data.records import REPEATS, SPLITS, Prompt, read_captions
 from t2i.data.shards import pack
 from t2i.encode.shard_set import shard_set
 from t2i.model.family import Conditioning, Family, file_of
@@ -52,7 +53,8 @@ def encode_captions(
 ) -> dict[str, Any]:
     """Writes the conditioning of every caption in captions.jsonl, and of the empty prompt, to `out`.
 
-    The conditioning of the validation prompts goes to the folder `validation_prompts`, because no metric depends on it.
+    The repeats of the records go there too, if one is used more than once in an epoch. The conditioning of the validation
+    prompts goes to the folder `validation_prompts`, because no metric depends on it.
 
     Returns:
         Metrics: the numbers of records, of captions, and of captions longer than the tokenizer's limit.
@@ -64,6 +66,8 @@ def encode_captions(
         text = family.load_text(device)
         encode = partial(_encode, family, text, batch_size)
         made.add_file("empty.safetensors", lambda: pack(_on_cpu(family.encode_empty_prompt(text)), "the empty prompt"))
+        if repeats := {row["key"]: row["repeats"] for row in rows if row["split"] == "train" and row["repeats"] != 1}:
+            made.add_file(REPEATS, lambda: json.dumps(repeats, indent=2, sort_keys=True).encode())
         with tqdm(total=len(rows), desc="encoding", unit=" records") as progress:
             for split in SPLITS:
                 own = [row for row in rows if row["split"] == split]

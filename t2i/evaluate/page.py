@@ -181,5 +181,5 @@ def _dataset(described: dict[str, Any]) -> str:
     """Returns the content of dataset.json as text: where the dataset is from, its counts and the start of its digests."""
     counts = ", ".join(f"{described['records'][split]} {name}" for split, name in _SPLITS.items())
     digests = (f"sha256 of its {name}: {described[name][:16]}" for name in ("images", "captions"))
-    told = (value for name, value in described.items() if name not in ("records", "images", "captions"))
+    told = (value for name, value in described.items() if name not in ("records", "tags", "images", "captions"))
     return ", ".join([*(str(value) for value in told if value is not None), counts, *digests])

@@ -3,24 +3,27 @@
 from typing import Any
 
 
-def check_columns(place: str, schema: Any, image_column: str | None, caption_column: str) -> None:
+def check_columns(
+    place: str, schema: Any, image_column: str | None, caption_column: str, parameter: str = "caption_column"
+) -> None:
     """Checks that a table has the columns of the images and of the captions, and that they can hold them.
 
     Args:
         place: the table, for messages.
         schema: its Arrow schema.
         image_column: `fetch.source.image_column`; None if the table names image files.
-        caption_column: `fetch.source.caption_column`.
+        caption_column: the column of the captions.
+        parameter: the parameter of `fetch.source` that names that column.
 
     Raises:
         ValueError: names the column, its type and the parameter.
     """
     images = "bytes, a struct of `bytes` and `path`, or a path"
-    checks = [("caption_column", caption_column, _holds_captions, "text, or lists of texts")]
+    checks = [(parameter, caption_column, _holds_captions, "text, or lists of texts")]
     if image_column is not None:
         checks.insert(0, ("image_column", image_column, _holds_images, images))
-    for parameter, name, holds, wanted in checks:
-        given = f"{name!r} (`fetch.source.{parameter}`)"
+    for named_by, name, holds, wanted in checks:
+        given = f"{name!r} (`fetch.source.{named_by}`)"
         if name not in schema.names:
             raise ValueError(f"{place}: no column {given}; it has {', '.join(schema.names) or 'none'}")
         if not holds(kind := schema.field(name).type):

@@ -20,6 +20,7 @@ from t2i.data.shards import write_shard
 from t2i.fetch.screening import OnBad, Screen, checked_captions, image_check
 from t2i.fetch.selection import Kept, Selection
 from t2i.fetch.source import Record
+from t2i.fetch.tags import most_frequent
 from t2i.fetch.watched import check_watched
 
 
@@ -78,6 +79,8 @@ class Fetched(NamedTuple):
     """Number of images that no caption names."""
     over_limit: int
     """Number of records left out because of `max_train_records` and `max_heldout_records`."""
+    images_per_epoch: int
+    """The training records, each as often as it is repeated."""
 
     def metrics(self) -> dict[str, Any]:
         """Returns the counts as metrics for `dvc metrics`."""
@@ -130,14 +133,13 @@ def fetch_dataset(section: Fetch, out: Path) -> Fetched:
         counts = {split: len(records) for split, records in kept.items()}
         _check_counts(counts, len(screen.skipped))
         _write_images(kept, folder / "images", section.records_per_shard, spool)
-        with (folder / "captions.jsonl").open("w", encoding="utf-8") as file:
-            for split, records in kept.items():
-                for record in records:
-                    row = {"key": record.key, "split": split, "captions": record.captions}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        _write_captions(kept, folder / "captions.jsonl")
         screen.write(folder / "skipped.csv")
-        write_json(folder / "dataset.json", dataset.description | {"records": counts} | dataset_digests(folder))
-    return Fetched(screen.found, counts, screen.kinds(), len(screen.merged), len(screen.unnamed), screen.over_limit)
+        tags = most_frequent(caption for record in kept["train"] for caption in record.captions)
+        described = dataset.description | {"records": counts, "tags": tags} | dataset_digests(folder)
+        write_json(folder / "dataset.json", described)
+    left_out = (screen.kinds(), len(screen.merged), len(screen.unnamed), screen.over_limit)
+    return Fetched(screen.found, counts, *left_out, sum(record.repeats for record in kept["train"]))
 
 
 def gather(
@@ -145,7 +147,8 @@ def gather(
 ) -> None:
     """Draws records, checks them, and adds the good ones to the selection of their split and their images to the spool.
 
-    Records with the same key are merged into one record with all their captions. `screen` counts what becomes of each record.
+    Records with the same key are merged into one record with all their captions and the largest of their repeats, so that a
+    copy of an image gives it no more weight. `screen` counts what becomes of each record.
     """
     with image_check(section.max_pixels, section.min_side_px, section.max_decode_seconds) as check_image:
         for record in tqdm(records, desc="reading", unit=" records"):
@@ -162,7 +165,8 @@ def gather(
                 captions = checked_captions(record.captions)
                 if known:
                     captions = tuple(dict.fromkeys((*known.captions, *captions)))
-                    selection.kept[record.key] = replace(known, captions=captions)
+                    repeats = max(known.repeats, record.repeats)
+                    selection.kept[record.key] = replace(known, captions=captions, repeats=repeats)
                     screen.merge(record.place, known.place)
                     continue
                 content = record.read()
@@ -170,7 +174,8 @@ def gather(
             except ValueError as error:
                 screen.leave_out(record.place, str(error))
                 continue
-            kept = Kept(record.key, record.place, rank, captions, extension, spool.tell(), len(content))
+            size = len(content)
+            kept = Kept(record.key, record.place, rank, captions, extension, spool.tell(), size, record.repeats)
             if removed := selection.add(kept):
                 screen.give_way(removed.place)
             spool.write(content)
@@ -185,6 +190,16 @@ def _check_counts(counts: dict[Split, int], skipped: int) -> None:
                 "add records, or change `fetch.heldout_fraction`"
                 + ("; `fetch.on_bad: error` names the first bad one" if skipped else "")
             )
+
+
+def _write_captions(kept: dict[Split, list[Kept]], path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for split, records in kept.items():
+            for record in records:
+                row: dict[str, Any] = {"key": record.key, "split": split, "captions": record.captions}
+                if split == "train" and record.repeats != 1:
+                    row["repeats"] = record.repeats
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _write_images(kept: dict[Split, list[Kept]], folder: Path, records_per_shard: int, spool: IO[bytes]) -> None:

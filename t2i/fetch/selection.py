@@ -21,6 +21,8 @@ class Kept:
     """Position of the image in the spool, in bytes."""
     size: int
     """Size of the image, in bytes."""
+    repeats: int = 1
+    """How often training uses the record in an epoch."""
 
 
 class Selection:

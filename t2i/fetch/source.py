@@ -8,10 +8,13 @@ sources.
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
+
+from pydantic import AfterValidator, Field
 
 from t2i.data.decoding import EXTENSIONS
 from t2i.fetch.watched import UNSEEN
@@ -19,6 +22,18 @@ from t2i.fetch.watched import UNSEEN
 _OTHERS = "apng dib heic heif j2k jfif jpe jpeg jpx jxl pbm pgm pnm tga tiff"
 IMAGES = {f".{extension}" for extension in (*EXTENSIONS.values(), *_OTHERS.split())}
 """The ends of the names of image files, also of formats that are not supported."""
+
+
+def _plain(extensions: list[str]) -> list[str]:
+    plain = [extension.strip().lower().removeprefix(".") for extension in extensions]
+    for extension in plain:
+        if not re.fullmatch(r"[\w.]+", extension):
+            raise ValueError(f"got {extension!r}, wanted extensions such as jpg or txt")
+    return plain
+
+
+Extensions = Annotated[list[str], Field(min_length=1), AfterValidator(_plain)]
+"""Extensions of files in a section of params.yaml; in lower case and without a dot."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,8 @@ class Record:
     """The captions, unchanged and unchecked."""
     problem: str | None = None
     """Why the source cannot read the record, as `kind: detail`; None if it can."""
+    repeats: int = 1
+    """How often training uses the record in an epoch."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,7 @@ def content_key(image: bytes) -> str:
     return hashlib.sha256(image).hexdigest()[:16]
 
 
-def record_of(place: str, read: Callable[[], bytes], captions: Any, within: str | None = None) -> Record:
+def record_of(place: str, read: Callable[[], bytes], captions: Any, within: str | None = None, repeats: int = 1) -> Record:
     """Returns a record whose key and identity are the hash of its image.
 
     Args:
@@ -63,6 +80,7 @@ def record_of(place: str, read: Callable[[], bytes], captions: Any, within: str 
         read: returns the image file; called at once. If it raises a ValueError, that becomes the problem of the record.
         captions: a caption, or a list of captions.
         within: see `broken`.
+        repeats: how often training uses the record in an epoch.
     """
     listed = tuple(captions) if isinstance(captions, (list, tuple)) else (captions,)
     try:
@@ -70,7 +88,7 @@ def record_of(place: str, read: Callable[[], bytes], captions: Any, within: str 
     except ValueError as error:
         return broken(place, str(error), within)
     key = content_key(content)
-    return Record(place, key, key, lambda: content, listed)
+    return Record(place, key, key, lambda: content, listed, repeats=repeats)
 
 
 def broken(place: str, problem: str, within: str | None = None) -> Record:

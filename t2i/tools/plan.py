@@ -39,6 +39,8 @@ class RecordCounts:
     """Number of records of each image shard."""
     captions: dict[Split, list[int]]
     """Number of captions of each record."""
+    images_per_epoch: int
+    """The training records, each as often as it is repeated."""
     a_caption: str
 
 
@@ -68,18 +70,21 @@ def plan(params_file: Path, base: Path, raw: Path, records: int | None) -> list[
     if state < free_memory:
         with contextlib.suppress(MemoryError), enough_memory(runtime), tempfile.TemporaryDirectory() as folder:
             step = probe_step(train, runtime, family, encoders, Path(folder))
-    counts = {split: sum(dataset.image_shards[split]) for split in SPLITS}
-    steps = train.total_steps(counts["train"])
+    steps = train.total_steps(dataset.images_per_epoch)
+    epochs = figure(steps * train.batch_size / dataset.images_per_epoch)
     return [
-        (
-            "records",
-            f"{counts['train']} train, {counts['heldout']} held-out; {sum(map(sum, dataset.captions.values()))} captions",
-        ),
+        ("records", _records(dataset)),
         *_disk(sections, dataset, encoders, trained),
         *_memory(runtime, whole, state, free_memory, timed=step is not None),
-        ("steps", f"{steps} of {train.batch_size} images: {figure(steps * train.batch_size / counts['train'])} epochs"),
+        ("steps", f"{steps} of {train.batch_size} images: {epochs} epochs"),
         *_times(sections, dataset, encoders, forward, step),
     ]
+
+
+def _records(dataset: RecordCounts) -> str:
+    train, heldout = (len(dataset.captions[split]) for split in SPLITS)
+    repeats = f" ({dataset.images_per_epoch} with repeats)" if dataset.images_per_epoch != train else ""
+    return f"{train} train{repeats}, {heldout} held-out; {sum(map(sum, dataset.captions.values()))} captions"
 
 
 def _base(sections: Sections, base: Path) -> Family:
@@ -122,6 +127,7 @@ def _fetched(raw: Path) -> RecordCounts:
     return RecordCounts(
         {split: [file.count for file in files if split_of_shard(file.name) == split] for split in SPLITS},
         {split: [len(row["captions"]) for row in captions if row["split"] == split] for split in SPLITS},
+        sum(row["repeats"] for row in captions if row["split"] == "train"),
         captions[0]["captions"][0],
     )
 
@@ -135,7 +141,8 @@ def _imagined(fetch: Fetch, records: int) -> RecordCounts:
     }
     per_shard = fetch.records_per_shard
     shards = {split: [min(per_shard, count - at) for at in range(0, count, per_shard)] for split, count in counts.items()}
-    return RecordCounts(shards, {split: [1] * count for split, count in counts.items()}, "a photograph of something")
+    captions = {split: [1] * count for split, count in counts.items()}
+    return RecordCounts(shards, captions, counts["train"], "a photograph of something")
 
 
 def cache_bytes(sections: Sections, dataset: RecordCounts, encoders: Encoders) -> tuple[int, int]:
@@ -171,7 +178,7 @@ def _times(
     """Yields the time of each stage: the probed operations times their number. Startup and file access are not included."""
     counts = {split: sum(dataset.image_shards[split]) for split in SPLITS}
     p, train, evaluate = sections.runtime.validation, sections.train, sections.evaluate
-    steps = train.total_steps(counts["train"])
+    steps = train.total_steps(dataset.images_per_epoch)
 
     def drawing(num_inference_steps: int, guidance_scale: float) -> float:
         return num_inference_steps * (2 if guidance_scale > 1 else 1) * forward

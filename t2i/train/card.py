@@ -58,7 +58,7 @@ def write_card(model: Path, use: str, facts: Facts, made_by: Mapping[str, Any], 
         pictures=_shown_pictures([prompt for prompt, _ in pictures]),
         licence_line=f"license: {licence.lower().replace(' ', '-')}\n" if licence else "",
         base=_listed(facts.base),
-        dataset=_listed(facts.dataset),
+        dataset=_listed({name: fact for name, fact in facts.dataset.items() if name != "tags"}),
         made_by=json.dumps(made_by, indent=2, sort_keys=True, ensure_ascii=False),
     )
     (model / "README.md").write_text(card, encoding="utf-8")

@@ -30,6 +30,8 @@ class Prepared:
 
     section: Train
     records: int
+    images_per_epoch: int
+    """The records, each as often as it is repeated."""
     steps: int
     """Number of optimizer steps of the whole run."""
     accelerator: Any
@@ -49,9 +51,12 @@ class Prepared:
     overflows: Overflows
 
     def __str__(self) -> str:
-        """Returns the number of trained parameters, the number of records and the device, in words."""
+        """Returns the number of trained parameters, the numbers of records and repeats, and the device, in words."""
         trained, whole = (sum(w.numel() for w in weights) / 1e6 for weights in (self.trained.values(), self.unet.parameters()))
-        return f"{trained:.2f} of {whole:.2f} M parameters on {self.records} records, {device_in_words(self.device)}"
+        records = f"{self.records} records" + (
+            f" ({self.images_per_epoch} with repeats)" if self.images_per_epoch != self.records else ""
+        )
+        return f"{trained:.2f} of {whole:.2f} M parameters on {records}, {device_in_words(self.device)}"
 
     def take_step(self, step: int) -> Figures | None:
         """Takes one optimizer step.
@@ -204,7 +209,8 @@ def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRec
     return Prepared(
         section=section,
         records=len(records),
-        steps=section.total_steps(len(records)),
+        images_per_epoch=len(records.epoch),
+        steps=section.total_steps(len(records.epoch)),
         accelerator=accelerator,
         objective=objective,
         batches=batches,

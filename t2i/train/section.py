@@ -25,7 +25,7 @@ class Train(Section):
     steps: int | None = Field(ge=1)
     """Number of optimizer steps; null if `epochs` is set."""
     epochs: int | None = Field(ge=1)
-    """Number of passes over the training records; null if `steps` is set."""
+    """Number of passes over the training records, each as often as it is repeated; null if `steps` is set."""
     batch_size: int = Field(ge=1)
     """Images per optimizer step, over all processes and micro-batches."""
     learning_rate: float = Field(gt=0)
@@ -110,12 +110,15 @@ class Train(Section):
         """Learning rate at the end of warm-up."""
         return self.learning_rate * (self.batch_size if self.scale_learning_rate else 1)
 
-    def total_steps(self, records: int) -> int:
+    def total_steps(self, images_per_epoch: int) -> int:
         """Returns the number of optimizer steps; `epochs` are converted to steps and rounded up.
+
+        Args:
+            images_per_epoch: the training records, each as often as it is repeated.
 
         Raises:
             ValueError: if the only step is one of warm-up.
         """
-        steps = self.steps or -(-(self.epochs or 0) * records // self.batch_size)
+        steps = self.steps or -(-(self.epochs or 0) * images_per_epoch // self.batch_size)
         self._check_learns(steps)
         return steps

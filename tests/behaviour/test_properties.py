@@ -113,12 +113,22 @@ def test_a_section_survives_writing_and_reading(section, number, rate) -> None:
         assert section != "train" or (read.steps, read.learning_rate, read.seed) == (number, rate, -number)
 
 
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=20), SEEDS, st.integers(0, 5))
+def test_an_epoch_has_each_record_as_often_as_it_repeats(repeats, seed, epoch) -> None:
+    records = [record for record, count in enumerate(repeats) for _ in range(count)]
+    first = epoch * len(records)
+    seen = [position_to_record(position, records, seed) for position in range(first, first + len(records))]
+    assert sorted(seen) == records
+
+
 @given(st.integers(1, 60), SEEDS, st.integers(0, 200), st.integers(1, 50))
 def test_the_order_of_records_concatenates_permutations(records, seed, start, length) -> None:
     epochs = [epoch_order(seed, epoch, records) for epoch in range((start + length) // records + 1)]
     assert all(sorted(epoch) == list(range(records)) for epoch in epochs)
     endless = [record for epoch in epochs for record in epoch]
-    assert [position_to_record(at, records, seed) for at in range(start, start + length)] == endless[start : start + length]
+    assert [position_to_record(at, range(records), seed) for at in range(start, start + length)] == endless[
+        start : start + length
+    ]
 
 
 @cache
@@ -160,7 +170,7 @@ def test_processes_and_micro_batches_do_not_change_a_batch(processes, share, siz
 def test_the_order_does_not_depend_on_the_batch_size(batch_size, step, seed) -> None:
     own = batches(batch_size, seed)
     seen = own.of_step(step, range(batch_size)).moments[:, 1, 0, 0].tolist()  # the moments hold the number of the record
-    assert seen == [position_to_record(step * batch_size + place, 10, seed) for place in range(batch_size)]
+    assert seen == [position_to_record(step * batch_size + place, range(10), seed) for place in range(batch_size)]
 
 
 IDENTITIES = st.lists(st.text(max_size=8), unique=True, max_size=40)

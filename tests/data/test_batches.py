@@ -1,3 +1,5 @@
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,10 +32,33 @@ def make_batches(
 
 
 def test_an_epoch_visits_each_record_once_and_epochs_differ() -> None:
-    visited = [position_to_record(position, 7, seed=1) for position in range(21)]
+    visited = [position_to_record(position, range(7), seed=1) for position in range(21)]
     for epoch in range(3):
         assert sorted(visited[7 * epoch : 7 * epoch + 7]) == list(range(7))
     assert len({epoch_order(1, epoch, 100) for epoch in range(5)}) == 5
+
+
+def test_an_epoch_visits_each_record_as_often_as_it_repeats(tmp_path) -> None:
+    records = CachedRecords(*write_caches(tmp_path, repeats={"k3": 4, "k7": 2}), "train")
+    visited = [position_to_record(position, records.epoch, seed=1) for position in range(3 * 14)]
+    for epoch in range(3):
+        counts = Counter(visited[14 * epoch : 14 * epoch + 14])
+        assert counts == {record: {3: 4, 7: 2}.get(record, 1) for record in range(10)}
+    assert len({tuple(visited[14 * epoch : 14 * epoch + 14]) for epoch in range(3)}) == 3
+
+
+def test_repeats_decide_which_records_a_batch_has(tmp_path, batches) -> None:
+    (tmp_path / "repeated").mkdir()
+    records = CachedRecords(*write_caches(tmp_path / "repeated", repeats={"k3": 5}), "train")
+    repeated = replace(batches, records=records, batch_size=14)
+    seen = repeated.of_step(7, range(14)).moments[:, 1, 0, 0].int().tolist()  # the moments hold the number of the record
+    assert Counter(seen) == dict.fromkeys(range(10), 1) | {3: 5}
+    assert seen == [position_to_record(7 * 14 + place, records.epoch, 3) for place in range(14)]
+
+
+def test_without_repeats_the_order_is_that_of_epoch_order(batches) -> None:
+    endless = [record for epoch in range(3) for record in epoch_order(3, epoch, 10)]
+    assert [position_to_record(position, batches.records.epoch, 3) for position in range(30)] == endless
 
 
 def test_a_step_may_cross_an_epoch(batches) -> None:

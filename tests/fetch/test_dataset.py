@@ -22,6 +22,7 @@ from PIL import Image
 
 from t2i.data.records import SPLITS
 from t2i.fetch.dataset import Fetch, gather
+from t2i.fetch.metadata import Metadata
 from t2i.fetch.screening import Screen
 from t2i.fetch.selection import Selection
 from t2i.fetch.source import Record
@@ -42,7 +43,7 @@ def record(name: str, *captions: object, content: bytes | None = None) -> Record
 
 def gathered(records: list[Record], **changes) -> tuple[dict[str, Selection], Screen, bytes]:
     values = {
-        "source": {"name": "folder", "caption_column": "text"},
+        "source": {"name": "folder", "captions": {"name": "metadata", "column": "text"}},
         "local": ".",
         "on_bad": "skip",
         "max_bad_fraction": 1.0,
@@ -318,7 +319,7 @@ def test_every_source_writes_the_same_bytes(project) -> None:
     hub = {"name": "hub", "id": None, "config": None, "split": "train", "revision": None, "max_rows": None}
     hub |= {"image_column": "image", "caption_column": "text"}
     sources = [
-        (images, {"name": "folder", "caption_column": "text"}),
+        (images, {"name": "folder", "captions": {"name": "metadata", "column": "text"}}),
         (others, {"name": "parquet", "files": "*.parquet", "image_column": "image", "caption_column": "text"}),
         (
             others,
@@ -353,7 +354,7 @@ def local_source(kind: str) -> dict[str, Any]:
     hub = {"id": None, "config": None, "split": "train", "revision": None, "streaming": False, "max_rows": None}
     columns = {"image_column": "image", "caption_column": "text"}
     sources: dict[str, dict[str, Any]] = {
-        "folder": {"name": "folder", "caption_column": "text"},
+        "folder": {"name": "folder", "captions": {"name": "metadata", "column": "text"}},
         "parquet": {"name": "parquet", "files": "*.parquet"} | columns,
         "webdataset": {"name": "webdataset", "files": "*.tar", "image_extensions": ["png"], "caption": {"name": "txt"}},
         "hub": {"name": "hub"} | hub | columns,
@@ -420,7 +421,7 @@ def test_a_moved_folder_draws_the_same_bad_records(tmp_path) -> None:
         local = tmp_path / name
         local.mkdir()
         (local / "metadata.jsonl").write_text('{"file_name": "gone.png", "text": "x"}\n{}\n')
-        source = folder.open_source(folder.Source(name="folder", caption_column="text"), local)
+        source = folder.open_source(folder.Source(name="folder", captions=Metadata(name="metadata", column="text")), local)
         keys.append([(record.key, record.identity) for record in source.records])
     assert keys[0] == keys[1]
 

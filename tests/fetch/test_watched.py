@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
+from t2i.fetch.metadata import Metadata
 from t2i.fetch.sources.folder import Source, open_source
 from t2i.fetch.watched import UNSEEN, check_watched
 from tests import tiny
@@ -67,11 +68,11 @@ def test_nothing_is_read_below_folders_that_dvc_ignores(tmp_path, name) -> None:
     tiny.make_images(local / name, 3)
     (local / name / "linked").symlink_to(tmp_path)
     check_watched(local, "fetch.local")
-    dataset = open_source(Source(name="folder", caption_column="text"), local)
+    dataset = open_source(Source(name="folder", captions=Metadata(name="metadata", column="text")), local)
     assert len(list(dataset.records)) == 2
     assert dataset.unnamed == []
     (local / "metadata.jsonl").write_text(f'{{"file_name": "{name}/0000.png", "text": "x"}}')
-    (record,) = open_source(Source(name="folder", caption_column="text"), local).records
+    (record,) = open_source(Source(name="folder", captions=Metadata(name="metadata", column="text")), local).records
     assert "outside" in (record.problem or "")
 
 

@@ -89,20 +89,36 @@ def test_a_folder_elsewhere_or_whole_in_dvc_is_tracked(own) -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ({"name": "folder", "caption_column": "text"}, "data/local/metadata.jsonl: missing"),
+        ({"name": "folder", "captions": {"name": "metadata", "column": "text"}}, "data/local/metadata.jsonl: missing"),
+        (
+            {"name": "folder", "captions": {"name": "sidecar", "extensions": ["txt"]}},
+            "data/local: no image has a caption file beside it",
+        ),
+        (
+            {"name": "folder", "captions": {"name": "kohya", "extensions": ["txt"]}},
+            "data/local: no image in a folder such as `10_sks dog`",
+        ),
         ({"name": "parquet", "files": "*.pq", "image_column": "a", "caption_column": "b"}, "'*.pq' matches no file"),
         (
             {"name": "webdataset", "files": "*.tar", "image_extensions": ["jpg"], "caption": {"name": "txt"}},
             "'*.tar' matches no file in data/local",
         ),
     ],
-    ids=["folder", "parquet", "webdataset"],
+    ids=["folder", "sidecar", "kohya", "parquet", "webdataset"],
 )
 def test_a_source_with_nothing_to_read_is_wrong(own, source, said) -> None:
     Path("data/local/metadata.jsonl").unlink()
     found, *_ = findings(own, **source)
     assert found.state == "wrong"
     assert said in found.message
+
+
+def test_a_folder_of_kohya_that_nothing_tracks_gets_dvc_add(own) -> None:
+    Path("data/local/10_sks dog").mkdir()
+    Path("data/local/10_sks dog/a.png").touch()
+    ok, note = findings(own, name="folder", captions={"name": "kohya", "extensions": ["txt"]})
+    assert ok.state == "ok"
+    assert note.message.endswith("do not have it; `dvc add 'data/local/10_sks dog'`")
 
 
 def test_a_source_that_does_not_read_the_folder_is_ok(own) -> None:

@@ -91,7 +91,10 @@ def test_a_preset_runs_on_a_tiny_model_of_its_family(project, tmp_path, name) ->
     else:
         base = tiny.make_base(tmp_path / "like", prediction_type=predicts, text_layers=2, text_width=24)
     params["base"] |= {"hub": None, "revision": None, "variant": None, "local": str(base), "clip": str(base / "clip")}
-    params["fetch"] |= {"source": {"name": "folder", "caption_column": "text"}, "local": str(tmp_path / "images")}
+    params["fetch"] |= {
+        "source": {"name": "folder", "captions": {"name": "metadata", "column": "text"}},
+        "local": str(tmp_path / "images"),
+    }
     small(params)
     project.params = params
     project.write()

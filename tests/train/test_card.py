@@ -13,6 +13,7 @@ def test_the_card_states_licence_attribution_and_inputs(tmp_path) -> None:
         "attribution": "All emojis designed by OpenMoji",
     }
     dataset["records"] = {"heldout": 11, "train": 103}
+    dataset["tags"] = {"a secret tag": 7}
     base = {"source": "someone/base", "commit": "abc"}
     facts = Facts(train={}, steps=1, images=103, size_px=(832, 1216), scheduler_changes={}, base=base, dataset=dataset)
     pictures = [(f"a | {number}", Image.new("RGB", (8, 8), (number, 0, 0))) for number in range(4)]
@@ -30,3 +31,4 @@ def test_the_card_states_licence_attribution_and_inputs(tmp_path) -> None:
     ):
         assert fact in card
     assert Image.open(tmp_path / "pictures/2.png").getpixel((0, 0)) == (2, 0, 0)
+    assert "tag" not in card.partition("## Dataset")[2]

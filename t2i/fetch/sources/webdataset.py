@@ -2,17 +2,16 @@
 
 import io
 import json
-import re
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from t2i.core.params import Section
-from t2i.fetch.source import IMAGES, Dataset, Record, broken, check_not_utf_16, matching, record_of
+from t2i.fetch.source import IMAGES, Dataset, Extensions, Record, broken, check_not_utf_16, matching, record_of
 from t2i.fetch.tars import members, opened
 
 
@@ -50,19 +49,10 @@ class Source(Section):
     name: Literal["webdataset"]
     files: str
     """Pattern for the tars to read, such as `*.tar`; tars may be compressed (`*.tar.gz`)."""
-    image_extensions: list[str] = Field(min_length=1)
+    image_extensions: Extensions
     """Extensions of the images, such as [jpg, png, webp]; the first one that a record has is used."""
     caption: Annotated[Txt | Json, Field(discriminator="name")]
     """Where the captions are: `{name: txt}` or `{name: json, key: caption}`."""
-
-    @field_validator("image_extensions")
-    @classmethod
-    def _plain(cls, extensions: list[str]) -> list[str]:
-        plain = [extension.strip().lower().removeprefix(".") for extension in extensions]
-        for extension in plain:
-            if not re.fullmatch(r"[\w.]+", extension):
-                raise ValueError(f"got {extension!r}, wanted extensions such as jpg")
-        return plain
 
 
 class Group(NamedTuple):
