@@ -19,10 +19,7 @@ tags: [stable-diffusion, text-to-image, t2i]
 A complete diffusers pipeline. Its UNet was fine-tuned with t2i and has the EMA weights.
 
 ```python
-{imports}from diffusers import {pipeline}
-
-pipeline = {pipeline}.from_pretrained("path/to/this/folder", use_safetensors=True{dtype})
-pipeline("a prompt", height={size[0]}, width={size[1]}).images[0].save("image.png")
+{usage}
 ```
 
 ## Base
@@ -41,6 +38,12 @@ pipeline("a prompt", height={size[0]}, width={size[1]}).images[0].save("image.pn
 """
 
 
+_USAGE = """{imports}from diffusers import {pipeline}
+
+pipeline = {pipeline}.from_pretrained("{source}", use_safetensors=True{dtype})
+{then}pipeline({arguments}).images[0].save("image.png")"""
+
+
 def write_card(model: Path, dataset: Path, made_by: dict[str, Any], precision: Precision, size_px: Size) -> None:
     """Writes the model card as README.md into the folder of a model.
 
@@ -54,12 +57,9 @@ def write_card(model: Path, dataset: Path, made_by: dict[str, Any], precision: P
     described = json.loads(dataset.read_text(encoding="utf-8"))
     origin = json.loads((model / "source.json").read_text(encoding="utf-8")) if (model / "source.json").is_file() else {}
     licence = described.get("licence")
-    loaded_as = "" if precision == "fp32" else f", torch_dtype={DTYPES[precision]}"
+    pipeline, settings = read_object(model / "model_index.json")["_class_name"], {"height": size_px[0], "width": size_px[1]}
     card = _CARD.format(
-        imports="import torch\n" if loaded_as else "",
-        pipeline=read_object(model / "model_index.json")["_class_name"],
-        dtype=loaded_as,
-        size=size_px,
+        usage=usage(pipeline, "path/to/this/folder", precision, "a prompt", settings),
         licence_line=f"license: {licence.lower().replace(' ', '-')}\n" if licence else "",
         base=_listed(origin),
         dataset=_listed(described),
@@ -68,9 +68,29 @@ def write_card(model: Path, dataset: Path, made_by: dict[str, Any], precision: P
     (model / "README.md").write_text(card, encoding="utf-8")
 
 
+def usage(pipeline: str, source: str, precision: Precision, prompt: str, settings: dict[str, Any], then: str = "") -> str:
+    """Returns the code that draws an image with a model.
+
+    Args:
+        pipeline: the class of diffusers.
+        source: what it loads: a folder, or a name on the Hub.
+        precision: that of the weights.
+        prompt: what it draws.
+        settings: the other arguments of the call.
+        then: lines of code between the loading and the drawing.
+    """
+    loaded_as = "" if precision == "fp32" else f", torch_dtype={DTYPES[precision]}"
+    words = [json.dumps(prompt, ensure_ascii=False), *(f"{name}={value}" for name, value in settings.items())]
+    imports = "import torch\n" if loaded_as else ""
+    return _USAGE.format(
+        imports=imports, pipeline=pipeline, source=source, dtype=loaded_as, then=then, arguments=", ".join(words)
+    )
+
+
 def _listed(facts: dict[str, Any]) -> str:
-    return "\n".join(f"- {name}: {_shown(value)}" for name, value in facts.items() if value is not None) or "- not recorded"
+    return "\n".join(f"- {name}: {in_words(value)}" for name, value in facts.items() if value is not None) or "- not recorded"
 
 
-def _shown(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """Returns a fact of a JSON file as text: `128 heldout, 1404 train` for a mapping."""
     return ", ".join(f"{inner} {name}" for name, inner in value.items()) if isinstance(value, dict) else str(value)
