@@ -32,8 +32,8 @@ def finished_run() -> Iterator[Stages]:
         raise ValueError("dvc.lock: missing or empty, so no finished run is recorded here: run `dvc repro`")
     try:
         with Repo() as repo, repo.lock:
-            needed = {stage.name for stage in repo.stage.collect(_LAST, with_deps=True)}
-            stages = [stage for stage in repo.index.stages if stage.name in needed]
+            needed = set(repo.stage.collect(_LAST, with_deps=True))
+            stages = [stage for stage in repo.index.stages if stage in needed and stage.cmd]  # no `dvc add`, which has none
             for stage in stages:
                 _check(stage)
             yield {stage.name: {"deps": _hashes(stage.deps), "outs": _hashes(stage.outs)} for stage in stages}
