@@ -1,7 +1,6 @@
 """The console script `t2i`: the stages as subcommands, and the commands that are not stages of the pipeline."""
 
 import re
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -138,7 +137,7 @@ def publish(
         str | None,
         typer.Option(
             "--license",
-            help="Licence of the model, as the Hub names it: cc-by-4.0. Default: that of base and dataset, if it is the same.",
+            help="Licence of the model, as the Hub names it: cc-by-4.0. Default: that of base and dataset, if they share one.",
         ),
     ] = None,
 ) -> None:
@@ -151,9 +150,7 @@ def publish(
         raise typer.BadParameter("--private needs --hub")
     if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         raise typer.BadParameter(f"--license {licence!r}, wanted an identifier of the Hub, such as cc-by-sa-4.0")
-    notes, where = publish_to_folder(to, licence) if to else publish_to_hub(str(hub), licence, private=private)
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    where = publish_to_folder(to, licence) if to else publish_to_hub(str(hub), licence, private=private)
     print(f"published to {where}")
 
 

@@ -108,6 +108,9 @@ class _Receiving(Handler):
             self._refuse(403, {})
             return
         name = f"{asked['organization']}/{asked['name']}"
+        if f"models/{name}" in self.hub.repositories:
+            self._reply(409, json.dumps({"url": f"{self.hub.url}/{name}"}).encode(), {})
+            return
         folder = Path(tempfile.mkdtemp(dir=self.uploads.room))
         (folder / ".gitattributes").write_text("*.safetensors filter=lfs\n")
         self.hub.repositories[f"models/{name}"] = folder

@@ -116,6 +116,8 @@ def _metadata(card: Card) -> str:
     said = dict(card.usage.metadata) | {"license": card.licence}
     if card.licence == "other":
         said["license_name"] = "base-and-dataset"
+        if card.licence_files:
+            said["license_link"] = card.licence_files[0]
     if card.dataset.hub:
         said["datasets"] = [card.dataset.name]
     if card.samples:

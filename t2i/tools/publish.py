@@ -3,7 +3,6 @@
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
@@ -25,20 +24,15 @@ _SHOWN = 4
 """Number of single pictures in the folder."""
 
 
-class Published(NamedTuple):
-    """What was published."""
-
-    notes: list[str]
-    """What the publisher should know, such as that a licence is unknown."""
-    where: str
-
-
-def publish_to_folder(out: Path, licence: str | None) -> Published:
-    """Writes a folder to publish; what an earlier call wrote there is replaced.
+def publish_to_folder(out: Path, licence: str | None) -> str:
+    """Writes a folder to publish; what an earlier call wrote there is replaced. Prints notes, such as on unknown licences.
 
     Args:
         out: the folder.
         licence: the identifier of the licence to publish under; None: that of base and dataset, if they have the same.
+
+    Returns:
+        Where it was published, for a message.
 
     Raises:
         ValueError: if the run is not finished or out of date, `out` has other files, or a path of this machine or a token would
@@ -46,10 +40,11 @@ def publish_to_folder(out: Path, licence: str | None) -> Published:
         ParamsError: if params.yaml is not valid.
     """
     _check_replaceable(out)
-    return Published(_notes(_write(out, "path/to/this/folder", licence)), str(out))
+    _write(out, "path/to/this/folder", licence)
+    return str(out)
 
 
-def publish_to_hub(name: str, licence: str | None, *, private: bool) -> Published:
+def publish_to_hub(name: str, licence: str | None, *, private: bool) -> str:
     """Uploads the same folder to a model repository on the Hub. Nothing is uploaded before everything is checked.
 
     Args:
@@ -57,23 +52,25 @@ def publish_to_hub(name: str, licence: str | None, *, private: bool) -> Publishe
         licence: as for `publish_to_folder`.
         private: whether to create the repository as a private one. An existing one stays as it is.
 
+    Returns:
+        The URL of the commit, and who can see it, for a message.
+
     Raises:
         ValueError: as `publish_to_folder`; or if the repository may not be written, or the upload fails.
         ParamsError: if params.yaml is not valid.
     """
     target, staged = open_target(name, private=private), work_root() / "publish"
-    seen_by = "private" if target.private else "public"
     try:
         card = _write(staged, name, licence)
-        print(f"uploading {in_bytes(size_of(staged))} to {name} ({seen_by})", file=sys.stderr)
-        url = upload(staged, target, card.title)
+        print(f"uploading {in_bytes(size_of(staged))} to {name}", file=sys.stderr)
+        done = upload(staged, target, card.title)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    return Published(_notes(card), f"{url} ({seen_by})")
+    return f"{done.url} ({'private' if done.private else 'public'})"
 
 
 def _write(out: Path, place: str, licence: str | None) -> Card:
-    """Writes the folder; `place` says where a user will load the model from."""
+    """Writes the folder and prints the notes; `place` says where a user will load the model from."""
     sections, model = load_sections(_PARAMS), _DATA / "model"
     with finished_run() as stages, fresh(out, size_of(model)) as folder:
         _copy_model(model, folder)
@@ -86,6 +83,8 @@ def _write(out: Path, place: str, licence: str | None) -> Card:
         write_text(folder / "README.md", render_card(card))
         write_json(folder / _DIGESTS, digests(stages, card, _DATA, folder))
         check_private(folder)
+    for note in _notes(card):
+        print(f"note: {note}", file=sys.stderr)
     return card
 
 

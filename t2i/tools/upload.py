@@ -29,6 +29,14 @@ class Target(NamedTuple):
     """Whether it is private, or will be if it does not exist yet."""
 
 
+class Uploaded(NamedTuple):
+    """What was uploaded."""
+
+    url: str
+    """Of the commit."""
+    private: bool
+
+
 def open_target(name: str, *, private: bool) -> Target:
     """Returns a repository, after checking everything that can be checked before an upload; changes nothing.
 
@@ -41,7 +49,7 @@ def open_target(name: str, *, private: bool) -> Target:
             is public though a private one is asked for, or the name belongs to a dataset or a Space.
     """
     from huggingface_hub import constants
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
     try:
@@ -57,6 +65,8 @@ def open_target(name: str, *, private: bool) -> Target:
         try:
             here = api.model_info(name, timeout=20)
             api.auth_check(name, write=True)
+        except GatedRepoError:  # it exists, though it is a RepositoryNotFoundError
+            raise
         except RepositoryNotFoundError:
             _check_free(api, name)
             return Target(name, False, private)
@@ -68,8 +78,8 @@ def open_target(name: str, *, private: bool) -> Target:
     return Target(name, True, bool(here.private))
 
 
-def upload(folder: Path, target: Target, title: str) -> str:
-    """Creates the repository if it does not exist, uploads a folder into it, and returns the URL of the commit.
+def upload(folder: Path, target: Target, title: str) -> Uploaded:
+    """Creates the repository if it does not exist, and uploads a folder into it.
 
     Raises:
         ValueError: if the Hub does not accept the card or the files, or the connection fails.
@@ -79,10 +89,13 @@ def upload(folder: Path, target: Target, title: str) -> str:
         _check_card(folder / "README.md")
         if not target.exists:
             api.create_repo(target.name, private=target.private or None, exist_ok=True)
+        private = bool(api.model_info(target.name, timeout=20).private)  # an organization may decide it
+        if target.private and not private:
+            raise _Refused("is public by now, wanted a private repository: nothing was uploaded")
         commit = api.upload_folder(
             repo_id=target.name, folder_path=folder, commit_message=f"t2i publish: {title}", delete_patterns=_STALE
         )
-    return str(commit.commit_url)
+    return Uploaded(str(commit.commit_url), private)
 
 
 def _client() -> Any:

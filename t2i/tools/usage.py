@@ -44,7 +44,7 @@ def usage_of(model: Path, base: Origin, place: str, precision: Precision, prompt
         return _adapter(model, base, place, precision, prompt, settings)
     pipeline = read_object(model / "model_index.json")["_class_name"]
     return Usage(
-        says="This folder is a complete diffusers pipeline. Its UNet was fine-tuned and has the EMA weights.",
+        says="This is a complete diffusers pipeline. Its UNet was fine-tuned and has the EMA weights.",
         code=usage(pipeline, place, precision, prompt, settings),
         metadata=_metadata(base, "finetune", [_TAGS.get(pipeline, "stable-diffusion")]),
         weights="unet/diffusion_pytorch_model.safetensors",

@@ -41,7 +41,8 @@ A complete diffusers pipeline. Its UNet was fine-tuned with t2i and has the EMA 
 _USAGE = """{imports}from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_pretrained("{source}", use_safetensors=True{dtype})
-{then}pipeline({arguments}).images[0].save("image.png")"""
+{then}image = pipeline({arguments}).images[0]
+image.save("image.png")"""
 
 
 def write_card(model: Path, dataset: Path, made_by: dict[str, Any], precision: Precision, size_px: Size) -> None:

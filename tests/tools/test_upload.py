@@ -53,7 +53,7 @@ def refusal(name: str = "someone/model", *, private: bool = False) -> str:
 def test_a_new_repository_has_every_file(uploads, folder, private) -> None:
     target = open_target("someone/model", private=private)
     assert uploads.wrote() == []
-    assert "/someone/model/commit/" in upload(folder, target, "a model")
+    assert "/someone/model/commit/" in upload(folder, target, "a model").url
     assert {name: data for name, data in uploads.files("someone/model").items() if name[0] != "."} == content(folder)
     assert ("someone/model" in uploads.hub.private) == private
 
@@ -103,8 +103,18 @@ def test_a_private_repository_stays_private(uploads, folder) -> None:
     upload(folder, open_target("someone/model", private=True), "a model")
     target = open_target("someone/model", private=False)
     assert target.private
-    upload(folder, target, "a model")
+    assert upload(folder, target, "a model").private
     assert uploads.hub.private == {"someone/model"}
+
+
+def test_a_repository_that_became_public_gets_nothing(uploads, folder, tmp_path) -> None:
+    target = open_target("someone/model", private=True)
+    (tmp_path / "theirs").mkdir()
+    uploads.hub.repositories["models/someone/model"] = tmp_path / "theirs"
+    with pytest.raises(ValueError, match="someone/model: is public by now"):
+        upload(folder, target, "a model")
+    assert uploads.received == []
+    assert uploads.commits == []
 
 
 @pytest.mark.parametrize("token", [None, "", " "])
@@ -146,6 +156,12 @@ def test_a_token_that_may_not_write_is_refused(uploads, folder) -> None:
     with pytest.raises(ValueError, match=r"no permission \(403\): HF_TOKEN needs write access to stranger"):
         upload(folder, open_target("stranger/model", private=False), "a model")
     assert uploads.received == []
+
+
+def test_a_gated_repository_is_not_taken_for_a_new_one(uploads, folder) -> None:
+    uploads.hub.repositories["models/someone/model"] = folder
+    uploads.hub.refusals["uploads"] = (403, {"X-Error-Code": "GatedRepo"})
+    assert "no permission (403)" in refusal()
 
 
 def test_the_name_of_a_dataset_is_refused(uploads) -> None:
