@@ -60,15 +60,18 @@ def _preset(
     """Returns the name of the preset to compare with, and the reason; two empty texts if there is none."""
     fitting = [name for name in sets if all(sets[name].get(place, value) == value for place, value in applied.items())]
     if applied and fitting:
-        return max(fitting, key=lambda name: _equal(sets[name], {**committed, **applied})), "recorded as applied"
-    name = max(sets, key=lambda name: _equal(sets[name], now) / len(sets[name]), default="")
-    if name and (equal := _equal(sets[name], now)) >= _NEAR * len(sets[name]):
-        return name, f"the nearest: {equal} of its {len(sets[name])} values are those of this run"
+        return max(fitting, key=lambda name: _share(sets[name], {**committed, **applied})), "recorded as applied"
+    name = max(sets, key=lambda name: _share(sets[name], now), default="")
+    if name and (share := _share(sets[name], now)) >= _NEAR:
+        count = len(sets[name])
+        return name, f"the nearest: {round(share * count)} of its {count} values are those of this run"
     return "", ""
 
 
-def _equal(values: Mapping[str, Any], others: Mapping[str, Any]) -> int:
-    return sum(place in others and others[place] == value for place, value in values.items())
+def _share(values: Mapping[str, Any], others: Mapping[str, Any]) -> float:
+    """Returns the fraction of values that others have too."""
+    equal = [place for place, value in values.items() if place in others and others[place] == value]
+    return len(equal) / max(1, len(values))
 
 
 def _shown(value: Any) -> str:

@@ -42,12 +42,11 @@ def facts(params_file: Path, data: Path, presets: Path, samples: list[Sample], p
     """
     sections, text = load_sections(params_file), params_file.read_text(encoding="utf-8-sig")
     public = without_paths(text, parsed(text))
-    model, reports, source = data / "model", data / "reports", sections.fetch.source
-    stated, described = read_object(model / "source.json"), read_object(data / "raw/dataset.json")
-    base = base_origin(model, stated, hub=sections.base.hub is not None)
+    model, source = data / "model", sections.fetch.source
+    stated, described = _base_of(model), read_object(data / "raw/dataset.json")
+    base = base_origin(model, stated, hub=sections.base.hub is not None and "source" in stated)
     dataset = dataset_origin(described, hub=source.name == "hub" and source.id is not None)
-    names = ("evaluate/metrics", "evaluate/intervals", "encode-images/metrics", "encode-captions/metrics")
-    evaluation, intervals, images, captions = (read_object(reports / f"{name}.json") for name in names)
+    figures = _figures(data / "reports")
     usage = _usage(sections, model, base, place, samples)
     return Card(
         usage=usage,
@@ -58,9 +57,9 @@ def facts(params_file: Path, data: Path, presets: Path, samples: list[Sample], p
         licence=published_licence([base, dataset], licence),
         licence_files=sorted(path.name for path in model.glob("LICENSE*")),
         samples=samples,
-        verdict=verdict(StageMetrics(evaluation, intervals, images, captions)),
-        metrics=evaluation,
-        intervals=intervals,
+        verdict=verdict(figures),
+        metrics=dict(figures.evaluation),
+        intervals=dict(figures.intervals),
         settings=_settings(sections),
         parameters=public,
         redacted=public != text,
@@ -70,6 +69,17 @@ def facts(params_file: Path, data: Path, presets: Path, samples: list[Sample], p
         digests=_main_digests(described, data, usage.weights),
         versions=", ".join(f"{name} {version(name)}" for name in _LIBRARIES),
     )
+
+
+def _base_of(model: Path) -> dict[str, Any]:
+    """Returns what a model states of its base; empty if it does not."""
+    return read_object(model / "source.json") if (model / "source.json").is_file() else {}
+
+
+def _figures(reports: Path) -> StageMetrics:
+    names = ("evaluate/metrics", "evaluate/intervals", "encode-images/metrics", "encode-captions/metrics")
+    evaluation, intervals, images, captions = (read_object(reports / f"{name}.json") for name in names)
+    return StageMetrics(evaluation, intervals, images, captions)
 
 
 def _settings(sections: Sections) -> dict[str, Any]:

@@ -56,6 +56,13 @@ def test_the_preset_applied_last_is_the_reference(folder, name) -> None:
     assert f"the preset `{name}` (recorded" in compared(folder).reference
 
 
+def test_of_presets_that_set_the_same_the_whole_one_is_the_reference(folder) -> None:
+    for name, content in (("a", "{steps: 7, batch_size: 99}"), ("b", "{steps: 7}"), ("c", "{steps: 7, seed: 99}")):
+        (folder / f"presets/{name}.yaml").write_text(f"# {name}\ntrain: {content}\n")
+    write_preset("b", folder / "presets", folder / "params.yaml")
+    assert compared(folder).reference.startswith("the preset `b` (recorded as applied)")
+
+
 @pytest.mark.parametrize("name", list(presets(ROOT / "presets")))
 def test_without_a_record_the_nearest_preset_is_the_reference(folder, name) -> None:
     write_preset(name, folder / "presets", folder / "params.yaml")
