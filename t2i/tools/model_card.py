@@ -161,10 +161,9 @@ def _reproduction(card: Card) -> list[str]:
         files = ", ".join(f"`{path}`" for path in card.revision.changed[:5])
         more = f" and {len(card.revision.changed) - 5} others" if len(card.revision.changed) > 5 else ""
         notes.append(f"The run had **uncommitted changes** in {files}{more}.")
-    local = {"base": "base.local"} if not card.base.hub else {}
-    local |= {"images and captions": "fetch.local"} if card.reads_local else {}
+    local = [] if card.base.hub else ["the base from `base.local`"]
+    local += ["images and captions from `fetch.local`"] if card.reads_local else []
     if local:
-        named = " and ".join(f"`{parameter}`" for parameter in local.values())
-        notes.append(f"The run read {' and '.join(local)} from {named}: put the same there first, if they are not in git.")
+        notes.append(f"The run read {' and '.join(local)}: put the same files there, unless they are in git.")
     notes.append("Other versions of the libraries, or another processor, change the last digits.")
     return notes

@@ -104,10 +104,7 @@ def _client() -> Any:
 
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
-        raise ValueError(
-            f"HF_TOKEN is not set: create a token with write access at {constants.ENDPOINT}/settings/tokens, and run "
-            "`HF_TOKEN=... t2i publish --hub ...`"
-        )
+        raise ValueError(f"HF_TOKEN is not set: set it to a token with write access, from {constants.ENDPOINT}/settings/tokens")
     return HfApi(token=token)
 
 

@@ -282,6 +282,25 @@ def test_samples_that_copy_a_training_image_are_not_published(checkout, out) -> 
     assert sorted(path.name for path in (out / "pictures").iterdir()) == ["grid.png", "sample-1.png"]
 
 
+def test_an_adapter_is_published_with_its_base(checkout, out) -> None:
+    model = checkout / "data/model"
+    weights, source = model / "unet/diffusion_pytorch_model.safetensors", (model / "source.json").read_text()
+    weights = weights.rename(checkout / "data/pytorch_lora_weights.safetensors")
+    shutil.rmtree(model)
+    model.mkdir()
+    weights.rename(model / weights.name)
+    (model / "source.json").write_text(source)
+    (model / "adapter.json").write_text(json.dumps({"pipeline": "StableDiffusionPipeline", "instance_prompt": "a sks square"}))
+    stages = ["train", "evaluate-model", "evaluate-report"]
+    subprocess.run([sys.executable, "-m", "dvc", "commit", "-f", "-q", *stages], check=True)
+    publish_to_folder(out, "mit")
+    said = ModelCard(card_of(out)).data.to_dict()
+    assert "lora" in said["tags"]
+    assert said["instance_prompt"] == "a sks square"
+    assert 'load_lora_weights("path/to/this/folder"' in card_of(out)
+    assert f"`{sha256_of(out / weights.name)}`" in card_of(out)
+
+
 def test_publish_uploads_to_the_hub(checkout, tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.setattr(sys, "argv", ["t2i", "publish", "--hub", "someone/model", "--private", "--license", "mit"])
     with receiving(tmp_path, monkeypatch) as uploads:
