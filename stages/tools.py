@@ -1,5 +1,6 @@
 """The console script `t2i`: the stages as subcommands, and the commands that are not stages of the pipeline."""
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -124,6 +125,34 @@ def doctor(
     if wrong:
         raise ValueError(f"{wrong} problem(s) found: fix the lines marked `wrong` before you start a run")
     print("no problem found")
+
+
+@app.command()
+def publish(
+    to: Annotated[Path | None, typer.Option(help="Folder to write; it must be new, or written by this command.")] = None,
+    hub: Annotated[
+        str | None, typer.Option(help="Model repository on the Hugging Face Hub, owner/name. The token is read from HF_TOKEN.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one; with --hub.")] = False,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            help="Licence of the model, as the Hub names it: cc-by-4.0. Default: that of base and dataset, if they share one.",
+        ),
+    ] = None,
+) -> None:
+    """Writes the finished run's model, model card, pictures, figures and digests to a folder, or uploads them to the Hub."""
+    from t2i.tools.publish import publish_to_folder, publish_to_hub
+
+    if (to is None) == (hub is None):
+        raise typer.BadParameter("give --to FOLDER, or --hub owner/name to upload")
+    if private and hub is None:
+        raise typer.BadParameter("--private needs --hub")
+    if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+        raise typer.BadParameter(f"--license {licence!r}, wanted an identifier of the Hub, such as cc-by-sa-4.0")
+    where = publish_to_folder(to, licence) if to else publish_to_hub(str(hub), licence, private=private)
+    print(f"published to {where}")
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-_API = re.compile(r"/api/(models|datasets)/([\w-]+/[\w-]+)(?:/auth-check|/(revision|tree|paths-info)/([^/]+))?.*")
+_API = re.compile(r"/api/(models|datasets|spaces)/([\w-]+/[\w-]+)(?:/auth-check|/(revision|tree|paths-info)/([^/]+))?.*")
 _FILE = re.compile(r"/(?:(datasets)/)?([\w-]+/[\w-]+)/resolve/([^/]+)/(.+)")
 
 
@@ -37,6 +37,10 @@ class FakeHub:
         """How often to end the connection in the middle of a file, by the end of the file's path."""
         self.resets = False
         """Whether it then resets the connection instead of closing it."""
+        self.private: set[str] = set()
+        """The repositories that are private, by `owner/name`."""
+        self.licences: dict[str, str] = {}
+        """The licence that the card of a repository states, by `owner/name`."""
         self.asked: list[tuple[str, str, str | None]] = []
         """Method, path and range of every request."""
 
@@ -63,7 +67,7 @@ class FakeHub:
         return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     hub: FakeHub
 
     def log_message(self, *_: Any) -> None: ...
@@ -117,7 +121,15 @@ class _Handler(BaseHTTPRequestHandler):
             {"type": "file", "path": str(path.relative_to(folder)), "size": path.stat().st_size, "oid": _etag(path)}
             for path in files
         ]
-        said: Any = {"id": api[2], "sha": COMMIT, "siblings": [{"rfilename": row["path"]} for row in rows], "tags": []}
+        said: Any = {
+            "id": api[2],
+            "sha": COMMIT,
+            "private": api[2] in self.hub.private,
+            "siblings": [{"rfilename": row["path"]} for row in rows],
+            "tags": [],
+        }
+        if api[2] in self.hub.licences:
+            said["cardData"] = {"license": self.hub.licences[api[2]]}
         said["gated"] = "auto" if "GatedRepo" in self.hub.refusals.get("files", (0, {}))[1].values() else False
         if api[3] == "tree":
             said = rows
@@ -155,9 +167,9 @@ def _etag(path: Path) -> str:
 
 
 @contextmanager
-def serving() -> Iterator[FakeHub]:
+def serving(handler: type[Handler] = Handler) -> Iterator[FakeHub]:
     """Serves on a free port while the block runs."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {}))
     server.daemon_threads = True
     hub = FakeHub(f"http://127.0.0.1:{server.server_port}")
     server.RequestHandlerClass.hub = hub  # type: ignore[attr-defined]

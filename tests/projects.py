@@ -31,6 +31,13 @@ LORA: dict[str, Any] = {
 }
 """What section `train` has for a LoRA; alpha differs from the rank, so that a wrong scale shows."""
 
+ADAPTER: dict[str, Any] = {"name": "lora", "rank": 4, "dora": False, "weights": "pytorch_lora_weights.safetensors"} | {
+    "pipeline": "StableDiffusionPipeline",
+    "scheduler": None,
+    "scheduler_arguments": {},
+}
+"""What adapter.json of a LoRA says about its use."""
+
 DRAWING = Drawing(2, guidance_scale=2.0, size_px=(32, 32), precision="fp32", batch_size=3, device="cpu", offload=False)
 
 

@@ -21,6 +21,17 @@ def presets(folder: Path) -> dict[str, str]:
     return {name: line.removeprefix("# ") for name, line in first_lines.items()}
 
 
+def values_of(name: str, folder: Path) -> dict[str, Any]:
+    """Returns what a preset sets: the value of each parameter, by its path, such as `train.steps`."""
+    return dict(leaves(_load(folder / f"{name}.yaml")))
+
+
+def values_applied(folder: Path) -> dict[str, Any]:
+    """Returns what presets have set and `undo_preset` would put back, by path; empty if none was applied."""
+    undo = folder / _UNDO
+    return {place: value["preset"] for place, value in _load(undo).items()} if undo.exists() else {}
+
+
 def write_preset(name: str, folder: Path, params_file: Path) -> list[str]:
     """Applies a preset to a parameter file, and keeps what it replaces in `<folder>/.undo.yaml`, for `undo_preset`.
 
@@ -41,10 +52,10 @@ def write_preset(name: str, folder: Path, params_file: Path) -> list[str]:
     replaced = _load(undo) if undo.exists() else {}
     whole = _load(params_file)
     changed = []
-    for place, value in _leaves(_load(path)):
+    for place, value in leaves(_load(path)):
         section, key = _section_of(whole, place, f"preset {name}")
         if (before := section[key]) != value:
-            changed.append(f"{place}: {_shown(before)} -> {_shown(value)}")
+            changed.append(f"{place}: {shown(before)} -> {shown(value)}")
             section[key] = value
             replaced[place] = {"before": replaced.get(place, {"before": before})["before"], "preset": value}
     _dump(whole, params_file)
@@ -73,9 +84,9 @@ def undo_preset(folder: Path, params_file: Path) -> list[str]:
         now = section[key]
         if now == value["preset"]:
             section[key] = value["before"]
-            lines.append(f"{place}: {_shown(now)} -> {_shown(value['before'])}")
+            lines.append(f"{place}: {shown(now)} -> {shown(value['before'])}")
         else:
-            lines.append(f"{place}: stays {_shown(now)}, since the preset had set {_shown(value['preset'])}")
+            lines.append(f"{place}: stays {shown(now)}, since the preset had set {shown(value['preset'])}")
     _dump(whole, params_file)
     undo.unlink()
     committed = f"`git checkout {params_file}` gives the file of the last commit, byte for byte and without later edits"
@@ -101,11 +112,11 @@ def _dump(content: Any, file: Path) -> None:
     write_text(file, text.getvalue())
 
 
-def _leaves(differences: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the path and the value of each changed parameter. A value with a `name` replaces the whole previous value."""
-    for key, value in differences.items():
+def leaves(section: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the path and the value of each parameter. A mapping with a `name` is one value: it is replaced as a whole."""
+    for key, value in section.items():
         if isinstance(value, Mapping) and "name" not in value:
-            yield from _leaves(value, f"{place}{key}.")
+            yield from leaves(value, f"{place}{key}.")
         else:
             yield f"{place}{key}", value
 
@@ -120,11 +131,12 @@ def _section_of(whole: Any, place: str, who: str) -> tuple[Any, str]:
     return whole, key
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Returns the value of a parameter as a short text, in the form of YAML; a long list is counted only."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_shown(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {shown(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]" if len(value) < 5 else f"{len(value)} items"
+        return f"[{', '.join(map(shown, value))}]" if len(value) < 5 else f"{len(value)} items"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value) or '""'

@@ -12,6 +12,7 @@ import pytest
 
 from tests import tiny
 from tests.projects import ROOT, Project, files
+from tests.writable_hub import receiving
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +101,25 @@ TRAINING = ["train", "evaluate-model", "evaluate-report"]
 STAGES = ["fetch-base", "fetch-dataset", "encode-images", "encode-captions", "train", *EVALUATION]
 
 
-def test_own_images_and_a_team(origin, tmp_path) -> None:
+def publish(mine: Checkout, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types the commands that publish, for a Hub on this machine, and looks at what it has."""
+    to_folder, to_hub = blocks("Publish")
+    assert "published to published" in mine.type(to_folder)
+    with receiving(room, monkeypatch) as uploads:
+        uploads.hub.token = "hf_token"
+        mine.environment |= uploads.hub.environment(room / "home") | {"HF_TOKEN": "hf_token", "HF_HUB_DISABLE_XET": "1"}
+        said = mine.type(to_hub.replace("OWNER/NAME", "someone/model").replace("LICENSE", "mit"))
+        assert "/someone/model/commit/" in said
+        sent, written = uploads.files("someone/model"), files(mine.folder / "published")
+    assert sent.keys() - {".gitattributes"} == written.keys()
+    differ = {name for name in written if sent[name] != written[name]}
+    assert differ == {"README.md", "digests.json"}  # where the model is, its licence, and the digest of that
+    assert "git checkout" in written["README.md"].decode()
+    assert "uncommitted" not in written["README.md"].decode()
+    assert mine.type("git status --porcelain") == ""
+
+
+def test_own_images_and_a_team(origin, tmp_path, monkeypatch) -> None:
     mine = clone(origin, "mine")
     mine.put_images()
     ran = []
@@ -111,6 +130,8 @@ def test_own_images_and_a_team(origin, tmp_path) -> None:
         if line.startswith("t2i preset"):
             mine.shrink()
     assert sorted(ran) == sorted(STAGES)
+    (tmp_path / "hub").mkdir()
+    publish(mine, tmp_path / "hub", monkeypatch)
 
     queued = "dvc exp run --queue -S train.learning_rate=1e-4 -n queued && dvc queue start"
     mine.type(queued)

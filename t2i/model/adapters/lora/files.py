@@ -20,7 +20,7 @@ from t2i.model.adapters.lora.header import header, is_sdxl
 from t2i.model.adapters.lora.merging import Factors, by_module
 from t2i.model.adapters.lora.original import original_name
 from t2i.model.adapters.lora.targets import TARGETS
-from t2i.model.adapters.lora.use import how_to_use
+from t2i.model.adapters.lora.use import KOHYA_FILE, PEFT_FILE, how_to_use, stated_for_use
 from t2i.model.checks import in_one_line
 from t2i.model.export import in_precision, save_tensors
 from t2i.model.family import Family
@@ -29,9 +29,6 @@ from t2i.model.precision import Precision
 
 if TYPE_CHECKING:
     from t2i.model.adapters.lora.adapter import Adapter
-
-PEFT_FILE = "pytorch_lora_weights.safetensors"
-KOHYA_FILE = "lora.safetensors"
 
 
 def write_adapter(
@@ -50,12 +47,13 @@ def write_adapter(
         kohya = kohya_layout(factors, lora.alpha / lora.rank, unet.config)
         metadata = header(lora, unet.config, family.prediction_type, facts)
         save_tensors(in_precision(kohya, KOHYA_FILE, precision), out / KOHYA_FILE, metadata)
-    stated = {"weights": PEFT_FILE, "scheduler_changes": dict(facts.scheduler_changes)}
-    write_json(out / ADAPTER_FILE, lora.model_dump() | stated)
+    stated = lora.model_dump() | {"weights": PEFT_FILE, "scheduler_changes": dict(facts.scheduler_changes)}
+    stated |= stated_for_use(family.folder, facts)
+    write_json(out / ADAPTER_FILE, stated)
     write_json(out / "source.json", dict(facts.base))
     for licence in family.folder.glob("LICENSE*"):
         shutil.copyfile(licence, out / licence.name)
-    return how_to_use(lora, family.folder, facts, precision)
+    return how_to_use(stated, facts, precision)
 
 
 def kohya_layout(factors: Factors, alpha_by_rank: float, config: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,69 +1,92 @@
 """How to use a LoRA, for its model card."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from t2i.model.adapter import Facts
 from t2i.model.layout import read_object
-from t2i.model.precision import DTYPES, Precision
+from t2i.model.precision import Precision
 from t2i.model.schedule import load_scheduler
+from t2i.model.usage import drawing_code
 
-if TYPE_CHECKING:
-    from t2i.model.adapters.lora.adapter import Adapter
+PEFT_FILE = "pytorch_lora_weights.safetensors"
+KOHYA_FILE = "lora.safetensors"
 
 _USE = """A LoRA of rank {rank} for the base below, trained with t2i. It has the EMA of its weights, and no copy of the base.
 
-With diffusers, at a strength of 1:
-
 ```python
-import torch
-from diffusers import {imported}
-
-pipeline = {pipeline}.from_pretrained("{base}", torch_dtype={dtype})
-pipeline.load_lora_weights("path/to/this/folder", weight_name="pytorch_lora_weights.safetensors"){scheduler}
-pipeline("a prompt", height={height}, width={width}).images[0].save("image.png")
+{code}
 ```
 
-{others}{notes}"""
-
-_KOHYA = """With ComfyUI, A1111 and other programs: put `lora.safetensors` into their folder of LoRAs (`models/loras`,
-`models/Lora`); in A1111, write `<lora:lora:1>` into the prompt. Both files hold the same weights."""
-
-_DORA = """This is a DoRA. It is stored in PEFT's layout only: diffusers would drop the norms of a file in kohya's layout. For
-ComfyUI and A1111, `t2i export --single-file` writes the base with the adapter merged into it."""
-
-_SCHEDULER = """
-pipeline.scheduler = {scheduler}.from_config(pipeline.scheduler.config, {changes})"""
+{others}{clip_skip}"""
 
 
-def how_to_use(lora: "Adapter", base: Path, facts: Facts, precision: Precision) -> str:
+def stated_for_use(base: Path, facts: Facts) -> dict[str, Any]:
+    """Returns what adapter.json says for `code_for`: the class of the pipeline and, if it is another one, of the scheduler."""
+    scheduler = load_scheduler(base, facts.scheduler_changes)
+    changed = [name for name in (*facts.scheduler_changes, "clip_sample") if name in scheduler.config]
+    return {
+        "pipeline": read_object(base / "model_index.json")["_class_name"],
+        "scheduler": type(scheduler).__name__ if facts.scheduler_changes else None,
+        "scheduler_arguments": {name: scheduler.config[name] for name in changed} if facts.scheduler_changes else {},
+    }
+
+
+def code_for(
+    stated: Mapping[str, Any], base: str, place: str, precision: Precision, prompt: str, settings: Mapping[str, Any]
+) -> str:
+    """Returns code that draws an image with a LoRA.
+
+    Args:
+        stated: content of adapter.json.
+        base: where the base is: a folder, or a name on the Hub.
+        place: where the LoRA is.
+        precision: that of its weights.
+        prompt: what is drawn.
+        settings: the other arguments of the call that draws.
+    """
+    lines, scheduler = [f'pipeline.load_lora_weights("{place}", weight_name="{PEFT_FILE}")'], stated["scheduler"]
+    if scheduler:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in stated["scheduler_arguments"].items())
+        lines.append(f"pipeline.scheduler = {scheduler}.from_config(pipeline.scheduler.config, {arguments})")
+    return drawing_code(stated["pipeline"], base, precision, prompt, settings, lines, [scheduler] if scheduler else [])
+
+
+def others(stated: Mapping[str, Any]) -> str:
+    """Returns how to use a LoRA in other programs than diffusers."""
+    if stated["dora"]:
+        return (
+            f"This is a DoRA. It is stored in PEFT's layout (`{PEFT_FILE}`) alone: diffusers would drop its norms from a file "
+            "in kohya's layout. For ComfyUI and A1111, merge it into the base with `t2i export --single-file`."
+        )
+    return (
+        f"`{KOHYA_FILE}` has the same weights for ComfyUI, A1111 and other programs: put it into their folder of LoRAs "
+        "(`models/loras`, `models/Lora`); in A1111, write `<lora:lora:1>` into the prompt."
+    )
+
+
+def how_to_use(stated: Mapping[str, Any], facts: Facts, precision: Precision) -> str:
     """Returns how to use a LoRA, as Markdown.
 
     Args:
-        lora: section `train.adapter`.
-        base: folder of the base.
+        stated: content of adapter.json.
         facts: what is stated about the run.
         precision: that of its weights.
     """
-    pipeline, clip_skip = read_object(base / "model_index.json")["_class_name"], int(facts.base.get("clip_skip") or 0)
-    scheduler = load_scheduler(base, facts.scheduler_changes)
-    changed = [name for name in (*facts.scheduler_changes, "clip_sample") if name in scheduler.config]
-    notes = "\n\nIt was trained on captions encoded without the last {} layers of the text encoder: use it with {}.".format(
-        clip_skip, f"`clip_skip={clip_skip}` in diffusers, and `Clip skip {clip_skip + 1}` in other programs"
-    )
+    settings, skipped = dict(zip(("height", "width"), facts.size_px, strict=True)), int(facts.base.get("clip_skip") or 0)
+    base = str(facts.base.get("source") or "path/to/the/base")
     return _USE.format(
-        rank=lora.rank,
-        imported=", ".join(sorted({pipeline, type(scheduler).__name__} if facts.scheduler_changes else {pipeline})),
-        pipeline=pipeline,
-        base=facts.base.get("source") or "path/to/the/base",
-        dtype=DTYPES["fp16" if precision == "fp32" else precision],
-        scheduler=_SCHEDULER.format(
-            scheduler=type(scheduler).__name__, changes=", ".join(f"{name}={scheduler.config[name]!r}" for name in changed)
-        )
-        if facts.scheduler_changes
-        else "",
-        height=facts.size_px[0],
-        width=facts.size_px[1],
-        others=_DORA if lora.dora else _KOHYA,
-        notes=notes if clip_skip else "",
+        rank=stated["rank"],
+        code=code_for(stated, base, "path/to/this/folder", precision, "a prompt", settings),
+        others=others(stated),
+        clip_skip=f"\n\n{clip_skip_note(skipped)}" if skipped else "",
+    )
+
+
+def clip_skip_note(skipped: int) -> str:
+    """Returns what to set if the captions were encoded without the last layers of the text encoder."""
+    return (
+        f"Its captions were encoded without the last {skipped} layers of the text encoder: use it with `clip_skip={skipped}` "
+        f"in diffusers, and with `Clip skip` {skipped + 1} in other programs."
     )

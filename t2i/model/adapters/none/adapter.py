@@ -12,16 +12,14 @@ from t2i.core.params import Section
 from t2i.model.adapter import Facts
 from t2i.model.family import Family
 from t2i.model.layout import read_object
-from t2i.model.precision import DTYPES, Precision
+from t2i.model.precision import Precision
 from t2i.model.pretrained import Change
+from t2i.model.usage import drawing_code
 
 _USE = """A complete diffusers pipeline. Its UNet was fine-tuned with t2i and has the EMA weights.
 
 ```python
-{imports}from diffusers import {pipeline}
-
-pipeline = {pipeline}.from_pretrained("path/to/this/folder", use_safetensors=True{dtype})
-pipeline("a prompt", height={height}, width={width}).images[0].save("image.png")
+{code}
 ```"""
 
 
@@ -53,14 +51,11 @@ class Adapter(Section):
     ) -> str:
         """Writes a complete pipeline, and returns how to load it."""
         family.export(dict(unet.named_parameters()) | dict(weights), out, precision)
-        loaded_as = "" if precision == "fp32" else f", torch_dtype={DTYPES[precision]}"
-        return _USE.format(
-            imports="import torch\n" if loaded_as else "",
-            pipeline=read_object(out / "model_index.json")["_class_name"],
-            dtype=loaded_as,
-            height=facts.size_px[0],
-            width=facts.size_px[1],
+        pipeline, settings = (
+            read_object(out / "model_index.json")["_class_name"],
+            dict(zip(("height", "width"), facts.size_px, strict=True)),
         )
+        return _USE.format(code=drawing_code(pipeline, "path/to/this/folder", precision, "a prompt", settings))
 
 
 def open_adapter(folder: Path, scale: float) -> Change:

@@ -1,0 +1,46 @@
+"""Usage: the code that draws an image with a model, for model cards."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from t2i.model.precision import DTYPES, Precision
+
+_CODE = """{imports}from diffusers import {classes}
+
+pipeline = {pipeline}.from_pretrained("{source}", use_safetensors=True{dtype})
+{then}image = pipeline({arguments}).images[0]
+image.save("image.png")"""
+
+
+def drawing_code(
+    pipeline: str,
+    source: str,
+    precision: Precision,
+    prompt: str,
+    settings: Mapping[str, Any],
+    then: Sequence[str] = (),
+    classes: Sequence[str] = (),
+) -> str:
+    """Returns code that draws an image with diffusers.
+
+    Args:
+        pipeline: the class of diffusers.
+        source: what it loads: a folder, or a name on the Hub.
+        precision: that of the weights.
+        prompt: what it draws.
+        settings: the other arguments of the call.
+        then: lines of code between the loading and the drawing.
+        classes: of diffusers, which these lines use.
+    """
+    loaded_as = "" if precision == "fp32" else f", torch_dtype={DTYPES[precision]}"
+    words = [json.dumps(prompt, ensure_ascii=False), *(f"{name}={value}" for name, value in settings.items())]
+    return _CODE.format(
+        imports="import torch\n" if loaded_as else "",
+        classes=", ".join(sorted({pipeline, *classes})),
+        pipeline=pipeline,
+        source=source,
+        dtype=loaded_as,
+        then="".join(f"{line}\n" for line in then),
+        arguments=", ".join(words),
+    )
