@@ -1,0 +1,1 @@
+"""LoRA: low-rank adapters of the UNet."""
