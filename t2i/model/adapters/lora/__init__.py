@@ -1,1 +1,0 @@
-"""LoRA: low-rank adapters of the UNet."""
