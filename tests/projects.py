@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from ruamel.yaml import YAML
 
 from stages import encode, evaluate, fetch, train
+from t2i.model.base import Base
 
 ROOT = Path(__file__).parent.parent
 PLAIN: dict[str, Any] = {
@@ -23,6 +24,13 @@ PLAIN: dict[str, Any] = {
     "dream_detail_preservation": None,
 }
 """Section `train.objective` without options."""
+
+
+def base_section(**changes: Any) -> Base:
+    """Returns the section `base` without options; `clip` is the folder of that name in `local`."""
+    unset = dict.fromkeys(("hub", "config", "revision", "variant", "vae")) | {"clip_skip": 0, "empty_prompt": "auto"}
+    named = {name: str(value) if isinstance(value, Path) else value for name, value in changes.items()}
+    return Base(**({"family": "stable_diffusion", "clip": f"{named.get('local')}/clip"} | unset | named))
 
 
 class Project:

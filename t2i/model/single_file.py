@@ -6,12 +6,14 @@ pipeline has a prefix there. Most tensors only have other names; `Change` lists 
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from t2i.model.adapters.lora.original import original_name
+from t2i.model.layout import read_object
 
 Change = Literal["none", "stacked", "conv", "transposed"]
 """How a tensor differs in the original layout. `stacked`: query, key and value are one tensor. `conv`: a matrix is the kernel
@@ -212,3 +214,24 @@ def from_original(place: Place, tensor: Tensor) -> Tensor:
     if place.change == "conv":
         return tensor.flatten(1)
     return tensor.T if place.change == "transposed" else tensor
+
+
+def tensors_of(model: Path, part: str) -> dict[str, tuple[int, ...]]:
+    """Returns the names and shapes of a part's tensors, from its configuration; the names are those in files.
+
+    Args:
+        model: folder of the part.
+        part: `unet`, `vae`, `text_encoder` or `text_encoder_2`.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = read_object(model / "config.json")
+    with torch.device("meta"):
+        if part in ("unet", "vae"):
+            built: Any = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part].from_config(config)
+        else:
+            kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+            built = kind(CLIPTextConfig.from_dict(config))
+    named = (lambda name: name) if part in ("unet", "vae") else on_disk
+    return {named(name): tuple(tensor.shape) for name, tensor in built.state_dict().items()}

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from t2i.fetch.base import fetch_base
-from t2i.model.base import Base
 from t2i.model.single_file import LAYOUTS
 from t2i.tools.cards import SIZES
 from t2i.tools.single_file import original_tensors, stored_tensors, write_single_file
 from tests import tiny
+from tests.projects import base_section
 
 BASES = {
     "SD1": lambda folder: tiny.make_base(folder, text_layers=2),
@@ -151,12 +151,7 @@ def test_a_unet_that_no_single_file_has_is_refused(tmp_path) -> None:
 
 def test_layers_removed_by_clip_skip_are_put_back_without_effect(tmp_path) -> None:
     whole = tiny.make_base(tmp_path / "whole", text_layers=3)
-    section = {"hub": None, "revision": None, "variant": None, "vae": None, "clip_skip": 1, "empty_prompt": "auto"}
-    fetch_base(
-        Base(family="stable_diffusion", local=str(whole), clip=str(whole / "clip"), **section),
-        tmp_path / "cut",
-        tmp_path / "clip",
-    )
+    fetch_base(base_section(local=whole, clip_skip=1), tmp_path / "cut", tmp_path / "clip")
     file, kind = written(tmp_path / "cut", tmp_path), diffusers.StableDiffusionPipeline
     assert "cond_stage_model.transformer.text_model.encoder.layers.2.mlp.fc1.weight" in load_file(file)
     read = kind.from_single_file(str(file), config=str(whole), local_files_only=True)  # three layers, as ComfyUI builds them
