@@ -41,7 +41,7 @@ def fetch_base(section: Base, out: Path, clip_out: Path) -> str:
     """Copies the base to `out` and the CLIP model to `clip_out`. Only safetensors weights are accepted.
 
     Returns:
-        The source of the base and its commit, as text.
+        The source of the base and its commit, as text; or what the single file is.
 
     Raises:
         ValueError: if the family cannot train the base, or a file is missing, damaged or unsafe; says the file and the remedy.
@@ -61,7 +61,8 @@ def fetch_base(section: Base, out: Path, clip_out: Path) -> str:
         origin = _origin(section, base)
         write_json(folder / "source.json", origin)
         write_json(clip_folder / "source.json", clip.source.origin)
-    return " at ".join(str(part) for part in origin.values() if part)
+    facts = " at ".join(str(part) for part in origin.values() if part)
+    return f"{base.single.path}, {base.single.layout.title}, configured as {base.source.name}" if base.single else facts
 
 
 def configure(section: Base, folder: Path) -> Configured:
