@@ -72,6 +72,8 @@ def configure(section: Base, folder: Path) -> Configured:
         ValueError: if the family cannot train the base; says why.
     """
     base, single = _pipeline(section)
+    if single:
+        single.check_kind(parts(base.folder), base.name)
     models = {name: Model(base, name) for name in parts(base.folder)}
     index = read_object(base.folder / "model_index.json")
     index |= {name: [None, None] for name in NOT_TAKEN if name in index}
@@ -210,7 +212,9 @@ def _check(section: Base, folder: Path) -> None:
     except ParamsError:
         raise
     except ValueError as error:
-        name = f"{section.hub or section.local}{f' with `base.vae` {section.vae}' if section.vae else ''}"
+        single = section.hub is None and find_single_file(Path(section.local))
+        name = f"`base.config` {section.config}" if single else str(section.hub or section.local)
+        name += f" with `base.vae` {section.vae}" if section.vae else ""
         raise ValueError(f"{name}: {_without(folder, error)}") from None
 
 

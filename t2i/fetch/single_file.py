@@ -62,6 +62,19 @@ class SingleFile(NamedTuple):
             ):
                 raise ValueError(f"{self.path}: has {more[0]}, which the UNet of {config} does not have: {remedy}")
 
+    def check_kind(self, parts: Collection[str], config: str) -> None:
+        """Checks that configurations are of the same kind of model, from the names of their parts.
+
+        Raises:
+            ValueError: if not; names the configurations for this file.
+        """
+        encoders = {name for name in parts if name.startswith("text_encoder")}
+        if encoders != self.layout.text.keys():
+            raise ValueError(
+                f"`base.config` {config}: has {', '.join(sorted(encoders)) or 'no text encoder'}, but {self.path} is a "
+                f"{self.layout.title} checkpoint: set it to the configurations of one, such as {self.layout.published}"
+            )
+
     def write_scheduler(self, pipeline: Path) -> bool:
         """Writes what the file says of its prediction into the scheduler of a pipeline; returns whether it says something."""
         if not (changes := self.scheduler_changes()):

@@ -125,7 +125,7 @@ def test_the_prediction_type_is_what_the_file_says(tmp_path, kind, case) -> None
     check_origin(section, out)
 
 
-def test_the_configured_scheduler_decides_if_the_file_says_nothing(tmp_path) -> None:
+def test_the_scheduler_stays_if_the_file_says_nothing(tmp_path) -> None:
     base = tiny.make_base(tmp_path / "base", prediction_type="v_prediction")
     section = alone(base, tmp_path / "mine")
     edited(tmp_path / "mine", lambda stored: [stored.pop("v_pred")])
@@ -296,6 +296,21 @@ def test_configurations_of_another_model_are_refused(tmp_path) -> None:
     assert re.search(r"mine\.safetensors: .* does not fit .*config .*set `base.config` to", refusal(section, tmp_path))
 
 
+@pytest.mark.parametrize(("kind", "other"), [("SD1", "SDXL"), ("SDXL", "SD1")])
+def test_configurations_of_another_family_are_refused(tmp_path, kind, other) -> None:
+    section = alone(MAKERS[kind](tmp_path / "one"), tmp_path / "mine")
+    shutil.copytree(MAKERS[other](tmp_path / "two"), tmp_path / "mine/two")
+    said = refusal(section.model_copy(update={"config": str(tmp_path / "mine/two")}), tmp_path)
+    assert re.search(r"`base.config` two: has text_encoder.*mine\.safetensors is a Stable .*set it to .*, such as", said)
+
+
+def test_a_damaged_configuration_is_named(tiny_base, tmp_path) -> None:
+    section = alone(tiny_base, tmp_path / "mine")
+    shutil.rmtree(tmp_path / "mine/config/tokenizer")
+    (tmp_path / "mine/config/tokenizer").mkdir()
+    assert re.search(r"`base.config` .*config: tokenizer/vocab\.json: missing", refusal(section, tmp_path))
+
+
 def test_configurations_that_dvc_does_not_track_are_refused(tiny_base, tmp_path) -> None:
     section = alone(tiny_base, tmp_path / "mine")
     changes = {"local": str(tmp_path / "mine/mine.safetensors")}
@@ -317,7 +332,7 @@ def test_a_folder_has_at_most_one_single_file(tiny_base, tmp_path) -> None:
         find_single_file(tmp_path / "c.safetensors")
 
 
-def test_another_file_or_configuration_makes_the_fetched_base_stale(project, tiny_base, tmp_path) -> None:
+def test_another_file_or_configuration_makes_the_base_stale(project, tiny_base, tmp_path) -> None:
     section = alone(tiny_base, tmp_path / "mine")
     project.params["base"] |= {name: getattr(section, name) for name in ("local", "config", "clip")}
     project.write()
