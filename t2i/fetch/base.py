@@ -97,13 +97,13 @@ def configure(section: Base, folder: Path) -> Configured:
             )
         skip_layers(folder / "text_encoder", section.clip_skip)
     _check(section, folder)
-    weighty = {name: model for name, model in models.items() if (model.folder / "config.json").is_file()}
+    with_weights = {name: model for name, model in models.items() if (model.folder / "config.json").is_file()}
     if single is None:
-        return Configured(base, weighty, None)
+        return Configured(base, with_weights, None)
     single.check_fits(folder, [name for name in single.layout.prefixes if models[name].place != "."], base.name)
     if single.write_scheduler(folder):
         _check(section, folder)
-    return Configured(base, {name: model for name, model in weighty.items() if model.place == "."}, single)
+    return Configured(base, {name: model for name, model in with_weights.items() if model.place == "."}, single)
 
 
 def _check_same_latents(own: Path, another: Path, name: str) -> None:

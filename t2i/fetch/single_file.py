@@ -50,17 +50,15 @@ class SingleFile(NamedTuple):
             for name, shape in tensors_of(pipeline / part, part).items():
                 if (stored := self._stored(places[name].name)) is None:
                     raise ValueError(f"{self.path}: no tensor {places[name].name}, though {config} has it ({part}): {remedy}")
-                found = from_original(places[name], torch.empty(self.tensors.shape(stored), device="meta"))
-                if tuple(found.shape) != shape:
+                if self._shape(places[name], stored) != shape:
                     raise ValueError(
                         f"{self.path}: {stored} is {list(self.tensors.shape(stored))}, which does not fit {config} ({part}: "
                         f"{name} {list(shape)}): {remedy}"
                     )
-            known = {place.name for place in places.values()}
-            if part == "unet" and (
-                more := [name for name in self.tensors if name.startswith(UNET_PREFIX) and name not in known]
-            ):
-                raise ValueError(f"{self.path}: has {more[0]}, which the UNet of {config} does not have: {remedy}")
+            if part == "unet":
+                known = {place.name for place in places.values()}
+                if more := next((name for name in self.tensors if name.startswith(UNET_PREFIX) and name not in known), None):
+                    raise ValueError(f"{self.path}: has {more}, which the UNet of {config} does not have: {remedy}")
 
     def check_kind(self, parts: Collection[str], config: str) -> None:
         """Checks that configurations are of the same kind of model, from the names of their parts.
@@ -125,6 +123,13 @@ class SingleFile(NamedTuple):
         config = read_object(model / "config.json")
         return {name: place_of(self.layout, part, name, config) for name in tensors_of(model, part)}
 
+    def _shape(self, place: Place, stored: str) -> tuple[int, ...] | None:
+        """Returns the shape that a tensor of the file has in a pipeline; None if it has a wrong number of dimensions."""
+        try:
+            return tuple(from_original(place, torch.empty(self.tensors.shape(stored), device="meta")).shape)
+        except (IndexError, RuntimeError):
+            return None
+
     def _stored(self, name: str) -> str | None:
         """Returns the name of a tensor in the file, which in old files lacks `text_model.`, or None if it is not there."""
         return next((known for known in (name, name.replace(".text_model.", ".")) if known in self.tensors), None)
@@ -183,7 +188,7 @@ def open_single_file(path: Path, section: Base) -> SingleFile:
 
 def _check_trainable(path: Path, tensors: StoredTensors, *, without_vae: bool) -> None:
     """Raises a ValueError if the checkpoint is of a special kind, quantized, or has no VAE."""
-    channels = tensors.shape(f"{UNET_PREFIX}input_blocks.0.0.weight")[1]
+    channels = dict(enumerate(tensors.shape(f"{UNET_PREFIX}input_blocks.0.0.weight"))).get(1, 0)
     if channels != _LATENT_CHANNELS:
         what = SPECIAL_UNETS.get(channels - _LATENT_CHANNELS, "it is of another model")
         raise ValueError(f"{path}: its UNet takes {channels} channels, wanted {_LATENT_CHANNELS}: {what}; choose another base")

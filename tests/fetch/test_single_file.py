@@ -221,6 +221,9 @@ REFUSED = {
     "fp8": (lambda stored: stored.update({WEIGHT: stored[WEIGHT].to(torch.float8_e4m3fn)}), rf"{WEIGHT} is F8_E4M3, wanted"),
     "a missing tensor": (without(WEIGHT), rf"no tensor {WEIGHT}, though .*config has it \(unet\): set `base.config`"),
     "another shape": (resized(VAE, 16, 3, 3, 3), rf"{VAE} is \[16, 3, 3, 3\], which does not fit .*config .*`base.config`"),
+    "a scalar": (resized(WEIGHT), rf"{WEIGHT} is \[\], which does not fit .*`base.config`"),
+    "a first scalar": (resized(FIRST), r"takes 0 channels, wanted 4"),
+    "a scalar in the VAE": (resized("first_stage_model.encoder.mid.attn_1.q.weight"), r"attn_1\.q\.weight is \[\], which"),
     "a deeper UNet": (
         resized(f"{FIRST[:-10]}7.0.weight", 2),
         r"has .*input_blocks\.7\.0\.weight, which the UNet of .*`base.config`",
