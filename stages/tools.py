@@ -61,6 +61,33 @@ def sample(
 
 
 @app.command()
+def export(
+    single_file: Annotated[Path | None, typer.Option(help="Write one .safetensors file, which ComfyUI and A1111 read.")] = None,
+    diffusers: Annotated[Path | None, typer.Option(help="Write a folder in diffusers' layout.")] = None,
+    model: Annotated[
+        Path, typer.Option(help="Model to export: the fine-tuned one, or any pipeline in diffusers' layout.")
+    ] = Path("data/model"),
+    dtype: Annotated[Literal["fp16", "bf16", "fp32"], typer.Option(help="Precision of the weights.")] = "fp16",
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+) -> None:
+    """Writes a model for other programs, as a single file or as a folder."""
+    from t2i.core.files import in_bytes, size_of
+    from t2i.tools.export import export_folder, export_single_file
+
+    if (single_file is None) == (diffusers is None):
+        raise typer.BadParameter("give --single-file FILE.safetensors or --diffusers FOLDER")
+    if single_file:
+        written = export_single_file(model, single_file, dtype, force=force)
+        size = in_bytes(single_file.stat().st_size)
+        print(f"{single_file}: {written.layout.title} in {dtype}, {written.tensors} tensors, {size}")
+        for note in written.notes:
+            print(f"note: {note}")
+    elif diffusers:
+        export_folder(model, diffusers, dtype, force=force)
+        print(f"{diffusers}: a pipeline in {dtype}, {in_bytes(size_of(diffusers))}")
+
+
+@app.command()
 def preset(
     name: Annotated[str | None, typer.Argument(help="Name of the preset.")] = None,
     list_them: Annotated[bool, typer.Option("--list", help="List all presets with their purpose.")] = False,

@@ -66,7 +66,8 @@ def closure(command: str) -> set[str]:
                 files.add(str(template.relative_to(ROOT)))
         for path in paths:
             found = imports_of(ast.parse(path.read_text(encoding="utf-8"))) - seen
-            waiting |= {name for name in found if not is_in_plugin(name)}
+            module = str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
+            waiting |= {name for name in found if not (is_in_plugin(name) and is_in_plugin(module))}
     return files
 
 

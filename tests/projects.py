@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from ruamel.yaml import YAML
 
 from stages import encode, evaluate, fetch, train
+from t2i.model.base import Base
 from t2i.model.family import Drawing
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,13 @@ ADAPTER: dict[str, Any] = {"name": "lora", "rank": 4, "dora": False, "weights": 
 """What adapter.json of a LoRA says about its use."""
 
 DRAWING = Drawing(2, guidance_scale=2.0, size_px=(32, 32), precision="fp32", batch_size=3, device="cpu", offload=False)
+
+
+def base_section(**changes: Any) -> Base:
+    """Returns the section `base` without options; `clip` is the folder of that name in `local`."""
+    unset = dict.fromkeys(("hub", "config", "revision", "variant", "vae")) | {"clip_skip": 0, "empty_prompt": "auto"}
+    named = {name: str(value) if isinstance(value, Path) else value for name, value in changes.items()}
+    return Base(**({"family": "stable_diffusion", "clip": f"{named.get('local')}/clip"} | unset | named))
 
 
 class Project:

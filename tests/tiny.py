@@ -12,9 +12,18 @@ from t2i.data.shards import pack, write_shard
 
 
 def make_base(
-    folder: Path, *, prediction_type: str = "epsilon", text_layers: int = 1, text_width: int = 16, seed: int = 0
+    folder: Path,
+    *,
+    prediction_type: str = "epsilon",
+    text_layers: int = 1,
+    text_width: int = 16,
+    linear: bool = False,
+    seed: int = 0,
 ) -> Path:
-    """Writes a Stable Diffusion with about ten thousand random weights, and a CLIP in its folder `clip`."""
+    """Writes a Stable Diffusion with about ten thousand random weights, and a CLIP in its folder `clip`.
+
+    Its UNet has linear projections, as that of Stable Diffusion 2.x, if `linear`.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -50,6 +59,7 @@ def make_base(
         norm_num_groups=4,
         cross_attention_dim=text_width,
         attention_head_dim=2,
+        use_linear_projection=linear,
     )
     scheduler = DDIMScheduler(
         beta_start=0.00085,

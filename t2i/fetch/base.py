@@ -7,55 +7,73 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from t2i.core.files import fresh, write_json
 from t2i.core.params import ParamsError
 from t2i.data.caches import ZEROS_FOR_EMPTY_PROMPT
+from t2i.data.digests import sha256_of
+from t2i.fetch.clip_skip import remove_skipped_layers, skip_layers
 from t2i.fetch.hub import Repository, download
 from t2i.fetch.model import Model, Source, name_of, source_of
+from t2i.fetch.single_file import SingleFile, find_single_file, open_single_file
 from t2i.fetch.watched import check_watched
 from t2i.fetch.weights import Weights
 from t2i.model.base import NOT_TAKEN, Base
 from t2i.model.clip import check_clip
 from t2i.model.family import check_base
-from t2i.model.layout import parts, read_object, setting
+from t2i.model.layout import parts, read_object
 from t2i.model.vae import read_scaling
+
+
+class Configured(NamedTuple):
+    """A base whose configurations are written and checked."""
+
+    source: Source
+    """Where the configurations come from."""
+    models: dict[str, Model]
+    """The models whose weights are copied, by the name of the part."""
+    single: SingleFile | None
+    """The file that the other weights come from; None if `models` has all."""
 
 
 def fetch_base(section: Base, out: Path, clip_out: Path) -> str:
     """Copies the base to `out` and the CLIP model to `clip_out`. Only safetensors weights are accepted.
 
     Returns:
-        The source of the base and its commit, as text.
+        The source of the base and its commit, as text; or what the single file is.
 
     Raises:
         ValueError: if the family cannot train the base, or a file is missing, damaged or unsafe; says the file and the remedy.
     """
     with fresh(out) as folder, fresh(clip_out) as clip_folder:
-        base, models = configure(section, folder)
+        base = configure(section, folder)
         clip = configure_clip(section, clip_folder)
-        for name, model, weights in [*_weights(section, models), ("clip", clip, clip.weights(None))]:  # picks all, then copies
+        picked = [*_weights(section, base.models), ("clip", clip, clip.weights(None))]
+        for name, model, weights in picked:  # all are there: copies them
             model.copy_weights(weights, clip_folder if name == "clip" else folder / name)
+        if base.single:
+            base.single.write(folder, base.single.layout.prefixes.keys() - base.models.keys())
         if section.clip_skip:
-            _remove_skipped_layers(folder / "text_encoder")
+            remove_skipped_layers(folder / "text_encoder")
         _check(section, folder)
         _check_clip(section, clip_folder)
-        origin = _origin(section, base, models)
+        origin = _origin(section, base)
         write_json(folder / "source.json", origin)
         write_json(clip_folder / "source.json", clip.source.origin)
-    return " at ".join(str(part) for part in origin.values() if part)
+    facts = " at ".join(str(part) for part in origin.values() if part)
+    return f"{base.single.path}, {base.single.layout.title}, configured as {base.source.name}" if base.single else facts
 
 
-def configure(section: Base, folder: Path) -> tuple[Source, dict[str, Model]]:
+def configure(section: Base, folder: Path) -> Configured:
     """Writes the configurations of the base, with the changes that the section asks for, and checks them.
-
-    Returns:
-        The source of the pipeline, and the models that have weights, by the name of the part.
 
     Raises:
         ValueError: if the family cannot train the base; says why.
     """
-    base = _pipeline(section)
+    base, single = _pipeline(section)
+    if single:
+        single.check_kind(parts(base.folder), base.name)
     models = {name: Model(base, name) for name in parts(base.folder)}
     index = read_object(base.folder / "model_index.json")
     index |= {name: [None, None] for name in NOT_TAKEN if name in index}
@@ -77,9 +95,15 @@ def configure(section: Base, folder: Path) -> tuple[Source, dict[str, Model]]:
                 f"`base.clip_skip` is {section.clip_skip}, but this pipeline has two text encoders, which are always read at "
                 "the last layer but one: set it to 0"
             )
-        _skip_layers(folder / "text_encoder", section.clip_skip)
+        skip_layers(folder / "text_encoder", section.clip_skip)
     _check(section, folder)
-    return base, {name: model for name, model in models.items() if (model.folder / "config.json").is_file()}
+    with_weights = {name: model for name, model in models.items() if (model.folder / "config.json").is_file()}
+    if single is None:
+        return Configured(base, with_weights, None)
+    single.check_fits(folder, [name for name in single.layout.prefixes if models[name].place != "."], base.name)
+    if single.write_scheduler(folder):
+        _check(section, folder)
+    return Configured(base, {name: model for name, model in with_weights.items() if model.place == "."}, single)
 
 
 def _check_same_latents(own: Path, another: Path, name: str) -> None:
@@ -104,14 +128,19 @@ def configure_clip(section: Base, folder: Path) -> Model:
     return clip
 
 
-def check_origin(section: Base, fetched: Path) -> None:
+def check_origin(section: Base, fetched: Path, *, deep: bool = False) -> None:
     """Checks that the base that was fetched is the one that the section `base` names, then the CLIP model beside it.
+
+    Args:
+        section: the section.
+        fetched: the folder of the base.
+        deep: whether to also compare the sha256 of a single file.
 
     Raises:
         ValueError: if another source, variant, VAE, `clip_skip` or CLIP was fetched, or the folder `base.local` has changed.
     """
     if (fetched / "source.json").is_file():  # else `fetch base` did not write it
-        _check_source(section, fetched)
+        _check_source(section, fetched, deep=deep)
     clip = fetched.with_name(f"{fetched.name}-clip")
     if (clip / "source.json").is_file():
         found, asked = read_object(clip / "source.json").get("source"), name_of(section.clip.partition("@")[0])
@@ -119,14 +148,18 @@ def check_origin(section: Base, fetched: Path) -> None:
             raise ValueError(f"{clip}: its source is {found}, but `base.clip` is {asked}; run `t2i fetch base`")
 
 
-def _check_source(section: Base, fetched: Path) -> None:
+def _check_source(section: Base, fetched: Path, *, deep: bool) -> None:
     """Checks that a base was fetched from the source that the section names, with the same changes."""
     found = read_object(fetched / "source.json")
-    wanted = {"source": section.hub or name_of(section.local)} | _changes(section)
+    single = None if section.hub else find_single_file(Path(section.local))
+    wanted = {"source": section.hub or name_of(str(single or section.local))} | _changes(section)
     if section.hub and re.fullmatch(r"[0-9a-f]{40}", section.revision or ""):
         wanted["commit"] = str(section.revision)
-    for name in ("source", "commit", "variant", "vae_source", "clip_skip", "empty_prompt"):
-        if (name != "commit" or name in wanted) and found.get(name) != wanted.get(name):
+    if single:
+        wanted["config_source"] = name_of((section.config or "").partition("@")[0])
+        wanted |= {"sha256": sha256_of(single)} if deep else {}
+    for name in ("source", "commit", "sha256", "config_source", "variant", "vae_source", "clip_skip", "empty_prompt"):
+        if (name not in ("commit", "sha256") or name in wanted) and found.get(name) != wanted.get(name):
             raise ValueError(
                 f"{fetched}: its {name} is {found.get(name)}, but the section `base` asks for {wanted.get(name)}; "
                 "run `t2i fetch base`"
@@ -148,21 +181,29 @@ def _changes(section: Base) -> dict[str, str]:
     return {name: value for name, value in changes.items() if value is not None}
 
 
-def _origin(section: Base, base: Source, models: dict[str, Model]) -> dict[str, str | None]:
-    origin = base.origin | _changes(section)
-    return origin if section.vae is None else origin | {"vae_commit": models["vae"].source.origin["commit"]}
+def _origin(section: Base, base: Configured) -> dict[str, str | None]:
+    """Returns what source.json says: no absolute path, which is private."""
+    origin = base.source.origin
+    if base.single:
+        config = {f"config_{key}": value for key, value in origin.items()}
+        origin = {"source": name_of(str(base.single.path)), "sha256": sha256_of(base.single.path), **config}
+    origin |= _changes(section)
+    return origin if section.vae is None else origin | {"vae_commit": base.models["vae"].source.origin["commit"]}
 
 
-def _pipeline(section: Base) -> Source:
-    """Returns the base with its configurations downloaded."""
+def _pipeline(section: Base) -> tuple[Source, SingleFile | None]:
+    """Returns the base with its configurations downloaded, and the single file that its weights come from, if any."""
     if section.hub is None:
         check_watched(Path(section.local), "base.local")
-        return Source(Path(section.local), name_of(section.local), None)
+        if path := find_single_file(Path(section.local)):
+            single = open_single_file(path, section)
+            return source_of(section, "config", str(section.config)), single
+        return Source(Path(section.local), name_of(section.local), None), None
     asked = Repository("base.hub", section.hub, section.revision)
     snapshot = download(asked, ["model_index.json"])
     base = Source(snapshot, section.hub, asked._replace(revision=snapshot.name))
     base.fetch([f"{name}/{pattern}" for name in parts(snapshot) for pattern in ("*.json", "*.txt")])
-    return base
+    return base, None
 
 
 def _check(section: Base, folder: Path) -> None:
@@ -171,7 +212,9 @@ def _check(section: Base, folder: Path) -> None:
     except ParamsError:
         raise
     except ValueError as error:
-        name = f"{section.hub or section.local}{f' with `base.vae` {section.vae}' if section.vae else ''}"
+        single = section.hub is None and find_single_file(Path(section.local))
+        name = f"`base.config` {section.config}" if single else str(section.hub or section.local)
+        name += f" with `base.vae` {section.vae}" if section.vae else ""
         raise ValueError(f"{name}: {_without(folder, error)}") from None
 
 
@@ -190,26 +233,3 @@ def _without(folder: Path, error: ValueError) -> str:
 def _weights(section: Base, models: dict[str, Model]) -> list[tuple[str, Model, Weights]]:
     """Returns the weights of all models; a VAE of its own has no variant."""
     return [(name, model, model.weights(None if model.place == "." else section.variant)) for name, model in models.items()]
-
-
-def _skip_layers(text_encoder: Path, count: int) -> None:
-    """Removes the last `count` layers from a configuration, so that the output equals diffusers' `clip_skip`."""
-    layers = setting(text_encoder, "num_hidden_layers")
-    if count >= layers:
-        raise ValueError(f"`base.clip_skip` is {count}, but the text encoder has {layers} layers")
-    write_json(text_encoder / "config.json", read_object(text_encoder / "config.json") | {"num_hidden_layers": layers - count})
-
-
-def _remove_skipped_layers(text_encoder: Path) -> None:
-    """Removes the weights of the layers that the configuration does not have."""
-    from safetensors.torch import load_file, save_file
-
-    kept = setting(text_encoder, "num_hidden_layers")
-
-    def has_layer(name: str) -> bool:
-        layer = re.match(r"(?:text_model\.)?encoder\.layers\.(\d+)\.", name)
-        return layer is None or int(layer[1]) < kept
-
-    for file in text_encoder.glob("*.safetensors"):
-        tensors = {name: tensor for name, tensor in load_file(file).items() if has_layer(name)}
-        save_file(tensors, file, metadata={"format": "pt"})

@@ -83,7 +83,12 @@ def source_of(section: Base, key: str, named: str) -> Source:
     """Returns the source of a single model, with its configuration downloaded."""
     if Path(named).is_dir():
         if not Path(named).resolve().is_relative_to(Path(section.local).resolve()):
-            raise ValueError(f"`base.{key}` {named!r} must be inside `base.local` {section.local!r}, so that DVC tracks it")
+            together = (
+                "" if Path(section.local).is_dir() else ": put both into one folder, and name that folder in `base.local`"
+            )
+            raise ValueError(
+                f"`base.{key}` {named!r} must be inside `base.local` {section.local!r}, so that DVC tracks it{together}"
+            )
         check_watched(Path(section.local), "base.local")
         return Source(Path(named), name_of(named), None)
     name, revision = split_revision(named)

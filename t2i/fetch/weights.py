@@ -11,7 +11,8 @@ from torch import Tensor
 from t2i.core.files import write_json
 from t2i.model.layout import read_object
 
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+"""The ends of the names of files that can run code when they are loaded."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _other_weights(stem: str, files: Collection[str], variant: str | None) -> st
         return f"{wanted}, found only {what}: set `base.variant: {found[0]}`"
     if found:
         return f"{wanted}, found shards of it without an index: restore {stem}.safetensors.index.json"
-    if pickled := sorted(file for file in files if file.endswith(_PICKLES)):
+    if pickled := sorted(file for file in files if file.endswith(PICKLES)):
         return (
             f"{wanted}, found {pickled[0]} (pickles, such as .bin, can run code and are not accepted): convert it with "
             "`model.save_pretrained(folder, safe_serialization=True)`"
@@ -98,13 +99,18 @@ def check_weights(file: Path) -> None:
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
-                if not _finite(tensors.get_tensor(name)):
-                    raise ValueError(f"{file}: tensor {name} has NaN or infinite values: use weights with finite values only")
+                check_finite(file, name, tensors.get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{file}: not a complete safetensors file ({' '.join(str(error).split())}): {remedy}") from None
 
 
-def _finite(tensor: Tensor) -> bool:
+def check_finite(file: Path, name: str, tensor: Tensor) -> None:
+    """Checks one tensor of a file.
+
+    Raises:
+        ValueError: if it has NaN or infinite values; names it.
+    """
     if not tensor.is_floating_point():
-        return True
-    return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())
+        return
+    if not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():
+        raise ValueError(f"{file}: tensor {name} has NaN or infinite values: use weights with finite values only")

@@ -16,7 +16,11 @@ class Base(Section):
     family: str
     """Model family: the name of a module in t2i/model/families."""
     local: LocalPath
-    """Folder of the base, a pipeline in diffusers layout; ignored if `hub` is set. Must exist, because DVC tracks it."""
+    """Folder of the base, a pipeline in diffusers layout, or a single file (.safetensors) as ComfyUI and A1111 use them; or a
+    folder with one single file. Ignored if `hub` is set. Must exist, because DVC tracks it."""
+    config: LocalPath | None
+    """Where the configurations and tokenizers of a single file come from: a Hub id, with `@` as in `vae`, or a folder inside
+    the folder `local`. Used only for a single file, which has none of its own."""
     hub: str | None
     """Hub id of the base, such as stable-diffusion-v1-5/stable-diffusion-v1-5; null: use the folder `local`."""
     revision: str | None

@@ -16,7 +16,7 @@ from t2i.model.layout import parts, read_object
 from t2i.model.pretrained import load_pretrained
 
 ANOTHER_BASE = "choose another base (`base.hub` or `base.local`)"
-_SPECIAL_UNETS = {
+SPECIAL_UNETS = {
     1: "this UNet is for depth maps",
     3: "this UNet enlarges images",
     4: "this UNet edits images (InstructPix2Pix)",
@@ -142,7 +142,7 @@ def check_unet(unet: Path, latent_channels: int, conditioning: Mapping[str, Any]
     built = _built(UNet2DConditionModel, unet)
     config, width = built.config, conditioning["encoder_hidden_states"].shape[-1]
     if (config.in_channels, config.out_channels) != (latent_channels, latent_channels):
-        what = _SPECIAL_UNETS.get(config.in_channels - latent_channels, "the UNet and the VAE are of different models")
+        what = SPECIAL_UNETS.get(config.in_channels - latent_channels, "the UNet and the VAE are of different models")
         raise ValueError(
             f"{unet.name}: takes {config.in_channels} channels and returns {config.out_channels}, wanted {latent_channels}, as "
             f"the VAE's latents have: {what}; {ANOTHER_BASE}"

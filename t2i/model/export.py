@@ -11,9 +11,17 @@ from torch import Tensor
 
 from t2i.model.precision import DTYPES, Precision
 
+_REMEDY = "set `train.export_dtype` to bf16 or fp32, and run again; training is not repeated"
+
 
 def export(
-    checkpoint: Path, pipeline: str, weights: Mapping[str, Tensor], scheduler: Any | None, out: Path, precision: Precision
+    checkpoint: Path,
+    pipeline: str,
+    weights: Mapping[str, Tensor],
+    scheduler: Any | None,
+    out: Path,
+    precision: Precision,
+    remedy: str = _REMEDY,
 ) -> None:
     """Writes a pipeline with all weights in one precision; builds no VAE and no text encoder.
 
@@ -26,59 +34,46 @@ def export(
         scheduler: replaces the scheduler of the checkpoint; None keeps it.
         out: the output folder.
         precision: that of the weights on disk.
+        remedy: what to do if a weight is too large, for the message.
 
     Raises:
         ValueError: if a weight is too large for fp16; names the file and the tensor.
     """
     # copyfile does not copy file modes: files that DVC has linked are read-only.
-    shutil.copytree(
-        checkpoint,
-        out,
-        copy_function=shutil.copyfile,
-        dirs_exist_ok=True,
-        ignore=lambda at, names: names if Path(at).name == "unet" else [],
-    )
+    shutil.copytree(checkpoint, out, copy_function=shutil.copyfile, dirs_exist_ok=True, ignore=_the_unet)
     (out / "unet").mkdir(exist_ok=True)
     shutil.copyfile(checkpoint / "unet" / "config.json", out / "unet" / "config.json")
-    _cast_all(out, precision)
-    _save(weights, out / "unet" / "diffusion_pytorch_model.safetensors", precision)
+    _cast_all(out, precision, remedy)
+    _save(weights, out / "unet" / "diffusion_pytorch_model.safetensors", precision, remedy)
     _merge(out / "model_index.json", {"_class_name": pipeline})
     if scheduler is not None:
         scheduler.save_pretrained(out / "scheduler")
         _merge(out / "model_index.json", {"scheduler": ["diffusers", type(scheduler).__name__]})
 
 
-def _cast_all(pipeline: Path, precision: Precision) -> None:
+def _the_unet(folder: str, names: list[str]) -> list[str]:
+    return names if Path(folder).name == "unet" else []
+
+
+def _cast_all(pipeline: Path, precision: Precision, remedy: str) -> None:
     from safetensors.torch import load_file
 
     for file in pipeline.rglob("*.safetensors"):
-        _save(load_file(file), file, precision)
+        _save(load_file(file), file, precision, remedy)
     for file in pipeline.rglob("config.json"):
         config = json.loads(file.read_text(encoding="utf-8"))
         if stated := {"dtype", "torch_dtype"} & config.keys():
             _merge(file, dict.fromkeys(stated, str(DTYPES[precision]).removeprefix("torch.")))
 
 
-def _save(tensors: Mapping[str, Tensor], file: Path, precision: Precision) -> None:
-    save_tensors(in_precision(tensors, f"{file.parent.name}/{file.name}", precision), file, {})
-
-
-def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
-    """Writes tensors and metadata, always with the same bytes: safetensors writes the metadata in an order of chance."""
+def _save(tensors: Mapping[str, Tensor], file: Path, precision: Precision, remedy: str) -> None:
     from safetensors.torch import save_file
 
-    save_file(dict(tensors), file, metadata={"format": "pt", **metadata})
-    with file.open("r+b") as opened:
-        size = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        assert len(ordered) <= size
-        opened.seek(8)
-        opened.write(ordered.ljust(size))
+    cast = in_precision(tensors, f"{file.parent.name}/{file.name}", precision, remedy)
+    save_file(cast, file, metadata={"format": "pt"})
 
 
-def in_precision(tensors: Mapping[str, Tensor], file: str, precision: Precision) -> dict[str, Tensor]:
+def in_precision(tensors: Mapping[str, Tensor], file: str, precision: Precision, remedy: str = _REMEDY) -> dict[str, Tensor]:
     """Returns tensors on the CPU, contiguous and in a precision; integers stay as they are.
 
     Raises:
@@ -88,10 +83,7 @@ def in_precision(tensors: Mapping[str, Tensor], file: str, precision: Precision)
     for name, tensor in tensors.items():
         its = tensor.detach().to("cpu", DTYPES[precision] if tensor.is_floating_point() else None)
         if precision == "fp16" and its.is_floating_point() and not torch.isfinite(its).all():
-            raise ValueError(
-                f"{file}: {name} is not finite in fp16 (largest magnitude {tensor.abs().max():.3g}): "
-                "set `train.export_dtype` to bf16 or fp32, and run again; training is not repeated"
-            )
+            raise ValueError(f"{file}: {name} is not finite in fp16 (largest magnitude {tensor.abs().max():.3g}): {remedy}")
         cast[name] = its.contiguous()
     return cast
 

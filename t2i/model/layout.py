@@ -16,9 +16,7 @@ def parts(pipeline: Path) -> dict[str, list[str]]:
     """
     file = pipeline / "model_index.json"
     if not file.is_file():
-        remedy = (
-            "convert a single-file checkpoint with `StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)`"
-        )
+        remedy = "name a folder with model_index.json, or in `base.local` a single file (.safetensors)"
         if any((pipeline / name).is_file() for name in ("adapter_config.json", "pytorch_lora_weights.safetensors")):
             remedy = "it holds LoRA weights, which need a pipeline: name that one"
         elif (pipeline / "config.json").is_file():

@@ -51,9 +51,15 @@ def read_schedule(pipeline: Path, changes: Mapping[str, Any]) -> Schedule:
 
 def load_scheduler(pipeline: Path, changes: Mapping[str, Any]) -> Any:
     """Returns the scheduler of a pipeline with changes; a DDIMScheduler if it does not support all of them."""
+    kind, changes = supporting(pipeline, changes)
+    return kind.from_pretrained(pipeline, subfolder="scheduler", **changes)
+
+
+def supporting(pipeline: Path, changes: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """Returns the class of a pipeline's scheduler, or DDIMScheduler if it does not support all changes, and the changes."""
     import diffusers
 
     kind = getattr(diffusers, parts(pipeline)["scheduler"][1])
     if changes.keys() - inspect.signature(kind.__init__).parameters.keys():
-        kind, changes = diffusers.DDIMScheduler, {**changes, "clip_sample": False}  # latents are not in [-1, 1]
-    return kind.from_pretrained(pipeline, subfolder="scheduler", **changes)
+        return diffusers.DDIMScheduler, {**changes, "clip_sample": False}  # latents are not in [-1, 1]
+    return kind, changes

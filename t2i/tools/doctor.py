@@ -56,12 +56,12 @@ def doctor(params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
 
 
 def _base_and_what_is_made_from_it(sections: Sections, params_file: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
-    found = list(_base(sections, data))
+    found = list(_base(sections, data, deep=deep))
     yield from found
     base = data / "base" if found[-1].state == "ok" else Path(sections.base.local)
     if any(finding.state == "wrong" for finding in found):
         return
-    unfetched = found[-1].state == "note" and sections.base.hub is not None
+    unfetched = found[-1].state == "note" and (sections.base.hub is not None or not (base / "unet").is_dir())
     yield from without_gpu(sections.base, 0 if unfetched else count_weights(base / "unet", sections.train.adapter, "")[1])
     if unfetched:
         return
@@ -72,7 +72,7 @@ def _base_and_what_is_made_from_it(sections: Sections, params_file: Path, data: 
     yield from _work(deep=deep)
 
 
-def _base(sections: Sections, data: Path) -> Iterator[Finding]:
+def _base(sections: Sections, data: Path, *, deep: bool) -> Iterator[Finding]:
     """Yields findings about the base that params.yaml names, then one about the base in `data`: ok, if it is the same."""
     section, fetched = sections.base, data / "base"
     if section.hub is None:
@@ -81,7 +81,7 @@ def _base(sections: Sections, data: Path) -> Iterator[Finding]:
         yield Finding("note", "base", f"{section.hub or section.local} is not fetched yet: run `t2i fetch base` or `dvc repro`")
         return
     try:
-        check_origin(section, fetched)
+        check_origin(section, fetched, deep=deep)
     except ValueError as error:  # a run would fetch it first
         yield Finding("note", "base", str(error))
         return

@@ -1,5 +1,6 @@
 """Checks with DVC itself, after a full run of the tiny model, which stages an edit makes stale (DVC would rerun them)."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from dvc.repo import Repo
 from networkx import ancestors
 from ruamel.yaml import YAML
 
+from t2i.tools.single_file import stored_tensors, write_single_file
 from tests import tiny
 from tests.projects import LORA, ROOT, Project
 
@@ -22,26 +24,32 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dvc")]  # one worker, s
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout where `dvc repro` has run on a tiny base and a folder of images."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in ("stages", "t2i"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in (".dvcignore", "dvc.yaml", "README.md", "params.yaml"):
-        shutil.copyfile(ROOT / name, folder / name)
+    folder = copied(tmp_path_factory.mktemp("checkout"))
     tiny.make_base(folder / "base/tiny")
     tiny.make_images(folder / "data/local", 16)
     project = Project(folder, Path("base/tiny"))
     project.params["fetch"]["local"] = "data/local"
     project.params["train"]["steps"] = 2
     project.write()
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    for command in (
-        ["git", "init", "-q"],
-        [sys.executable, "-m", "dvc", "init", "-q"],
-        [sys.executable, "-m", "dvc", "repro", "-q"],
-    ):
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    run(folder, ["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "repro", "-q"])
     return folder
+
+
+def copied(folder: Path) -> Path:
+    """Copies the code and the pipeline into a folder."""
+    for name in ("stages", "t2i"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".dvcignore", "dvc.yaml", "README.md", "params.yaml"):
+        shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+def run(folder: Path, *commands: list[str], **variables: str) -> None:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    for command in commands:
+        words = [sys.executable, "-m", *command] if command[0] == "dvc" else command
+        done = subprocess.run(words, cwd=folder, env=environment | variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def stale(folder: Path) -> set[str]:
@@ -200,15 +208,31 @@ def test_a_corrected_caption_reencodes_no_images(repository) -> None:
     metadata.write_bytes(before.replace(b"square 3", b"a third square"))
     try:
         assert stale(repository) == {"fetch-dataset"}
-        done = subprocess.run(
-            [sys.executable, "-m", "dvc", "repro", "-q", "fetch-dataset"],
-            cwd=repository,
-            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        run(repository, ["dvc", "repro", "-q", "fetch-dataset"])
         assert "encode-captions" in stale(repository)
         assert "encode-images" not in stale(repository)
     finally:
         metadata.write_bytes(before)
+
+
+def test_another_single_file_reruns_fetch_base(tmp_path) -> None:
+    folder, cache = copied(tmp_path / "checkout"), tmp_path / "cache"
+    base = tiny.make_base(tmp_path / "tiny")
+    for name, source in (("tiny", base), ("clip", base / "clip")):
+        snapshot = cache / f"models--someone--{name}/snapshots" / ("0" * 40)
+        shutil.copytree(source, snapshot)
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs/main").write_text("0" * 40)
+    write_single_file(base, stored_tensors(base / "unet"), folder / "mine.safetensors", "fp32")
+    project = Project(folder, base)
+    project.params["base"] |= {"local": "mine.safetensors", "config": "someone/tiny", "clip": "someone/clip"}
+    project.write()
+    offline = {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    run(folder, ["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "repro", "-q", "fetch-base"], **offline)
+    assert "fetch-base" not in stale(folder)
+    write_single_file(base, stored_tensors(base / "unet"), folder / "mine.safetensors", "fp16")
+    assert "fetch-base" in stale(folder)
+    run(folder, ["dvc", "repro", "-q", "fetch-base"], **offline)
+    source = project.json("data/base/source.json")
+    assert source["source"] == "mine.safetensors"
+    assert source["sha256"] == hashlib.sha256((folder / "mine.safetensors").read_bytes()).hexdigest()

@@ -11,13 +11,13 @@ from transformers import CLIPTextModel
 from t2i.fetch.base import fetch_base
 from t2i.model.base import Base
 from tests import tiny
+from tests.projects import base_section
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def params(**changes) -> Base:
-    unset = {"hub": None, "revision": None, "variant": None, "vae": None, "clip_skip": 0, "empty_prompt": "auto"}
-    return Base(**({"family": "stable_diffusion", "local": "x", "clip": "someone/clip"} | unset | changes))
+    return base_section(**({"local": "x", "clip": "someone/clip"} | changes))
 
 
 @pytest.fixture

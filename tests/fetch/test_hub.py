@@ -13,9 +13,9 @@ import t2i.fetch.hub
 from t2i.fetch.base import fetch_base
 from t2i.fetch.source import Dataset
 from t2i.fetch.sources import hub as source
-from t2i.model.base import Base
 from tests import tiny
 from tests.fake_hub import COMMIT, FakeHub, serving
+from tests.projects import base_section
 
 NO_NAME = {"X-Error-Code": "RepoNotFound"}
 GATED = {"X-Error-Code": "GatedRepo"}
@@ -32,15 +32,7 @@ def hub(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def fetch(tmp_path: Path, **changes) -> dict[str, str]:
-    unset = {
-        "family": "stable_diffusion",
-        "revision": None,
-        "variant": None,
-        "vae": None,
-        "clip_skip": 0,
-        "empty_prompt": "auto",
-    }
-    base = Base(**(unset | {"hub": "someone/tiny", "local": str(tmp_path), "clip": "someone/clip"} | changes))
+    base = base_section(**({"hub": "someone/tiny", "local": tmp_path, "clip": "someone/clip"} | changes))
     fetch_base(base, tmp_path / "base", tmp_path / "clip")
     return json.loads((tmp_path / "base" / "source.json").read_text())
 

@@ -11,7 +11,7 @@ from t2i.fetch.metadata import Metadata
 from t2i.fetch.sources.folder import Source, open_source
 from t2i.fetch.watched import UNSEEN, check_watched
 from tests import tiny
-from tests.projects import ROOT
+from tests.projects import ROOT, base_section
 
 
 def test_a_linked_folder_is_refused_by_name(tmp_path) -> None:
@@ -122,12 +122,10 @@ def test_dvc_sees_what_is_accepted_and_not_what_is_refused(tmp_path, monkeypatch
 
 def test_a_base_with_a_linked_part_is_refused(tiny_base, tmp_path) -> None:
     from t2i.fetch.base import fetch_base
-    from t2i.model.base import Base
 
     base = shutil.copytree(tiny_base, tmp_path / "base")
     (base / "unet").rename(tmp_path / "unet")
     (base / "unet").symlink_to(tmp_path / "unet")
-    unset = {"hub": None, "revision": None, "variant": None, "vae": None, "clip_skip": 0, "empty_prompt": "auto"}
-    section = Base(**({"family": "stable_diffusion", "local": str(base), "clip": str(base / "clip")} | unset))
+    section = base_section(local=base)
     with pytest.raises(ValueError, match=rf"base/unet: a link to the folder {tmp_path}/unet"):
         fetch_base(section, tmp_path / "out", tmp_path / "clip")

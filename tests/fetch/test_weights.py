@@ -14,8 +14,7 @@ from transformers import CLIPTextModel
 
 from t2i.fetch.base import fetch_base
 from t2i.fetch.weights import check_weights
-from t2i.model.base import Base
-from tests.projects import ROOT
+from tests.projects import ROOT, base_section
 
 
 def with_header(header: dict[str, object] | bytes, payload: bytes, length: int | None = None) -> bytes:
@@ -50,9 +49,7 @@ DAMAGED = {
 
 
 def fetch(base: Path, out: Path, variant: str | None = None) -> None:
-    unset = {"hub": None, "revision": None, "vae": None, "clip_skip": 0, "empty_prompt": "auto", "variant": variant}
-    params = Base(**({"family": "stable_diffusion", "local": str(base), "clip": str(base / "clip")} | unset))
-    fetch_base(params, out / "base", out / "base-clip")
+    fetch_base(base_section(local=base, variant=variant), out / "base", out / "base-clip")
 
 
 def with_weights(tiny_base: Path, folder: Path, *, variant: str | None = None, sharded: bool = False) -> Path:

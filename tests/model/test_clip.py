@@ -7,8 +7,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from t2i.fetch.base import fetch_base
-from t2i.model.base import Base
 from t2i.model.clip import check_clip
+from tests.projects import base_section
 
 
 def text_alone(clip: Path) -> None:
@@ -55,17 +55,7 @@ def test_what_is_not_a_whole_clip_is_refused(tiny_base, tmp_path, kind) -> None:
     base = shutil.copytree(tiny_base, tmp_path / "base")
     check_clip(base / "clip")
     change(base / "clip")
-    section = Base(
-        family="stable_diffusion",
-        local=str(base),
-        clip=str(base / "clip"),
-        hub=None,
-        revision=None,
-        variant=None,
-        vae=None,
-        clip_skip=0,
-        empty_prompt="auto",
-    )
+    section = base_section(local=base)
     with pytest.raises(ValueError, match=said) as caught:
         fetch_base(section, tmp_path / "out", tmp_path / "out-clip")
     assert str(caught.value).startswith("`base.clip` ") or str(base / "clip") in str(caught.value)

@@ -6,7 +6,7 @@ from t2i.model.layout import parts
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("notes.txt", "", r"from_single_file"),
+        ("notes.txt", "", r"`base.local` .*\.safetensors"),
         ("pytorch_lora_weights.safetensors", "", r"LoRA weights"),
         ("adapter_config.json", "{}", r"LoRA weights"),
         ("config.json", '{"_class_name": "ControlNetModel"}', r"a single ControlNetModel"),

@@ -14,6 +14,7 @@ from stages.tools import app
 from t2i.core.locks import locked
 from t2i.data.manifest import read_manifest, write_manifest
 from t2i.data.shards import Reader, index, pack, write_shard
+from t2i.tools.single_file import stored_tensors, write_single_file
 from tests import tiny
 from tests.projects import ROOT, Project, flip
 
@@ -135,6 +136,25 @@ def test_a_base_fetched_with_other_parameters_is_noted(checkout, tmp_path, chang
     assert "load as family" not in done.output
     assert re.search("(note   base: data/base.*`t2i fetch base`|wrong  base: .*someone/vae)", done.output)
     assert CliRunner().invoke(app, ["plan"]).exit_code == 1
+
+
+def test_a_single_file_is_checked_before_and_after_it_is_fetched(checkout, tmp_path) -> None:
+    base, mine = tiny.make_base(tmp_path / "other"), tmp_path / "mine"
+    shutil.copytree(base, mine / "config")
+    write_single_file(base, stored_tensors(base / "unet"), mine / "a.safetensors", "fp32")
+    checkout.params["base"] |= {"local": str(mine), "clip": str(mine / "config/clip"), "config": str(mine / "config")}
+    checkout.write()
+    lines = run()
+    assert re.search("ok     base: .*mine: can be trained", lines)
+    assert re.search("note   base: .*mine is not fetched yet", lines)
+    fetch.base()
+    assert re.search("ok     base: data/base: .*load as family", run())
+    write_single_file(base, stored_tensors(base / "unet"), mine / "a.safetensors", "fp16")
+    done = CliRunner().invoke(app, ["doctor", "--deep"])
+    assert re.search("note   base: data/base: its sha256 is .*`t2i fetch base`", done.output)
+    checkout.params["base"]["config"] = None
+    checkout.write()
+    assert re.search("wrong  base: `base.config` is null", run(wrong=1))
 
 
 def test_deep_finds_a_flipped_bit(encoded) -> None:

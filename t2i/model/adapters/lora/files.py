@@ -22,10 +22,11 @@ from t2i.model.adapters.lora.original import original_name
 from t2i.model.adapters.lora.targets import TARGETS
 from t2i.model.adapters.lora.use import KOHYA_FILE, PEFT_FILE, how_to_use, stated_for_use
 from t2i.model.checks import in_one_line
-from t2i.model.export import in_precision, save_tensors
+from t2i.model.export import in_precision
 from t2i.model.family import Family
 from t2i.model.layout import read_object
 from t2i.model.precision import Precision
+from t2i.model.tensor_file import write_tensors
 
 if TYPE_CHECKING:
     from t2i.model.adapters.lora.adapter import Adapter
@@ -42,11 +43,11 @@ def write_adapter(
         for factor, tensor in parts.items()
     }
     metadata = {"lora_adapter_metadata": json.dumps(_peft_config(lora), sort_keys=True)}
-    save_tensors(in_precision(peft, PEFT_FILE, precision), out / PEFT_FILE, metadata)
+    _save(peft, out / PEFT_FILE, precision, metadata)
     if not lora.dora:
         kohya = kohya_layout(factors, lora.alpha / lora.rank, unet.config)
         metadata = header(lora, unet.config, family.prediction_type, facts)
-        save_tensors(in_precision(kohya, KOHYA_FILE, precision), out / KOHYA_FILE, metadata)
+        _save(kohya, out / KOHYA_FILE, precision, metadata)
     stated = lora.model_dump() | {"weights": PEFT_FILE, "scheduler_changes": dict(facts.scheduler_changes)}
     stated |= stated_for_use(family.folder, facts)
     write_json(out / ADAPTER_FILE, stated)
@@ -54,6 +55,11 @@ def write_adapter(
     for licence in family.folder.glob("LICENSE*"):
         shutil.copyfile(licence, out / licence.name)
     return how_to_use(stated, facts, precision)
+
+
+def _save(tensors: Mapping[str, Tensor], file: Path, precision: Precision, metadata: Mapping[str, str]) -> None:
+    cast = in_precision(tensors, file.name, precision)
+    write_tensors(file, cast, cast.__getitem__, {"format": "pt", **metadata})
 
 
 def kohya_layout(factors: Factors, alpha_by_rank: float, config: Mapping[str, Any]) -> dict[str, Tensor]:
