@@ -64,26 +64,27 @@ def sample(
 def export(
     single_file: Annotated[Path | None, typer.Option(help="Write one .safetensors file, which ComfyUI and A1111 read.")] = None,
     diffusers: Annotated[Path | None, typer.Option(help="Write a folder in diffusers' layout.")] = None,
-    model: Annotated[
-        Path, typer.Option(help="Model to export: the fine-tuned one, or any pipeline in diffusers' layout.")
-    ] = Path("data/model"),
+    model: Annotated[Path, typer.Option(help="Model to export: a pipeline, or an adapter.")] = Path("data/model"),
+    base: Annotated[Path, typer.Option(help="The base that an adapter is merged into.")] = Path("data/base"),
+    scale: Annotated[float | None, typer.Option(min=0, help="Strength of the adapter. Default: 1, as trained.")] = None,
     dtype: Annotated[Literal["fp16", "bf16", "fp32"], typer.Option(help="Precision of the weights.")] = "fp16",
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
-    """Writes a model for other programs, as a single file or as a folder."""
+    """Writes a model for other programs, as a single file or as a folder; an adapter is merged into its base."""
     from t2i.core.files import in_bytes, size_of
-    from t2i.tools.export import export_folder, export_single_file
+    from t2i.tools.export import export_folder, export_single_file, exported
 
     if (single_file is None) == (diffusers is None):
         raise typer.BadParameter("give --single-file FILE.safetensors or --diffusers FOLDER")
+    what = exported(model, base, scale)
     if single_file:
-        written = export_single_file(model, single_file, dtype, force=force)
+        written = export_single_file(what, single_file, dtype, force=force)
         size = in_bytes(single_file.stat().st_size)
         print(f"{single_file}: {written.layout.title} in {dtype}, {written.tensors} tensors, {size}")
         for note in written.notes:
             print(f"note: {note}")
     elif diffusers:
-        export_folder(model, diffusers, dtype, force=force)
+        export_folder(what, diffusers, dtype, force=force)
         print(f"{diffusers}: a pipeline in {dtype}, {in_bytes(size_of(diffusers))}")
 
 

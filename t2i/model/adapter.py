@@ -8,7 +8,7 @@ adapter in a folder makes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -139,6 +139,30 @@ def open_tuned(params_file: Path, base: Path, model: Path, written_by: str, scal
                 f"{model}: got a scale of {scale:g}, but this is a whole model, not an adapter: leave the scale at 1"
             )
         return open_family(params_file, model, written_by)
+    adapter = open_adapter(base, model, scale)
+    return load_family(load_section(params_file, "base", Base).family, base, adapter.scheduler_changes, adapter.change)
+
+
+class Opened(NamedTuple):
+    """An adapter that was exported."""
+
+    change: Change
+    """What it makes of the weights of the base's UNet."""
+    scheduler_changes: Mapping[str, Any]
+    """Changes to the scheduler configuration of the base, with the names of diffusers."""
+
+
+def open_adapter(base: Path, model: Path, scale: float) -> Opened:
+    """Opens the adapter in a folder.
+
+    Args:
+        base: folder of its base.
+        model: folder of the adapter.
+        scale: its strength; 1: as trained, 0: none.
+
+    Raises:
+        ValueError: if there is no base, or the adapter lacks a file or has a damaged one.
+    """
     if not (base / "model_index.json").is_file():
         raise ValueError(f"{base}: no pipeline here, and {model} is an adapter, which needs its base; run `t2i fetch base`")
     stated = read_object(model / ADAPTER_FILE)
@@ -146,7 +170,7 @@ def open_tuned(params_file: Path, base: Path, model: Path, written_by: str, scal
         change = adapter_named(stated.get("name")).open_adapter(model, scale)
     except ParamsError as error:
         raise ValueError(f"{model / ADAPTER_FILE}: {error}") from None
-    return load_family(load_section(params_file, "base", Base).family, base, stated.get("scheduler_changes") or {}, change)
+    return Opened(change, stated.get("scheduler_changes") or {})
 
 
 def cast_frozen(unet: nn.Module, trained: Mapping[str, nn.Parameter], dtype: torch.dtype) -> None:

@@ -47,7 +47,9 @@ def stored_tensors(model: Path) -> StoredTensors:
     return StoredTensors(model / file for file in found.names.values())
 
 
-def write_single_file(model: Path, unet: Mapping[str, Tensor], file: Path, precision: Precision) -> Written:
+def write_single_file(
+    model: Path, unet: Mapping[str, Tensor], file: Path, precision: Precision, scheduler_changes: Mapping[str, Any]
+) -> Written:
     """Writes a pipeline as one file, with one tensor in memory at a time; the file appears when it is whole.
 
     Args:
@@ -55,6 +57,7 @@ def write_single_file(model: Path, unet: Mapping[str, Tensor], file: Path, preci
         unet: all weights of the UNet.
         file: the output.
         precision: that of its weights.
+        scheduler_changes: changes to its scheduler configuration, with the names of diffusers.
 
     Raises:
         ValueError: if the original layout has no place for a tensor, or a value is too large for fp16; names the tensor.
@@ -64,7 +67,7 @@ def write_single_file(model: Path, unet: Mapping[str, Tensor], file: Path, preci
     tensors["unet"] = unet
     made = original_tensors(layout, tensors, configs)
     made |= _layers_that_add_nothing(model, layout, made)
-    schedule = read_schedule(model, {})
+    schedule = read_schedule(model, scheduler_changes)
     if schedule.prediction_type == "v_prediction":
         zero_snr = schedule.alphas_cumprod[-1] == 0
         made |= {name: partial(torch.zeros, 0) for name in ("v_pred", *(["ztsnr"] if zero_snr else []))}

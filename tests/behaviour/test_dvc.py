@@ -223,14 +223,14 @@ def test_another_single_file_reruns_fetch_base(tmp_path) -> None:
         shutil.copytree(source, snapshot)
         (snapshot.parents[1] / "refs").mkdir()
         (snapshot.parents[1] / "refs/main").write_text("0" * 40)
-    write_single_file(base, stored_tensors(base / "unet"), folder / "mine.safetensors", "fp32")
+    write_single_file(base, stored_tensors(base / "unet"), folder / "mine.safetensors", "fp32", {})
     project = Project(folder, base)
     project.params["base"] |= {"local": "mine.safetensors", "config": "someone/tiny", "clip": "someone/clip"}
     project.write()
     offline = {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     run(folder, ["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "repro", "-q", "fetch-base"], **offline)
     assert "fetch-base" not in stale(folder)
-    write_single_file(base, stored_tensors(base / "unet"), folder / "mine.safetensors", "fp16")
+    write_single_file(base, stored_tensors(base / "unet"), folder / "mine.safetensors", "fp16", {})
     assert "fetch-base" in stale(folder)
     run(folder, ["dvc", "repro", "-q", "fetch-base"], **offline)
     source = project.json("data/base/source.json")

@@ -30,7 +30,7 @@ def alone(base, folder, precision="fp32"):
     """Writes a folder with a single file, and configurations and a CLIP beside it; returns the section that names it."""
     shutil.copytree(base, folder / "config", ignore=shutil.ignore_patterns("*.safetensors", "clip"))
     shutil.copytree(base / "clip", folder / "clip")
-    write_single_file(base, stored_tensors(base / "unet"), folder / "mine.safetensors", precision)
+    write_single_file(base, stored_tensors(base / "unet"), folder / "mine.safetensors", precision, {})
     family = "sdxl" if (base / "text_encoder_2").exists() else "stable_diffusion"
     return base_section(local=folder, config=folder / "config", family=family)
 
@@ -92,7 +92,7 @@ def test_configurations_may_come_from_the_hub(tiny_base, tmp_path, monkeypatch) 
         weights.unlink()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "mine.safetensors"
-    write_single_file(tiny_base, stored_tensors(tiny_base / "unet"), file, "fp32")
+    write_single_file(tiny_base, stored_tensors(tiny_base / "unet"), file, "fp32", {})
     section = base_section(local=file, config="someone/tiny@main", clip="someone/clip")
     source = json.loads((fetched(section, tmp_path) / "source.json").read_text())
     assert (source["config_source"], source["config_commit"]) == ("someone/tiny", commit)

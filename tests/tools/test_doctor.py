@@ -141,7 +141,7 @@ def test_a_base_fetched_with_other_parameters_is_noted(checkout, tmp_path, chang
 def test_a_single_file_is_checked_before_and_after_it_is_fetched(checkout, tmp_path) -> None:
     base, mine = tiny.make_base(tmp_path / "other"), tmp_path / "mine"
     shutil.copytree(base, mine / "config")
-    write_single_file(base, stored_tensors(base / "unet"), mine / "a.safetensors", "fp32")
+    write_single_file(base, stored_tensors(base / "unet"), mine / "a.safetensors", "fp32", {})
     checkout.params["base"] |= {"local": str(mine), "clip": str(mine / "config/clip"), "config": str(mine / "config")}
     checkout.write()
     lines = run()
@@ -149,7 +149,7 @@ def test_a_single_file_is_checked_before_and_after_it_is_fetched(checkout, tmp_p
     assert re.search("note   base: .*mine is not fetched yet", lines)
     fetch.base()
     assert re.search("ok     base: data/base: .*load as family", run())
-    write_single_file(base, stored_tensors(base / "unet"), mine / "a.safetensors", "fp16")
+    write_single_file(base, stored_tensors(base / "unet"), mine / "a.safetensors", "fp16", {})
     done = CliRunner().invoke(app, ["doctor", "--deep"])
     assert re.search("note   base: data/base: its sha256 is .*`t2i fetch base`", done.output)
     checkout.params["base"]["config"] = None

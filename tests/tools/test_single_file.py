@@ -38,7 +38,7 @@ def base(request, tmp_path_factory):
 
 
 def written(base, tmp_path, precision="fp32"):
-    write_single_file(base, stored_tensors(base / "unet"), tmp_path / "a.safetensors", precision)
+    write_single_file(base, stored_tensors(base / "unet"), tmp_path / "a.safetensors", precision, {})
     return tmp_path / "a.safetensors"
 
 
@@ -56,7 +56,7 @@ def test_diffusers_draws_the_same_from_the_file(base, tmp_path) -> None:
 
 def test_the_weights_of_the_unet_may_be_others(base, tmp_path) -> None:
     unet = {name: tensor + 1 for name, tensor in stored_tensors(base / "unet").items()}
-    write_single_file(base, unet, tmp_path / "a.safetensors", "fp32")
+    write_single_file(base, unet, tmp_path / "a.safetensors", "fp32", {})
     config = json.loads((base / "unet/config.json").read_text())
     read = convert_ldm_unet_checkpoint(load_file(tmp_path / "a.safetensors"), config)
     assert read.keys() == unet.keys()
@@ -127,7 +127,7 @@ def test_v_prediction_is_marked_by_empty_tensors(tmp_path, zero_snr) -> None:
 
 def test_v_prediction_without_xl_is_noted(tmp_path) -> None:
     base = tiny.make_base(tmp_path / "base", prediction_type="v_prediction", linear=True)
-    done = write_single_file(base, stored_tensors(base / "unet"), tmp_path / "a.safetensors", "fp16")
+    done = write_single_file(base, stored_tensors(base / "unet"), tmp_path / "a.safetensors", "fp16", {})
     assert any("ModelSamplingDiscrete" in note for note in done.notes)
     assert header(tmp_path / "a.safetensors")["__metadata__"]["modelspec.architecture"] == "stable-diffusion-v2-768-v"
 
@@ -136,9 +136,9 @@ def test_weights_too_large_for_fp16_are_named_and_leave_no_file(tmp_path) -> Non
     base = tiny.make_base(tmp_path / "base")
     unet = dict(stored_tensors(base / "unet")) | {"conv_in.bias": torch.full((8,), 7e4)}
     with pytest.raises(ValueError, match=r"input_blocks\.0\.0\.bias .*7e\+04.* --dtype"):
-        write_single_file(base, unet, tmp_path / "out/a.safetensors", "fp16")
+        write_single_file(base, unet, tmp_path / "out/a.safetensors", "fp16", {})
     assert not list((tmp_path / "out").iterdir())
-    write_single_file(base, unet, tmp_path / "out/a.safetensors", "bf16")
+    write_single_file(base, unet, tmp_path / "out/a.safetensors", "bf16", {})
 
 
 def test_a_unet_that_no_single_file_has_is_refused(tmp_path) -> None:
