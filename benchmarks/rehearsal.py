@@ -2,10 +2,11 @@
 
 python -m benchmarks.rehearsal
 python -m benchmarks.rehearsal --family sdxl
+python -m benchmarks.rehearsal --family sdxl --lora
 
 Shows that the pipeline works at the real sizes, and how much memory and time they take on this machine. The samples are noise.
-SD 1.5 trains all of its UNet, SDXL the keys and values of cross-attention, so that both fit 24 GB without a GPU.
-Writes rehearsal.json or rehearsal-sdxl.json beside this file.
+SD 1.5 trains all of its UNet, SDXL the keys and values of cross-attention, so that both fit 24 GB without a GPU. With --lora,
+it trains the LoRA of the preset sdxl-lora in bf16. Writes rehearsal.json, rehearsal-sdxl.json or rehearsal-sdxl-lora.json here.
 """
 
 import json
@@ -29,6 +30,7 @@ TRAINABLE: dict[Family, str] = {"stable_diffusion": "", "sdxl": r"attn2\.to_[kv]
 
 def main(
     family: Annotated[Family, typer.Option(help="stable_diffusion has the sizes of 1.5.")] = "stable_diffusion",
+    lora: Annotated[bool, typer.Option("--lora", help="Train a LoRA of rank 16 in bf16.")] = False,
     resolution_px: Annotated[int, typer.Option(help="Side of the images, in pixels.")] = 256,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 2,
     records: Annotated[int, typer.Option(min=4, help="Number of images; some of them are held out.")] = 4,
@@ -41,12 +43,19 @@ def main(
             ["-c", f"from benchmarks.rehearsal import make_base; make_base({family!r})"], folder
         )
         _images(folder / "images", records)
-        _params(folder, family, resolution_px, steps)
+        _params(folder, family, lora, resolution_px, steps)
         for stage in STAGES:
             stages[stage] = measured(["-m", *f"stages.{stage}".split()], folder)
     costs = {stage: cost._asdict() for stage, cost in stages.items()}
-    figures = {"family": family, "resolution_px": resolution_px, "steps": steps, "records": records, "stages": costs}
-    name = "rehearsal.json" if family == "stable_diffusion" else f"rehearsal-{family}.json"
+    figures = {
+        "family": family,
+        "lora": lora,
+        "resolution_px": resolution_px,
+        "steps": steps,
+        "records": records,
+        "stages": costs,
+    }
+    name = f"rehearsal{'' if family == 'stable_diffusion' else f'-{family}'}{'-lora' if lora else ''}.json"
     Path(__file__).with_name(name).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=2))
 
@@ -114,7 +123,7 @@ def _images(folder: Path, count: int) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _params(folder: Path, family: Family, resolution_px: int, steps: int) -> None:
+def _params(folder: Path, family: Family, lora: bool, resolution_px: int, steps: int) -> None:
     params: dict[str, Any] = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["base"] |= {"family": family, "local": "base", "clip": "base/clip"}
     params["fetch"] |= {
@@ -126,6 +135,10 @@ def _params(folder: Path, family: Family, resolution_px: int, steps: int) -> Non
     params["encode"]["captions"]["validation_prompts"] = []
     params["train"] |= {"trainable": TRAINABLE[family], "export_dtype": "fp16" if family == "sdxl" else "fp32"}
     params["train"] |= {"steps": steps, "batch_size": 2, "warmup_steps": 0, "learning_rate": 1e-5}
+    if lora:
+        preset = YAML(typ="safe").load((ROOT / "presets/sdxl-lora.yaml").read_text(encoding="utf-8"))["train"]
+        params["train"] |= {name: preset[name] for name in ("trainable", "adapter", "precision")}
+        params["evaluate"]["precision"] = preset["precision"]
     params["evaluate"] |= {"prompts": 2, "num_inference_steps": 2, "timesteps_per_record": 1, "retention_prompts": []}
     params["sweep"] |= {"guidance_scales": [], "prompts": 2}
     params["runtime"] |= {"micro_batch_size": 1, "gradient_checkpointing": True, "encode_batch_size": 1, "log_every_steps": 1}

@@ -32,7 +32,7 @@ LORA: dict[str, Any] = {
 }
 """What section `train` has for a LoRA; alpha differs from the rank, so that a wrong scale shows."""
 
-ADAPTER: dict[str, Any] = {"name": "lora", "rank": 4, "dora": False, "weights": "pytorch_lora_weights.safetensors"} | {
+ADAPTER: dict[str, Any] = {"name": "lora", "rank": 4, "without_kohya": None, "weights": "pytorch_lora_weights.safetensors"} | {
     "pipeline": "StableDiffusionPipeline",
     "scheduler": None,
     "scheduler_arguments": {},

@@ -59,7 +59,7 @@ def test_all_stages_and_tools_run(project, tmp_path, family, options, section) -
     exec(snippet.replace("float16", "float32"), {})
     assert Image.open("image.png").size == (32, 32)
     assert ("DDIMScheduler" in card or "EulerDiscreteScheduler" in card) is bool(options)
-    assert ("This is a DoRA" in card) is dora
+    assert ("since it is a DoRA" in card) is dora
     assert (data / "reports/report.html").stat().st_size > 10_000
     for command in (["plan"], ["sample", "square 1", "--compare", "--scale", "0.5", "--out", "drawn"]):
         done = CliRunner().invoke(app, command)

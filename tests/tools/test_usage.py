@@ -46,17 +46,19 @@ def test_an_adapter_is_loaded_into_its_base(tmp_path) -> None:
     assert used.metadata["base_model_relation"] == "adapter"
     assert (tmp_path / used.weights).is_file()
     assert "`lora.safetensors` has the same weights for ComfyUI" in used.says
-    assert "DoRA" not in used.says
+    assert "alone" not in used.says
     compile(used.code, "card", "exec")
 
 
 def test_what_an_adapter_needs_besides_is_said(tmp_path) -> None:
     arguments = {"prediction_type": "v_prediction", "clip_sample": False}
-    folder = adapter(tmp_path, clip_skip="1", dora=True, scheduler="DDIMScheduler", scheduler_arguments=arguments)
+    folder = adapter(
+        tmp_path, clip_skip="1", without_kohya="it is a DoRA", scheduler="DDIMScheduler", scheduler_arguments=arguments
+    )
     used = usage_of(folder, BASE, "someone/model", "fp16", "a dog", {})
     assert "from diffusers import DDIMScheduler, StableDiffusionPipeline" in used.code
     assert "pipeline.scheduler.config, prediction_type='v_prediction', clip_sample=False)" in used.code
-    assert "This is a DoRA" in used.says
+    assert "alone, since it is a DoRA" in used.says
     assert "`lora.safetensors`" not in used.says
     assert "`clip_skip=1` in diffusers, and with `Clip skip` 2" in used.says
     compile(used.code, "card", "exec")

@@ -44,12 +44,13 @@ def write_adapter(
     }
     metadata = {"lora_adapter_metadata": json.dumps(_peft_config(lora), sort_keys=True)}
     _save(peft, out / PEFT_FILE, precision, metadata)
-    if not lora.dora:
+    lacks = why_not_kohya(lora, factors, unet.config)
+    if lacks is None:
         kohya = kohya_layout(factors, lora.alpha / lora.rank, unet.config)
         metadata = header(lora, unet.config, family.prediction_type, facts)
         _save(kohya, out / KOHYA_FILE, precision, metadata)
     stated = lora.model_dump() | {"weights": PEFT_FILE, "scheduler_changes": dict(facts.scheduler_changes)}
-    stated |= stated_for_use(family.folder, facts)
+    stated |= stated_for_use(family.folder, facts) | {"without_kohya": lacks}
     write_json(out / ADAPTER_FILE, stated)
     write_json(out / "source.json", dict(facts.base))
     for licence in family.folder.glob("LICENSE*"):
@@ -60,6 +61,17 @@ def write_adapter(
 def _save(tensors: Mapping[str, Tensor], file: Path, precision: Precision, metadata: Mapping[str, str]) -> None:
     cast = in_precision(tensors, file.name, precision)
     write_tensors(file, cast, cast.__getitem__, {"format": "pt", **metadata})
+
+
+def why_not_kohya(lora: "Adapter", factors: Factors, config: Mapping[str, Any]) -> str | None:
+    """Returns why there is no file in kohya's layout, for the card; None if there is one."""
+    if lora.dora:
+        return "it is a DoRA, and diffusers would drop its norms from a file in kohya's layout"
+    try:
+        kohya_layout(factors, 1.0, config)
+    except ValueError:
+        return "its UNet has blocks that kohya's layout has no names for"
+    return None
 
 
 def kohya_layout(factors: Factors, alpha_by_rank: float, config: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -55,10 +55,10 @@ def code_for(
 
 def others(stated: Mapping[str, Any]) -> str:
     """Returns how to use a LoRA in other programs than diffusers."""
-    if stated["dora"]:
+    if stated["without_kohya"]:
         return (
-            f"This is a DoRA. It is stored in PEFT's layout (`{PEFT_FILE}`) alone: diffusers would drop its norms from a file "
-            "in kohya's layout. For ComfyUI and A1111, merge it into the base with `t2i export --single-file`."
+            f"It is stored in PEFT's layout (`{PEFT_FILE}`) alone, since {stated['without_kohya']}. For ComfyUI and A1111, "
+            "merge it into the base with `t2i export --single-file`."
         )
     return (
         f"`{KOHYA_FILE}` has the same weights for ComfyUI, A1111 and other programs: put it into their folder of LoRAs "

@@ -8,6 +8,8 @@ from diffusers import UNet2DConditionModel
 from t2i.core.params import ParamsError, check
 from t2i.model.adapters.lora.adapter import Adapter, open_adapter
 from t2i.model.adapters.lora.dropout import Dropout
+from t2i.model.adapters.lora.files import why_not_kohya
+from t2i.model.adapters.lora.merging import by_module
 from t2i.model.adapters.lora.targets import TARGETS
 from t2i.tools.cards import SIZES
 
@@ -163,3 +165,12 @@ def test_a_damaged_adapter_is_named(tmp_path) -> None:
     (tmp_path / "adapter.json").write_text('{"name": "lora", "rank": 3, "alpha": 6}')
     with pytest.raises(ValueError, match=r"pytorch_lora_weights.safetensors.*train again"):
         open_adapter(tmp_path, 1.0)
+
+
+def test_a_unet_that_kohyas_layout_cannot_name_says_so(tiny_sdxl) -> None:
+    unet = unet_of(tiny_sdxl)
+    lora = Adapter(**LORA)
+    factors = by_module(lora.inject(unet, "fp32"))
+    assert why_not_kohya(lora, factors, unet.config) is None
+    other = dict(unet.config) | {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}
+    assert "no names" in str(why_not_kohya(lora, factors, other))
