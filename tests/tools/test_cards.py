@@ -24,6 +24,16 @@ def test_sdxl_fits_24_and_40_gb_as_its_preset_says() -> None:
         assert row[end - 18 : end - 9].strip() == "-"
 
 
+@pytest.mark.parametrize(("name", "how", "card"), [("sdxl", "adamw_8bit", "12 GB"), ("sd15", "adamw", "8 GB")])
+def test_a_lora_fits_the_card_that_its_preset_names(name, how, card) -> None:
+    lines = list(table(name))
+    heading = next(line for line in lines if line.startswith("largest"))
+    size = {"sdxl": 1024, "sd15": 512}[name]
+    row = next(line for line in lines if line.startswith(f"{size} px, LoRA, rank 16, {how}, EMA on GPU, checkpointing"))
+    end = heading.index(f" {card}") + len(card) + 1
+    assert int(row[end - 9 : end]) >= 1
+
+
 @pytest.mark.parametrize("name", ["sd15", "sd21"])
 def test_activations_grow_with_the_image_and_checkpointing_keeps_fewer(name) -> None:
     small, large = activations(name, 512), activations(name, 768)
