@@ -103,7 +103,7 @@ def table(name: BaseSize) -> Iterator[str]:
         kept = activations(name, size_px)
         yield f"{size_px:4} px   {kept.whole / 1e9:.1f} GB {'':43} {kept.checkpointed / 1e9:.1f} GB"
     yield ""
-    yield "largest `runtime.micro_batch_size` by card" + " " * 16 + "".join(f"{card:>6} GB" for card in CARDS_GB)
+    yield "largest `runtime.micro_batch_size` by card" + " " * 20 + "".join(f"{card:>6} GB" for card in CARDS_GB)
     for size_px in SIZES[name].sizes_px:
         for trained in choices:
             for (optimizer, ema), per_trained in _STATES.items():
@@ -113,7 +113,7 @@ def table(name: BaseSize) -> Iterator[str]:
                     per_image = activations(name, size_px)[checkpointing]
                     fits = [max(0, int((_USABLE * card * 1e9 - state) / per_image)) for card in CARDS_GB]
                     how = f"{trained.name}, {optimizer}, EMA on {ema}{', checkpointing' if checkpointing else ''}"
-                    yield f"{f'{size_px} px, {how}':58}" + "".join(f"{min(most, 128) or '-':>9}" for most in fits)
+                    yield f"{f'{size_px} px, {how}':62}" + "".join(f"{min(most, 128) or '-':>9}" for most in fits)
 
 
 def _choices(name: BaseSize) -> list[Trained]:
