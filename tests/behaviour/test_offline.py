@@ -53,7 +53,7 @@ def test_the_pipeline_needs_no_network_with_a_cached_base(project, tiny_base, mo
         assert not hub.asked
     assert project.json("data/model/source.json") == {"source": "someone/tiny", "commit": COMMIT}
     kinds = {path.suffix for path in (project.folder / "data/model").rglob("*") if path.is_file()}
-    assert kinds <= {".safetensors", ".json", ".md", ".txt"}
+    assert kinds <= {".safetensors", ".json", ".md", ".png", ".txt"}
     assert sampled(project.folder / "data/model") == "(32, 32)"
 
 

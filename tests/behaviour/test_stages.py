@@ -70,6 +70,7 @@ def test_the_pipeline_writes_a_diffusers_model_and_metrics(project) -> None:
         ".safetensors",
         ".json",
         ".md",
+        ".png",
         ".txt",
     }
     card = (project.folder / "data/model/README.md").read_text()
@@ -399,10 +400,10 @@ def test_pickled_weights_are_refused(project, tiny_base, part, suffix) -> None:
     assert not (project.folder / "data/base").exists()
 
 
-def test_a_single_file_checkpoint_is_refused(project) -> None:
+def test_a_single_file_that_is_a_pickle_is_refused(project) -> None:
     (project.folder / "single").mkdir()
     (project.folder / "single/v1-5.ckpt").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     project.params["base"]["local"] = str(project.folder / "single")
     project.write()
-    with pytest.raises(ValueError, match=r"model_index.json: missing: .*`\S+.from_single_file"):
+    with pytest.raises(ValueError, match=r"v1-5.ckpt: is a pickle, .*\.safetensors file"):
         fetch.base()
