@@ -16,7 +16,9 @@ NOT_DECISIVE = {
     "train": ALWAYS
     | {
         "model/launch.py",
+        "model/tensor_file.py",
         "model/text.py",
+        "model/usage.py",
         "model/vae.py",
         "train/card.py",
         "train/change.py",
