@@ -69,8 +69,8 @@ def model(
     from t2i.evaluate.heldout import DataFolders
     from t2i.evaluate.model import Sweep, evaluate_model
     from t2i.evaluate.section import Evaluate
-    from t2i.model.adapter import open_tuned
     from t2i.model.runtime import Runtime
+    from t2i.model.tuned import open_tuned
 
     section, runtime = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "runtime", Runtime)
     sweep = load_section(params_file, "sweep", Sweep)
@@ -106,9 +106,9 @@ def report(
     from t2i.evaluate.heldout import DataFolders
     from t2i.evaluate.report import Report, StageOutputs, evaluate_report
     from t2i.evaluate.section import Evaluate
-    from t2i.model.adapter import open_tuned
     from t2i.model.family import open_family
     from t2i.model.runtime import Runtime
+    from t2i.model.tuned import open_tuned
 
     section, shown = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "report", Report)
     runtime = load_section(params_file, "runtime", Runtime)

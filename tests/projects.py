@@ -35,6 +35,8 @@ LORA: dict[str, Any] = {
 ADAPTER: dict[str, Any] = {"name": "lora", "rank": 4, "without_kohya": None, "weights": "pytorch_lora_weights.safetensors"} | {
     "pipeline": "StableDiffusionPipeline",
     "scheduler": None,
+    "text_layers": None,
+    "mergeable": True,
     "scheduler_arguments": {},
 }
 """What adapter.json of a LoRA says about its use."""

@@ -18,7 +18,7 @@ class Sweep(Section):
     """Section `sweep`: the curve of content against style over guidance scales."""
 
     adapter_scale: float = Field(ge=0)
-    """Strength of an adapter in the images and errors of the fine-tuned model. 1: as trained, the only value without one."""
+    """Strength of an adapter in the images and errors of the fine-tuned model. 1: as trained. Has no effect without one."""
     guidance_scales: list[Annotated[float, Field(ge=1)]]
     """Guidance scales to sample the fine-tuned model at, in addition to `evaluate.guidance_scale`."""
     prompts: int = Field(ge=2)

@@ -17,7 +17,7 @@ from t2i.evaluate import charts
 from t2i.evaluate.advice import Warning
 from t2i.evaluate.metrics import METRICS
 from t2i.evaluate.verdict import Verdict
-from t2i.model.adapter import weights_digest
+from t2i.model.tuned import weights_digest
 
 Reports = dict[str, dict[str, Any]]
 """The JSON files that the stages wrote, by path, such as `train/metrics.json`."""

@@ -49,6 +49,8 @@ class Drawing:
 class Family(Protocol):
     """A checkpoint in diffusers layout; each part is loaded on first use."""
 
+    pipeline_class: str
+    """The class of diffusers that draws from text; the checkpoint may state a related one."""
     folder: Path
     """Folder of the checkpoint."""
     alphas_cumprod: Float[Tensor, " timesteps"]

@@ -8,14 +8,14 @@ from t2i.model.precision import DTYPES, Precision
 
 _CODE = """{imports}from diffusers import {classes}
 
-pipeline = {pipeline}.from_pretrained("{source}", use_safetensors=True{dtype})
+pipeline = {pipeline}.{loading}{dtype})
 {then}image = pipeline({arguments}).images[0]
 image.save("image.png")"""
 
 
 def drawing_code(
     pipeline: str,
-    source: str,
+    origin: Mapping[str, Any] | str,
     precision: Precision,
     prompt: str,
     settings: Mapping[str, Any],
@@ -26,7 +26,7 @@ def drawing_code(
 
     Args:
         pipeline: the class of diffusers.
-        source: what it loads: a folder, or a name on the Hub.
+        origin: what it loads: a folder, a name on the Hub, or the source.json of a base.
         precision: that of the weights.
         prompt: what it draws.
         settings: the other arguments of the call.
@@ -39,8 +39,17 @@ def drawing_code(
         imports="import torch\n" if loaded_as else "",
         classes=", ".join(sorted({pipeline, *classes})),
         pipeline=pipeline,
-        source=source,
+        loading=_loading({"source": origin} if isinstance(origin, str) else origin),
         dtype=loaded_as,
         then="".join(f"{line}\n" for line in then),
         arguments=", ".join(words),
     )
+
+
+def _loading(origin: Mapping[str, Any]) -> str:
+    """Returns the call that loads a pipeline, without its last arguments."""
+    source = origin.get("source") or "path/to/the/base"
+    if str(source).endswith(".safetensors"):
+        return f'from_single_file("{source}", config="{origin.get("config_source") or "path/to/its/configuration"}"'
+    further = {"revision": origin.get("commit"), "variant": origin.get("variant"), "use_safetensors": True}
+    return f'from_pretrained("{source}", ' + ", ".join(f"{name}={value!r}" for name, value in further.items() if value)

@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from t2i.core.files import fresh
-from t2i.model.adapter import ADAPTER_FILE, open_adapter
+from t2i.model.adapter import ADAPTER_FILE
 from t2i.model.export import export
 from t2i.model.layout import parts, read_object
 from t2i.model.precision import Precision
 from t2i.model.pretrained import Change
 from t2i.model.schedule import load_scheduler
+from t2i.model.tuned import open_adapter
 from t2i.tools.single_file import Written, stored_tensors, write_single_file
 
 
@@ -23,6 +24,8 @@ class Exported:
 
     pipeline: Path
     """The folder that all but the weights of the UNet come from: the model, or the base of an adapter."""
+    pipeline_class: str
+    """The class of diffusers that draws from text."""
     unet: Mapping[str, Tensor]
     scheduler_changes: Mapping[str, Any]
     """Changes to its scheduler configuration, with the names of diffusers."""
@@ -63,9 +66,11 @@ def exported(model: Path, base: Path, scale: float | None) -> Exported:
         parts(model)
         if scale is not None:
             raise ValueError(f"{model}: got a scale of {scale:g}, but this is a whole model, not an adapter: leave it out")
-        return Exported(model, stored_tensors(model / "unet"), {}, (model,))
+        kind = str(read_object(model / "model_index.json").get("_class_name"))
+        return Exported(model, kind, stored_tensors(model / "unet"), {}, (model,))
     adapter = open_adapter(base, model, 1.0 if scale is None else scale)
-    return Exported(base, Changed(stored_tensors(base / "unet"), adapter.change), adapter.scheduler_changes, (model, base))
+    unet = Changed(stored_tensors(base / "unet"), adapter.change)
+    return Exported(base, adapter.pipeline, unet, adapter.scheduler_changes, (model, base))
 
 
 def export_single_file(what: Exported, file: Path, precision: Precision, *, force: bool) -> Written:
@@ -102,7 +107,6 @@ def export_folder(what: Exported, out: Path, precision: Precision, *, force: boo
     if out.exists() and not (force and (out / "model_index.json").is_file()):
         remedy = ", or --force to replace this pipeline" if (out / "model_index.json").is_file() else ""
         raise ValueError(f"{out}: exists already: give another name{remedy}")
-    kind = str(read_object(what.pipeline / "model_index.json").get("_class_name"))
     scheduler = load_scheduler(what.pipeline, what.scheduler_changes) if what.scheduler_changes else None
     with fresh(out) as folder:
-        export(what.pipeline, kind, what.unet, scheduler, folder, precision, "use --dtype bf16 or fp32")
+        export(what.pipeline, what.pipeline_class, what.unet, scheduler, folder, precision, "use --dtype bf16 or fp32")

@@ -91,7 +91,7 @@ def _usage(sections: Sections, model: Path, base: Origin, place: str, samples: l
     prompt = samples[0].prompt if samples else "a prompt"
     height, width = sections.encode_images.size_px
     arguments = {"height": height, "width": width, **_settings(sections)}
-    return usage_of(model, base, place, sections.train.export_dtype, prompt, arguments)
+    return usage_of(model, base, place, sections.train.export_dtype, prompt, arguments, sections.sweep.adapter_scale)
 
 
 def parsed(parameters: str) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from t2i.encode.views import EncodeImages
 from t2i.evaluate.grid import draw_grid
 from t2i.evaluate.model import Sweep
 from t2i.evaluate.section import Evaluate
-from t2i.model.adapter import ADAPTER_FILE, open_tuned, weights_digest
+from t2i.model.adapter import ADAPTER_FILE
 from t2i.model.family import Drawing, Family
 from t2i.model.runtime import Runtime
 from t2i.model.sampling import draw
+from t2i.model.tuned import open_tuned, weights_digest
 
 
 class Model(NamedTuple):
@@ -40,11 +41,16 @@ def tuned_model(params_file: Path, base: Path, folder: Path, scale: float | None
         params_file: the path of params.yaml.
         base: the base of an adapter.
         folder: a pipeline or an adapter.
-        scale: strength of an adapter; None: `sweep.adapter_scale`, and 1 for a pipeline.
+        scale: strength of an adapter; None: `sweep.adapter_scale`.
+
+    Raises:
+        ValueError: if a pipeline is to be scaled.
     """
     is_adapter = (folder / ADAPTER_FILE).is_file()
+    if scale is not None and folder.is_dir() and not is_adapter:
+        raise ValueError(f"{folder}: got a scale of {scale:g}, but this is a whole model, not an adapter: leave it out")
     if scale is None:
-        scale = load_section(params_file, "sweep", Sweep).adapter_scale if is_adapter else 1.0
+        scale = load_section(params_file, "sweep", Sweep).adapter_scale
     return Model(
         folder,
         partial(open_tuned, params_file, base, folder, "t2i train", scale),

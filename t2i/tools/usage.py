@@ -26,7 +26,9 @@ class Usage(NamedTuple):
     """The path of the trained weights in the folder."""
 
 
-def usage_of(model: Path, base: Origin, place: str, precision: Precision, prompt: str, settings: dict[str, Any]) -> Usage:
+def usage_of(
+    model: Path, base: Origin, place: str, precision: Precision, prompt: str, settings: dict[str, Any], scale: float
+) -> Usage:
     """Returns what depends on the kind of the model in a folder.
 
     Args:
@@ -36,12 +38,13 @@ def usage_of(model: Path, base: Origin, place: str, precision: Precision, prompt
         precision: that of the weights.
         prompt: a prompt for the code.
         settings: the other arguments of the call that draws.
+        scale: strength of an adapter in the evaluation.
 
     Raises:
         ValueError: if the folder holds no model.
     """
     if (model / ADAPTER_FILE).is_file():
-        return _adapter(model, base, place, precision, prompt, settings)
+        return _adapter(model, base, place, precision, prompt, settings, scale)
     pipeline = read_object(model / "model_index.json")["_class_name"]
     return Usage(
         says="This is a complete diffusers pipeline. Its UNet was fine-tuned and has the EMA weights.",
@@ -51,14 +54,19 @@ def usage_of(model: Path, base: Origin, place: str, precision: Precision, prompt
     )
 
 
-def _adapter(model: Path, base: Origin, place: str, precision: Precision, prompt: str, settings: dict[str, Any]) -> Usage:
-    about, skipped = read_object(model / ADAPTER_FILE), int(read_object(model / "source.json").get("clip_skip") or 0)
-    source = base.name if base.hub else f"path/to/{base.name}"
+def _adapter(
+    model: Path, base: Origin, place: str, precision: Precision, prompt: str, settings: dict[str, Any], scale: float
+) -> Usage:
+    about, origin = read_object(model / ADAPTER_FILE), read_object(model / "source.json")
+    skipped = int(origin.get("clip_skip") or 0)
+    if not base.hub:
+        origin["source"] = f"path/to/{base.name}"
     says = [f"This is a LoRA of rank {about['rank']}, which needs its base model.", others(about)]
+    says += [f"The metrics and pictures show it at a strength of {scale:g}."] if scale != 1 else []
     says += [clip_skip_note(skipped)] if skipped else []
     return Usage(
         says=" ".join(says),
-        code=code_for(about, source, place, precision, prompt, settings),
+        code=code_for(about, origin, place, precision, prompt, settings, scale),
         metadata=_metadata(base, "adapter", [_TAGS.get(about["pipeline"], "stable-diffusion"), "lora"]),
         weights=str(about["weights"]),
     )

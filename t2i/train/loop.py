@@ -1,17 +1,15 @@
-"""Stage `train`: fine-tunes the UNet on cached moments and embeddings, without loading the VAE or the text encoder."""
+"""Stage `train`: fine-tunes the UNet on cached moments and embeddings; loads no text encoder, and the VAE only for the card."""
 
 import contextlib
 import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from t2i.core.files import fresh, size_of, to_csv, work_folder, write_json, write_text
@@ -19,13 +17,14 @@ from t2i.core.locks import locked
 from t2i.core.signals import Interrupt, Interrupted
 from t2i.data.batches import CachedRecords
 from t2i.data.digests import code_digest, digest_of, fingerprint, sha256_of
-from t2i.model.adapter import Adapter, Facts, files_of
+from t2i.model.adapter import Facts, deciding_files
+from t2i.model.checks import in_one_line
 from t2i.model.family import Family, file_of
 from t2i.model.launch import is_first_process
 from t2i.model.layout import read_object
 from t2i.model.runtime import Runtime
 from t2i.train import checkpoint
-from t2i.train.card import write_card
+from t2i.train.card import Pictures, write_card
 from t2i.train.change import relative_change
 from t2i.train.checkpoint import Checkpoint
 from t2i.train.execution import take_over_threads
@@ -91,7 +90,7 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
         ValueError: if the caches do not match each other or the UNet, or the loss is not finite.
     """
     first, made_by = is_first_process(), _made_by(section, inputs)
-    code = code_digest([*DECIDED_BY, file_of(family), *files_of(section.adapter)])
+    code = code_digest([*DECIDED_BY, file_of(family), *deciding_files(section.adapter)])
     work = work_folder("train", fingerprint(made_by, code))
     with locked(work) if first else contextlib.nullcontext():
         if first:
@@ -106,13 +105,7 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
         prepared.close()
         if not first:
             return {}
-        weights, adapter = prepared.ema.shadow, section.adapter
-        if section.init == "base" and (moved := relative_change(inputs.base / "unet", adapter.change(weights))) < LEAST_CHANGE:
-            print(f"note: {TAUGHT_NOTHING.format(moved)}", file=sys.stderr)
-        with fresh(outputs.model, _export_bytes(adapter, inputs.base, weights)) as folder:
-            facts = _facts(section, prepared, inputs)
-            use = adapter.export(prepared.unet, weights, family, facts, folder, section.export_dtype)
-            write_card(folder, use, facts, made_by, validator.pictures(prepared.steps))
+        _export(section, prepared, family, inputs, outputs.model, made_by, _pictures(validator, prepared.steps))
         with fresh(outputs.validation) as folder:
             shutil.copytree(validator.folder, folder, dirs_exist_ok=True)
         write_text(outputs.report / "history.csv", history.csv(runtime.log_every_steps))
@@ -199,16 +192,40 @@ def _shown(recent: list[list[float]], steps_per_second: float, batch_size: int) 
     return f"loss {loss:.4f}, {steps_per_second:.3g} steps/s, {batch_size * steps_per_second:.3g} samples/s"
 
 
-def _export_bytes(adapter: Adapter, base: Path, weights: Mapping[str, Tensor]) -> int:
-    """Returns the bytes that the exported model takes at most: an adapter is written in two layouts."""
-    return 2 * sum(weight.nbytes for weight in weights.values()) if adapter.keeps_base else size_of(base)
+def _export(
+    section: Train,
+    prepared: Prepared,
+    family: Family,
+    inputs: Inputs,
+    out: Path,
+    made_by: dict[str, Any],
+    pictures: Pictures,
+) -> None:
+    """Writes the EMA weights as a pipeline or an adapter, with its card; says so if they hardly differ from the base."""
+    weights, adapter = prepared.ema.shadow, section.adapter
+    if section.init == "base" and (moved := relative_change(inputs.base / "unet", adapter.change(weights))) < LEAST_CHANGE:
+        print(f"note: {TAUGHT_NOTHING.format(moved)}", file=sys.stderr)
+    size = 2 * sum(weight.nbytes for weight in weights.values()) if adapter.keeps_base else size_of(inputs.base)
+    with fresh(out, size) as folder:
+        facts = _facts(section, prepared, inputs)
+        use = adapter.export(prepared.unet, weights, family, facts, folder, section.export_dtype)
+        write_card(folder, use, facts, made_by, pictures)
+
+
+def _pictures(validator: Validator, step: int) -> Pictures:
+    """Returns what the model draws; nothing if that fails, since the model is worth more than its card."""
+    try:
+        return validator.pictures(step)
+    except (RuntimeError, MemoryError) as error:
+        print(f"note: the model card has no pictures: they could not be decoded ({in_one_line(error)})", file=sys.stderr)
+        return []
 
 
 def _facts(section: Train, prepared: Prepared, inputs: Inputs) -> Facts:
     """Returns what the exported model states about this run."""
     origin = inputs.base / "source.json"
     return Facts(
-        train=section.model_dump(),
+        train=section.model_dump() | {"learning_rate": section.peak_learning_rate},
         steps=prepared.steps,
         images=prepared.records,
         size_px=prepared.size_px,

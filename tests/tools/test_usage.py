@@ -28,7 +28,7 @@ def pipeline(folder: Path, kind: str) -> Path:
     ("kind", "tag"), [("StableDiffusionPipeline", "stable-diffusion"), ("StableDiffusionXLPipeline", "stable-diffusion-xl")]
 )
 def test_a_pipeline_is_loaded_by_its_class(tmp_path, kind, tag) -> None:
-    used = usage_of(pipeline(tmp_path, kind), BASE, "someone/model", "fp16", 'a "red" heart', {"height": 64})
+    used = usage_of(pipeline(tmp_path, kind), BASE, "someone/model", "fp16", 'a "red" heart', {"height": 64}, 1.0)
     assert f'{kind}.from_pretrained("someone/model", use_safetensors=True, torch_dtype=torch.float16)' in used.code
     assert 'pipeline("a \\"red\\" heart", height=64)' in used.code
     assert tag in used.metadata["tags"]
@@ -39,7 +39,7 @@ def test_a_pipeline_is_loaded_by_its_class(tmp_path, kind, tag) -> None:
 
 def test_an_adapter_is_loaded_into_its_base(tmp_path) -> None:
     folder = adapter(tmp_path)
-    used = usage_of(folder, BASE, "someone/model", "fp32", "a dog", {"height": 64})
+    used = usage_of(folder, BASE, "someone/model", "fp32", "a dog", {"height": 64}, 1.0)
     first, second = 'from_pretrained("owner/base"', 'load_lora_weights("someone/model", weight_name="pytorch_lora_weights'
     assert 0 < used.code.index(first) < used.code.index(second) < used.code.index("a dog")
     assert {"lora", "stable-diffusion"} <= set(used.metadata["tags"])
@@ -52,25 +52,29 @@ def test_an_adapter_is_loaded_into_its_base(tmp_path) -> None:
 
 def test_what_an_adapter_needs_besides_is_said(tmp_path) -> None:
     arguments = {"prediction_type": "v_prediction", "clip_sample": False}
-    folder = adapter(
-        tmp_path, clip_skip="1", without_kohya="it is a DoRA", scheduler="DDIMScheduler", scheduler_arguments=arguments
-    )
-    used = usage_of(folder, BASE, "someone/model", "fp16", "a dog", {})
+    said = {"without_kohya": "it is a DoRA", "mergeable": True, "text_layers": 11}
+    folder = adapter(tmp_path, clip_skip="1", scheduler="DDIMScheduler", scheduler_arguments=arguments, **said)
+    used = usage_of(folder, BASE, "someone/model", "fp16", "a dog", {}, 1.0)
     assert "from diffusers import DDIMScheduler, StableDiffusionPipeline" in used.code
     assert "pipeline.scheduler.config, prediction_type='v_prediction', clip_sample=False)" in used.code
     assert "alone, since it is a DoRA" in used.says
     assert "`lora.safetensors`" not in used.says
-    assert "`clip_skip=1` in diffusers, and with `Clip skip` 2" in used.says
+    assert "merge it into the base" in used.says
+    assert "`Clip skip` 2" in used.says
+    assert "del pipeline.text_encoder.encoder.layers[11:]" in used.code
+    scaled = usage_of(folder, BASE, "someone/model", "fp16", "a dog", {}, 0.5)
+    assert "at a strength of 0.5" in scaled.says
+    assert "pipeline.set_adapters(pipeline.get_active_adapters(), 0.5)" in scaled.code
     compile(used.code, "card", "exec")
 
 
 def test_a_local_base_is_not_named_in_the_metadata(tmp_path) -> None:
-    assert "base_model" not in usage_of(pipeline(tmp_path, "StableDiffusionPipeline"), LOCAL, "x", "fp32", "", {}).metadata
-    used = usage_of(adapter(tmp_path), LOCAL, "someone/model", "fp32", "a dog", {})
+    assert "base_model" not in usage_of(pipeline(tmp_path, "StableDiffusionPipeline"), LOCAL, "x", "fp32", "", {}, 1.0).metadata
+    used = usage_of(adapter(tmp_path), LOCAL, "someone/model", "fp32", "a dog", {}, 1.0)
     assert "base_model" not in used.metadata
     assert 'from_pretrained("path/to/tiny"' in used.code
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"model_index\.json: missing"):
-        usage_of(tmp_path, BASE, "someone/model", "fp32", "a dog", {})
+        usage_of(tmp_path, BASE, "someone/model", "fp32", "a dog", {}, 1.0)

@@ -51,6 +51,8 @@ class Family:
         ValueError: if the prediction type is not supported, or is epsilon at zero terminal SNR, where it is undefined (0 / 0).
     """
 
+    pipeline_class = "StableDiffusionXLPipeline"
+
     def __init__(
         self, folder: Path, scheduler_changes: Mapping[str, Any] = MappingProxyType({}), change: Change | None = None
     ) -> None:
@@ -171,7 +173,7 @@ class Family:
     def export(self, weights: Mapping[str, Tensor], out: Path, precision: Precision) -> None:
         """Writes a complete pipeline: this checkpoint with the given UNet weights and the changed scheduler."""
         scheduler = load_scheduler(self.folder, self._scheduler_changes) if self._scheduler_changes else None
-        export(self.folder, "StableDiffusionXLPipeline", weights, scheduler, out, precision)
+        export(self.folder, self.pipeline_class, weights, scheduler, out, precision)
 
     @cached_property
     def _pipeline(self) -> Any:

@@ -13,12 +13,13 @@ from t2i.core.params import Section
 from t2i.model.adapter import Facts, cast_frozen
 from t2i.model.adapters.lora.dropout import place_dropouts, replace_dropouts
 from t2i.model.adapters.lora.files import read_adapter, write_adapter
-from t2i.model.adapters.lora.merging import by_module, merging
+from t2i.model.adapters.lora.merging import by_module, check_fit, merging
 from t2i.model.adapters.lora.targets import TARGETS, Targets
 from t2i.model.checks import in_one_line
 from t2i.model.family import Family
 from t2i.model.precision import DTYPES, Precision
 from t2i.model.pretrained import Change
+from t2i.model.tensor_file import StoredTensors
 
 
 class Adapter(Section):
@@ -99,15 +100,22 @@ class Adapter(Section):
         return write_adapter(self, unet, weights, family, facts, out, precision)
 
 
-def open_adapter(folder: Path, scale: float) -> Change:
+DECIDED_BY = ("adapter", "dropout", "targets")
+"""The modules of this package that decide what is trained."""
+
+
+def open_adapter(folder: Path, unet: Path, scale: float) -> Change:
     """Returns the change that the adapter in a folder makes to the UNet of its base.
 
     Args:
         folder: written by `Adapter.export`.
-        scale: its strength; 1: as trained, 0: none.
+        unet: folder of the UNet of its base.
+        scale: its strength; 1: as trained. 0 leaves out the product B A, and a DoRA keeps its norms.
 
     Raises:
-        ValueError: if the folder lacks a file of the adapter, or one is damaged.
+        ValueError: if the folder lacks a file of the adapter, one is damaged, or the adapter does not fit the UNet.
     """
     factors, alpha_by_rank = read_adapter(folder)
+    stored = StoredTensors(sorted(unet.glob("*.safetensors")))
+    check_fit(factors, {name: stored.shape(name) for name in stored})
     return merging(factors, scale * alpha_by_rank)

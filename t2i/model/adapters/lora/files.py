@@ -18,7 +18,7 @@ from t2i.core.files import write_json
 from t2i.model.adapter import ADAPTER_FILE, Facts
 from t2i.model.adapters.lora.header import header, is_sdxl
 from t2i.model.adapters.lora.merging import Factors, by_module
-from t2i.model.adapters.lora.original import original_name
+from t2i.model.adapters.lora.original import has_original_layout, original_name
 from t2i.model.adapters.lora.targets import TARGETS
 from t2i.model.adapters.lora.use import KOHYA_FILE, PEFT_FILE, how_to_use, stated_for_use
 from t2i.model.checks import in_one_line
@@ -44,13 +44,13 @@ def write_adapter(
     }
     metadata = {"lora_adapter_metadata": json.dumps(_peft_config(lora), sort_keys=True)}
     _save(peft, out / PEFT_FILE, precision, metadata)
-    lacks = why_not_kohya(lora, factors, unet.config)
+    lacks = why_not_kohya(lora, unet.config)
     if lacks is None:
         kohya = kohya_layout(factors, lora.alpha / lora.rank, unet.config)
         metadata = header(lora, unet.config, family.prediction_type, facts)
         _save(kohya, out / KOHYA_FILE, precision, metadata)
     stated = lora.model_dump() | {"weights": PEFT_FILE, "scheduler_changes": dict(facts.scheduler_changes)}
-    stated |= stated_for_use(family.folder, facts) | {"without_kohya": lacks}
+    stated |= stated_for_use(family, facts) | {"without_kohya": lacks, "mergeable": has_original_layout(unet.config)}
     write_json(out / ADAPTER_FILE, stated)
     write_json(out / "source.json", dict(facts.base))
     for licence in family.folder.glob("LICENSE*"):
@@ -59,18 +59,18 @@ def write_adapter(
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path, precision: Precision, metadata: Mapping[str, str]) -> None:
-    cast = in_precision(tensors, file.name, precision)
+    norms = {name: tensor for name, tensor in tensors.items() if "magnitude" in name}  # half precision would round away what
+    others = {name: tensor for name, tensor in tensors.items() if name not in norms}  # DoRA learnt: they hardly move
+    cast = in_precision(others, file.name, precision) | in_precision(norms, file.name, "fp32")
     write_tensors(file, cast, cast.__getitem__, {"format": "pt", **metadata})
 
 
-def why_not_kohya(lora: "Adapter", factors: Factors, config: Mapping[str, Any]) -> str | None:
+def why_not_kohya(lora: "Adapter", config: Mapping[str, Any]) -> str | None:
     """Returns why there is no file in kohya's layout, for the card; None if there is one."""
     if lora.dora:
         return "it is a DoRA, and diffusers would drop its norms from a file in kohya's layout"
-    try:
-        kohya_layout(factors, 1.0, config)
-    except ValueError:
-        return "its UNet has blocks that kohya's layout has no names for"
+    if not has_original_layout(config):
+        return "no other program has a UNet with its layers"
     return None
 
 

@@ -1,7 +1,7 @@
 """Merging: what LoRA's factors make of the weights of a UNet."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -31,24 +31,32 @@ def by_module(weights: Mapping[str, Tensor]) -> Factors:
 
 
 def merging(factors: Factors, scale: float) -> Change:
-    """Returns the change that merges factors into the weights of a UNet; `scale` multiplies the product B A."""
+    """Returns the change that merges factors into the weights of a UNet, in fp32; `scale` multiplies the product B A."""
 
     def merge(name: str, weight: Tensor) -> Tensor:
         found = factors.get(name.removesuffix(".weight"))
         if found is None or not name.endswith(".weight"):
             return weight
         parts = {factor: tensor.to(weight.device, torch.float32) for factor, tensor in found.items()}
-        try:
-            return merged(weight.float(), parts["lora_A"], parts["lora_B"], scale, parts.get("lora_magnitude_vector")).to(
-                weight
-            )
-        except (KeyError, RuntimeError):
-            raise ValueError(
-                f"the adapter does not fit the base: {name} is {list(weight.shape)}, and its factors are "
-                f"{ {factor: list(tensor.shape) for factor, tensor in found.items()} }: use the base that it was trained on"
-            ) from None
+        return merged(weight.float(), parts["lora_A"], parts["lora_B"], scale, parts.get("lora_magnitude_vector"))
 
     return merge
+
+
+def check_fit(factors: Factors, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Checks that factors belong to a UNet, from the shapes of its weights.
+
+    Raises:
+        ValueError: if the UNet lacks a layer, or has another shape there; names the layer.
+    """
+    for module, parts in factors.items():
+        shape = list(shapes.get(f"{module}.weight", ()))
+        a, b = (list(parts[factor].shape) if factor in parts else [] for factor in ("lora_A", "lora_B"))
+        if not shape or a[1:] != shape[1:] or b[:1] != shape[:1] or a[:1] != b[1:2]:
+            raise ValueError(
+                f"the adapter does not fit the base: {module} has weights {shape or 'of no shape: it is missing'} there, and "
+                f"factors {a} and {b} here; use the base that it was trained on"
+            )
 
 
 def merged(

@@ -38,6 +38,16 @@ _LAYER = re.compile(
 )
 
 
+def has_original_layout(config: Mapping[str, Any]) -> bool:
+    """Returns whether a UNet has the layers of Stable Diffusion 1.x, 2.x or XL, so that each has a name in the original layout.
+
+    Args:
+        config: the configuration of the UNet2DConditionModel.
+    """
+    known = all(set(config[f"{side}_block_types"]) <= set(_BLOCKS[side]) for side in _BLOCKS)
+    return known and config.get("resnet_time_scale_shift", "default") == "default"
+
+
 def original_name(name: str, config: Mapping[str, Any]) -> str:
     """Returns the name in the original layout of a module or tensor of a UNet.
 

@@ -10,17 +10,10 @@ from torch import Tensor, nn
 
 from t2i.core.params import Section
 from t2i.model.adapter import Facts
+from t2i.model.adapters.none.use import how_to_use
 from t2i.model.family import Family
-from t2i.model.layout import read_object
 from t2i.model.precision import Precision
 from t2i.model.pretrained import Change
-from t2i.model.usage import drawing_code
-
-_USE = """A complete diffusers pipeline. Its UNet was fine-tuned with t2i and has the EMA weights.
-
-```python
-{code}
-```"""
 
 
 class Adapter(Section):
@@ -51,14 +44,14 @@ class Adapter(Section):
     ) -> str:
         """Writes a complete pipeline, and returns how to load it."""
         family.export(dict(unet.named_parameters()) | dict(weights), out, precision)
-        pipeline, settings = (
-            read_object(out / "model_index.json")["_class_name"],
-            dict(zip(("height", "width"), facts.size_px, strict=True)),
-        )
-        return _USE.format(code=drawing_code(pipeline, "path/to/this/folder", precision, "a prompt", settings))
+        return how_to_use(family.pipeline_class, facts, precision)
 
 
-def open_adapter(folder: Path, scale: float) -> Change:
+DECIDED_BY = ("adapter",)
+"""The modules of this package that decide what is trained."""
+
+
+def open_adapter(folder: Path, unet: Path, scale: float) -> Change:
     """Returns the change that changes nothing."""
-    del folder, scale
+    del folder, unet, scale
     return lambda name, before: before

@@ -9,7 +9,7 @@ from t2i.core.params import ParamsError, check
 from t2i.model.adapters.lora.adapter import Adapter, open_adapter
 from t2i.model.adapters.lora.dropout import Dropout
 from t2i.model.adapters.lora.files import why_not_kohya
-from t2i.model.adapters.lora.merging import by_module
+from t2i.model.adapters.lora.merging import by_module, check_fit
 from t2i.model.adapters.lora.targets import TARGETS
 from t2i.tools.cards import SIZES
 
@@ -164,13 +164,40 @@ def test_dropout_depends_on_seed_step_place_and_layer_alone(tiny_base) -> None:
 def test_a_damaged_adapter_is_named(tmp_path) -> None:
     (tmp_path / "adapter.json").write_text('{"name": "lora", "rank": 3, "alpha": 6}')
     with pytest.raises(ValueError, match=r"pytorch_lora_weights.safetensors.*train again"):
-        open_adapter(tmp_path, 1.0)
+        open_adapter(tmp_path, tmp_path, 1.0)
 
 
-def test_a_unet_that_kohyas_layout_cannot_name_says_so(tiny_sdxl) -> None:
-    unet = unet_of(tiny_sdxl)
-    lora = Adapter(**LORA)
-    factors = by_module(lora.inject(unet, "fp32"))
-    assert why_not_kohya(lora, factors, unet.config) is None
-    other = dict(unet.config) | {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}
-    assert "no names" in str(why_not_kohya(lora, factors, other))
+def test_a_unet_that_other_programs_do_not_have_gets_no_file_for_them(tiny_sdxl) -> None:
+    config = dict(unet_of(tiny_sdxl).config)
+    assert why_not_kohya(Adapter(**LORA), config) is None
+    assert "DoRA" in str(why_not_kohya(Adapter(**LORA | {"dora": True}), config))
+    for other in ({"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}, {"resnet_time_scale_shift": "scale_shift"}):
+        assert "its layers" in str(why_not_kohya(Adapter(**LORA), config | other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_are_merged_in_fp32(tiny_base, dtype) -> None:
+    unet, lora = unet_of(tiny_base), Adapter(**LORA)
+    factors = lora.inject(unet, "fp32")
+    for name, factor in factors.items():
+        factor.data = torch.full_like(factor, 1e-3 if "lora_B" in name else 1e-2)
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    weight = unet_of(tiny_base).get_parameter(f"{name}.weight").to(dtype)
+    merged = lora.change(factors)(f"{name}.weight", weight)
+    assert merged.dtype == torch.float32
+    torch.testing.assert_close(merged - weight.float(), torch.full_like(merged, 2 * 3 * 1e-5), atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("what", ["a layer is missing", "another width"])
+def test_factors_that_do_not_fit_are_named(tiny_base, what) -> None:
+    unet = unet_of(tiny_base)
+    shapes = {name: list(weight.shape) for name, weight in unet.named_parameters()}
+    factors = by_module(Adapter(**LORA).inject(unet, "fp32"))
+    check_fit(factors, shapes)
+    layer = next(iter(factors))
+    if what == "a layer is missing":
+        del shapes[f"{layer}.weight"]
+    else:
+        shapes[f"{layer}.weight"][1] += 1
+    with pytest.raises(ValueError, match=rf"does not fit the base: {layer} .*use the base that it was trained on"):
+        check_fit(factors, shapes)
