@@ -155,6 +155,15 @@ def write_sidecars(images: Path, end: str = "txt") -> None:
 VIEWS, CAPTIONS, RECORDS = 2, 3, 10
 
 
+def write_kohya_folders(images: Path) -> None:
+    """Puts the captions of 24 images into files beside them, and the last twelve images into a folder that repeats them."""
+    write_sidecars(images)
+    (images / "3_square").mkdir()
+    for n in range(12, 24):
+        for end in ("png", "txt"):
+            (images / f"{n:04d}.{end}").rename(images / f"3_square/{n:04d}.{end}")
+
+
 def write_caches(folder: Path, embedded: int = RECORDS, repeats: dict[str, int] | None = None) -> tuple[Path, Path]:
     latents, embeds = folder / "latents", folder / "embeds"
     for path, count in ((latents, RECORDS), (embeds, embedded)):

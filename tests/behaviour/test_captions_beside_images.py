@@ -88,12 +88,7 @@ def test_each_way_to_hold_captions_gives_the_same_caches(project) -> None:
 @pytest.fixture
 def repeated(project: Project) -> Project:
     """A project that is fetched and encoded, in which kohya's folder repeats half of the 24 images three times."""
-    images = project.folder / "images"
-    tiny.write_sidecars(images)
-    (images / "3_square").mkdir()
-    for n in range(12, 24):
-        for end in ("png", "txt"):
-            (images / f"{n:04d}.{end}").rename(images / f"3_square/{n:04d}.{end}")
+    tiny.write_kohya_folders(project.folder / "images")
     project.params["fetch"]["source"] = {"name": "folder", "captions": {"name": "kohya", "extensions": ["txt"]}}
     project.params["train"] |= {"steps": None, "epochs": 2}
     project.write()

@@ -263,12 +263,7 @@ def test_a_folder_of_kohya_itself_is_not_fetch_local(tmp_path) -> None:
 @pytest.fixture
 def kohya(project: Project) -> Project:
     """A project whose 24 images have files with captions, the last twelve in a folder that repeats them three times."""
-    images = project.folder / "images"
-    tiny.write_sidecars(images)
-    (images / "3_square").mkdir()
-    for n in range(12, 24):
-        for end in ("png", "txt"):
-            (images / f"{n:04d}.{end}").rename(images / f"3_square/{n:04d}.{end}")
+    tiny.write_kohya_folders(project.folder / "images")
     project.params["fetch"]["source"] = {"name": "folder", "captions": {"name": "kohya", "extensions": ["txt"]}}
     project.write()
     return project

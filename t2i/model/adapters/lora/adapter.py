@@ -37,7 +37,7 @@ class Adapter(Section):
     (and the projections in and out of a transformer, as kohya's trainer), `conv` (and the layers between transformers)."""
     dora: bool
     """Whether to train the norm of each output's weights too (DoRA; Liu et al. 2024, arXiv 2402.09353, eq. 5). Only diffusers
-    reads the result, and ComfyUI after a conversion."""
+    reads the result; for other programs, it is merged into the base."""
 
     keeps_base: ClassVar[bool] = True
 

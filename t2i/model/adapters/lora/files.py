@@ -1,7 +1,7 @@
 """The files of a LoRA: in PEFT's layout for diffusers, in kohya's layout for ComfyUI and A1111, and what says how it was made.
 
 pytorch_lora_weights.safetensors   unet.MODULE.lora_A.weight, .lora_B.weight, .lora_magnitude_vector; alpha in the header
-lora.safetensors                   lora_unet_MODULE.lora_down.weight, .lora_up.weight, .alpha: kohya's names; not with DoRA
+lora.safetensors                   lora_unet_MODULE.lora_down.weight, .lora_up.weight, .alpha: kohya's names; see why_not_kohya
 adapter.json, source.json          how to open it, and the base that it belongs to
 """
 
@@ -59,8 +59,9 @@ def write_adapter(
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path, precision: Precision, metadata: Mapping[str, str]) -> None:
-    norms = {name: tensor for name, tensor in tensors.items() if "magnitude" in name}  # half precision would round away what
-    others = {name: tensor for name, tensor in tensors.items() if name not in norms}  # DoRA learnt: they hardly move
+    # DoRA's norms hardly move in training, so half precision would round away what they learnt.
+    norms = {name: tensor for name, tensor in tensors.items() if "magnitude" in name}
+    others = {name: tensor for name, tensor in tensors.items() if name not in norms}
     cast = in_precision(others, file.name, precision) | in_precision(norms, file.name, "fp32")
     write_tensors(file, cast, cast.__getitem__, {"format": "pt", **metadata})
 

@@ -19,7 +19,7 @@ def by_module(weights: Mapping[str, Tensor]) -> Factors:
     """Returns factors by module, from names in a UNet with an adapter, or in a file in PEFT's layout.
 
     Raises:
-        ValueError: if a tensor is none of LoRA's; names it.
+        ValueError: if a tensor is not a factor of LoRA; names it.
     """
     factors: Factors = {}
     for name, tensor in weights.items():
@@ -54,8 +54,8 @@ def check_fit(factors: Factors, shapes: Mapping[str, Sequence[int]]) -> None:
         a, b = (list(parts[factor].shape) if factor in parts else [] for factor in ("lora_A", "lora_B"))
         if not shape or a[1:] != shape[1:] or b[:1] != shape[:1] or a[:1] != b[1:2]:
             raise ValueError(
-                f"the adapter does not fit the base: {module} has weights {shape or 'of no shape: it is missing'} there, and "
-                f"factors {a} and {b} here; use the base that it was trained on"
+                f"the adapter does not fit the base: {module} has {f'weights {shape}' if shape else 'no weights'} there, "
+                f"and factors {a} and {b} here; use the base that it was trained on"
             )
 
 
