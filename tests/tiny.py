@@ -177,7 +177,7 @@ def write_caches(folder: Path, embedded: int = RECORDS, repeats: dict[str, int] 
             image = {"moments": moments, "original_size": pairs, "crop": pairs.clone(), "flipped": flipped}
             text = {"hidden": torch.full((CAPTIONS, 4, 2), float(n + 1))}
             contents[f"k{n}"] = ("safetensors", pack(image if path is latents else text, ""))
-        rows = [write_shard(path / "train-00000.tar", contents)]
+        rows = write_shard(path / "train-00000.tar", contents)
         if path is embeds:
             (embeds / "empty.safetensors").write_bytes(pack({"hidden": torch.zeros(1, 4, 2)}, ""))
             rows.append(describe(embeds / "empty.safetensors", 1))

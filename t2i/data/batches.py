@@ -1,27 +1,21 @@
-"""Batches: the records of each step, their order, and their random draws.
+"""Batches: the records of each step, and their random draws.
 
-Nothing here has state. With batch size B, step k takes positions [k B, (k + 1) B) in an endless sequence of epochs. Each epoch
-is a permutation of all records, in which a record stands as often as it is repeated. The draws for a place in the batch depend
-only on (seed, step, place): not on the number of processes, the micro-batches or earlier steps.
+Nothing here has state. With batch size B, step k takes positions [k B, (k + 1) B) in an endless sequence of epochs. The draws
+for a place in the batch depend only on (seed, step, place): not on the number of processes, the micro-batches or earlier steps.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from t2i.data.chance import derived_seed
-from t2i.data.pixels import Geometry, Size
-from t2i.data.records import Split, read_repeats
-from t2i.data.shards import Reader, index, read_tensors
-
-ViewConditioning = Callable[[Geometry, Size], dict[str, Tensor]]
-"""Returns what the UNet is told about a view, from its geometry and the size of its latents: `Family.view_conditioning`."""
+from t2i.data.cached import CachedRecords, ViewConditioning, geometry, latent_size
+from t2i.data.counter import key_of, normals, uniforms
+from t2i.data.reader import Field, Stored
 
 
 @dataclass(frozen=True)
@@ -39,91 +33,68 @@ class Draws:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one optimizer step, as stored in the caches, with their draws."""
+    """Images of one optimizer step in fp32, with their draws, on the device of the UNet."""
 
     moments: Float[Tensor, "b m h w"]
     conditioning: dict[str, Tensor]
     draws: Draws
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """Returns a copy of the batch on a device."""
-        # On mps, a copy that does not block can read its source after it was freed (pytorch/pytorch#189690).
-        non_blocking = torch.device(device).type != "mps"
 
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
+class Buffers:
+    """Kept memory for the float16 tensors of a batch: fresh memory for every batch would cost a page fault per 4 kB."""
 
-        drawn = {field.name: moved(getattr(self.draws, field.name)) for field in fields(Draws)}
-        conditioning = {name: moved(tensor) for name, tensor in self.conditioning.items()}
-        return Batch(moved(self.moments), conditioning, Draws(**drawn))
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._pinned = torch.device(device).type == "cuda"
+        self._kept: dict[str, Tensor] = {}
+        self._copied: torch.cuda.Event | None = None
 
+    def rows(self, name: str, count: int, like: Field) -> Tensor:
+        """Returns memory for `count` rows of a stored tensor, with the content of an earlier batch."""
+        shape, dtype = (count, *like.shape[1:]), like.dtype
+        if dtype != torch.float16:  # not converted by `Batch`, and so not copied on the CPU
+            return torch.empty(shape, dtype=dtype)
+        kept = self._kept.get(name)
+        if kept is None or kept.shape[1:] != shape[1:] or len(kept) < count:
+            self._kept[name] = kept = torch.empty(shape, dtype=dtype, pin_memory=self._pinned)
+        return kept[:count]
 
-class CachedRecords:
-    """The cached records of a split: moments and conditioning, joined by key."""
+    def wait(self) -> None:
+        """Blocks until the device has copied what `copied` marked."""
+        if self._copied is not None:
+            self._copied.synchronize()
 
-    def __init__(self, latents: Path, embeds: Path, split: Split) -> None:
-        self.latents = {member.key: member for member in index(latents, split)}
-        self.embeds = {member.key: member for member in index(embeds, split)}
-        if self.latents.keys() != self.embeds.keys():
-            lone = sorted(self.latents.keys() ^ self.embeds.keys())[0]
-            has, lacks = (latents, embeds) if lone in self.latents else (embeds, latents)
-            raise ValueError(
-                f"record {lone} is in {has} but not in {lacks}: they were made from different datasets; run `dvc repro`"
-            )
-        self.keys = sorted(self.latents)
-        repeats = read_repeats(embeds)
-        self.epoch = [record for record, key in enumerate(self.keys) for _ in range(repeats.get(key, 1))]
-        """The indices of the records in an epoch of training, before it is shuffled: each as often as it is repeated."""
-        self.empty = read_tensors(embeds / "empty.safetensors")
-        self._reader = Reader()
+    def to(self, device: torch.device | str, tensor: Tensor) -> Tensor:
+        """Returns a tensor on a device; floating-point tensors in fp32."""
+        moved = tensor.to(device, non_blocking=self._pinned)
+        return moved.float() if moved.is_floating_point() else moved
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def moments(self, record: int) -> Float[Tensor, "views m h w"]:
-        """Returns the moments of a record's views."""
-        return self._views(record)["moments"]
-
-    def views(self, record: int, *, flips: bool) -> list[int]:
-        """Returns the indices of a record's views; `flips` says whether flipped views are included."""
-        flipped = self._views(record)["flipped"].tolist()
-        return [view for view, is_flipped in enumerate(flipped) if flips or not is_flipped]
-
-    def count_captions(self, record: int) -> int:
-        """Returns the number of captions of a record."""
-        return len(next(iter(self._captions(record).values())))
-
-    def conditioning(self, record: int, view: int, caption: int | None, of_view: ViewConditioning) -> dict[str, Tensor]:
-        """Returns all inputs of the UNet other than latents and timesteps for one image, without a batch axis.
-
-        Args:
-            record: index of the record.
-            view: index of its view.
-            caption: index of its caption; None for the empty prompt.
-            of_view: returns what the UNet is told about the view.
-        """
-        text = self.empty if caption is None else self._captions(record)
-        views = self._views(record)
-        original_size, crop = (tuple(views[name][view].tolist()) for name in ("original_size", "crop"))
-        geometry = Geometry(original_size, crop, bool(views["flipped"][view]))
-        _, _, height, width = views["moments"].shape
-        return {name: t[caption or 0] for name, t in text.items()} | of_view(geometry, (height, width))
-
-    def _views(self, record: int) -> dict[str, Tensor]:
-        return self._reader.tensors(self.latents[self.keys[record]])
-
-    def _captions(self, record: int) -> dict[str, Tensor]:
-        return self._reader.tensors(self.embeds[self.keys[record]])
+    def copied(self) -> None:
+        """Marks the memory as free once the device has finished all copies so far."""
+        if self._pinned:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
 
 class Choice(NamedTuple):
-    """The draws for one place in a batch, except the noise."""
+    """What is drawn for one place in a batch, except the noise and the timestep."""
 
-    record: int
+    image: Stored
     view: int
-    caption: int | None
-    """Index of the caption; None for the empty prompt."""
-    timestep: int
+    text: Stored
+    """The captions of the record, or the empty prompt."""
+    caption: int
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Images of one optimizer step as they are stored, in memory of the CPU."""
+
+    step: int
+    places: range
+    moments: Tensor
+    conditioning: dict[str, Tensor]
+    timesteps: Tensor
+    buffers: Buffers
 
 
 @dataclass(frozen=True)
@@ -138,49 +109,97 @@ class Batches:
     """Whether to draw flipped views, if the cache has any."""
     prompt_dropout: float
     """Probability that the empty prompt replaces an image's caption."""
-    timestep_at: Callable[[float], int]
-    """Maps a number in [0, 1) to a timestep."""
+    timesteps_at: Callable[[np.ndarray], np.ndarray]
+    """Maps numbers in [0, 1) to timesteps."""
     noise_offset: float
     """Standard deviation of the offset added to the noise, one number per channel."""
     input_perturbation: float
     """Standard deviation of the extra noise added to the UNet's input, but not to its target."""
     seed: int
 
-    def of_step(self, step: int, places: Sequence[int]) -> Batch:
+    def of_step(self, step: int, places: range, device: torch.device | str = "cpu") -> Batch:
         """Returns part of the batch of a step.
 
         Args:
             step: the optimizer step.
             places: places in the batch, from 0 to batch_size - 1.
+            device: where the batch is needed.
         """
-        moments, conditionings, noises, timesteps = [], [], [], []
-        for place in places:
-            generator = torch.Generator().manual_seed(derived_seed(self.seed, "draws", step, place))
-            chosen = self._choose(step, place, generator)
-            moments.append(self.records.moments(chosen.record)[chosen.view])
-            conditionings.append(self.records.conditioning(chosen.record, chosen.view, chosen.caption, self.view_conditioning))
-            noises.append(self._noise(moments[-1].shape, generator))
-            timesteps.append(chosen.timestep)
-        noise, input_noise, epsilon = map(torch.stack, zip(*noises, strict=True))
-        draws = Draws(noise, input_noise, epsilon, torch.tensor(timesteps))
-        return Batch(torch.stack(moments).float(), collate(conditionings), draws)
+        return self.on_device(self.gather(step, places, Buffers(device)), device)
 
-    def _choose(self, step: int, place: int, generator: torch.Generator) -> Choice:
-        """Draws the record, view, caption and timestep for one place in a batch."""
-        record = position_to_record(step * self.batch_size + place, self.records.epoch, self.seed)
-        view, caption, dropout, timestep = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-        views = self.records.views(record, flips=self.use_flips)
-        kept = None if dropout < self.prompt_dropout else int(caption * self.records.count_captions(record))
-        return Choice(record, views[int(view * len(views))], kept, self.timestep_at(timestep))
+    def gather(self, step: int, places: range, buffers: Buffers) -> Gathered:
+        """Reads the stored part of the batch of a step; runs nothing on a device, so that a thread may do it ahead."""
+        buffers.wait()
+        uniform = uniforms(key_of(self.seed, "choice"), step, places)
+        positions = [step * self.batch_size + place for place in places]
+        chosen = [
+            self._choose(record, *drawn)
+            for record, drawn in zip(self.records.epoch.records(positions, self.seed), uniform[:3].T.tolist(), strict=True)
+        ]
+        texts = {
+            name: _stacked(buffers, name, [(one.text, one.caption) for one in chosen]) for name in self.records.empty.fields
+        }
+        seen = [self.view_conditioning(geometry(one.image, one.view), latent_size(one.image)) for one in chosen]
+        return Gathered(
+            step,
+            places,
+            _stacked(buffers, "moments", [(one.image, one.view) for one in chosen]),
+            texts | {name: torch.stack([its[name] for its in seen]) for name in seen[0]},
+            torch.from_numpy(self.timesteps_at(uniform[3])),
+            buffers,
+        )
 
-    def _noise(self, moments: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws `noise`, `input_noise` and `epsilon` of `Draws` for one place in a batch."""
-        shape = (moments[0] // 2, *moments[1:])
-        plain, epsilon = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
-        noise = plain + self.noise_offset * torch.randn((shape[0], 1, 1), generator=generator)
-        if not self.input_perturbation:
-            return noise, noise, epsilon
-        return noise, noise + self.input_perturbation * torch.randn(shape, generator=generator), epsilon
+    def on_device(self, gathered: Gathered, device: torch.device | str) -> Batch:
+        """Copies a part of a batch to a device and draws its noise there, without waiting for the device."""
+        buffers, step, places = gathered.buffers, gathered.step, gathered.places
+        moments = buffers.to(device, gathered.moments)
+        conditioning = {name: buffers.to(device, tensor) for name, tensor in gathered.conditioning.items()}
+        timesteps = buffers.to(device, gathered.timesteps)
+        buffers.copied()
+        _, channels, height, width = moments.shape
+
+        def drawn(purpose: str, *shape: int) -> Tensor:
+            return normals(key_of(self.seed, purpose), step, places, shape, device)
+
+        shape = (channels // 2, height, width)
+        epsilon, noise = drawn("epsilon", *shape), drawn("noise", *shape)
+        if self.noise_offset:
+            noise = noise + self.noise_offset * drawn("offset", shape[0], 1, 1)
+        input_noise = noise + self.input_perturbation * drawn("perturbation", *shape) if self.input_perturbation else noise
+        return Batch(moments, conditioning, Draws(noise, input_noise, epsilon, timesteps))
+
+    def _choose(self, record: int, view: float, caption: float, dropout: float) -> Choice:
+        """Chooses view and caption of a record from numbers in [0, 1)."""
+        image = self.records.image(record)
+        views = _views(image, flips=self.use_flips)
+        if dropout < self.prompt_dropout:
+            return Choice(image, views[int(view * len(views))], self.records.empty, 0)
+        text = self.records.text(record)
+        captions, *_ = next(iter(text.fields.values())).shape
+        return Choice(image, views[int(view * len(views))], text, int(caption * captions))
+
+
+def _views(image: Stored, *, flips: bool) -> list[int]:
+    """Returns the indices of a record's views; `flips` says whether flipped views are included."""
+    flipped = image.tensor("flipped").tolist()
+    return [view for view, is_flipped in enumerate(flipped) if flips or not is_flipped]
+
+
+def _stacked(buffers: Buffers, name: str, rows: Sequence[tuple[Stored, int]]) -> Tensor:
+    """Returns one row of each record's tensor, stacked in kept memory.
+
+    Raises:
+        ValueError: if the tensors have different sizes.
+    """
+    like = rows[0][0].fields[name]
+    stacked = buffers.rows(name, len(rows), like)
+    target = stacked.view(len(rows), -1).view(torch.uint8).numpy()
+    for at, (stored, row) in enumerate(rows):
+        field = stored.fields[name]
+        if field.shape[1:] != like.shape[1:] or field.dtype != like.dtype:
+            raise ValueError(f"the records of a batch have `{name}` of shapes {like.shape[1:]} and {field.shape[1:]}")
+        target[at] = stored.row(name, row)
+    return stacked
 
 
 def collate(conditionings: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -208,22 +227,3 @@ def micro_batches(batch_size: int, rank: int, processes: int, micro_batch_size: 
     size = min(micro_batch_size or own, own)
     first = rank * own
     return [range(start, min(start + size, first + own)) for start in range(first, first + own, size)]
-
-
-def position_to_record(position: int, records: Sequence[int], seed: int) -> int:
-    """Returns the record at a position in the endless sequence of epochs.
-
-    Args:
-        position: counted from 0.
-        records: the records of an epoch, before it is shuffled; a record may be there several times.
-        seed: decides the order of each epoch.
-    """
-    epoch, place = divmod(position, len(records))
-    return records[epoch_order(seed, epoch, len(records))[place]]
-
-
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, records: int) -> tuple[int, ...]:
-    """Returns the order of an epoch: a permutation of the numbers below `records`."""
-    generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
-    return tuple(torch.randperm(records, generator=generator).tolist())

@@ -85,13 +85,17 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def check_hashes(folder: Path) -> None:
+def check_hashes(folder: Path, *, shown: bool = True) -> None:
     """Compares the sha256 of every file of a set with its manifest; takes some seconds for 10 GB.
+
+    Args:
+        folder: the set.
+        shown: whether to show a progress bar, after 2 s.
 
     Raises:
         ValueError: if a hash differs; says the file, the expected sha256 and the sha256 found.
     """
-    for file in tqdm(read_manifest(folder).files, desc=f"checking {folder}", unit=" files", delay=2):
+    for file in tqdm(read_manifest(folder).files, desc=f"checking {folder}", unit=" files", delay=2, disable=not shown):
         if (found := sha256_of(folder / file.name)) != file.sha256:
             raise ValueError(
                 f"{folder / file.name}: expected sha256 {file.sha256[:16]}, found {found[:16]}: the file changed after it was "

@@ -63,7 +63,7 @@ def split_of(identity: str, heldout_fraction: float) -> Split:
 
 def split_of_shard(name: str) -> Split | None:
     """Returns the split of a shard, from its name; None if the file is not a shard."""
-    return next((split for split in SPLITS if name.startswith(f"{split}-")), None)
+    return next((split for split in SPLITS if name.startswith(f"{split}-") and name.endswith(".tar")), None)
 
 
 def read_captions(path: Path) -> Iterator[dict[str, Any]]:

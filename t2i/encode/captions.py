@@ -33,7 +33,7 @@ class EncodeCaptions(Section):
 
 
 DECIDED_BY = (
-    *(f"data/{name}.py" for name in ("chance", "records", "shards")),
+    *(f"data/{name}.py" for name in ("chance", "index", "members", "records", "shards")),
     *(f"encode/{name}.py" for name in ("captions", "shard_set")),
     *(f"model/{name}.py" for name in ("family", "pretrained", "text")),
 )

@@ -14,10 +14,13 @@ from tqdm import tqdm
 from t2i.data.caches import DTYPE
 from t2i.data.decoding import EXTENSIONS
 from t2i.data.digests import digest_of, sha256_of
+from t2i.data.index import Index
 from t2i.data.manifest import MANIFEST
+from t2i.data.members import Member
 from t2i.data.pixels import Geometry
+from t2i.data.reader import Reader
 from t2i.data.records import SPLITS
-from t2i.data.shards import Member, Reader, index, pack
+from t2i.data.shards import pack
 from t2i.encode.roundtrip import psnr_of_records
 from t2i.encode.shard_set import shard_set
 from t2i.encode.views import EncodeImages, views
@@ -25,7 +28,7 @@ from t2i.model.family import Family, file_of
 from t2i.model.runtime import device_in_words
 
 DECIDED_BY = (
-    *(f"data/{name}.py" for name in ("chance", "decoding", "pixels", "records", "shards")),
+    *(f"data/{name}.py" for name in ("chance", "decoding", "index", "members", "pixels", "reader", "records", "shards")),
     *(f"encode/{name}.py" for name in ("images", "shard_set", "views")),
     *(f"model/{name}.py" for name in ("family", "pretrained", "vae")),
 )
@@ -51,7 +54,7 @@ def encode_images(
         "dtype": DTYPE,
         "torch": torch.__version__.split("+")[0],
     }
-    members = [member for split in SPLITS for member in index(raw, split, EXTENSIONS.values())]
+    members = [member for split in SPLITS for member in Index(raw, split, EXTENSIONS.values())]
     with shard_set("encode-images", made_by, [*DECIDED_BY, file_of(family)], out) as made:
         print(
             f"encoding {len(members)} images on {device_in_words(device)}; finished shards: {made.folder}",
@@ -90,7 +93,7 @@ def _encode_views(
 ) -> Iterator[tuple[str, Geometry, Tensor]]:
     """Yields key, geometry and moments of every view. A batch never spans two shards, so shards do not affect each other."""
     reader = Reader()
-    stored = ((member.key, seen) for member in members for seen in views(section, member, bytes(reader.content(member))))
+    stored = ((member.key, seen) for member in members for seen in views(section, member, reader.content(member).tobytes()))
     while batch := list(islice(stored, batch_size)):
         moments = family.encode_pixels(vae, torch.stack([seen.pixels for _, seen in batch]).to(device)).cpu()
         yield from ((key, seen.geometry, its) for (key, seen), its in zip(batch, moments, strict=True))

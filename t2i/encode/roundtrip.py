@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from t2i.data.chance import hash_fraction
+from t2i.data.members import Member, scan
+from t2i.data.reader import Reader
 from t2i.data.records import SPLITS
-from t2i.data.shards import Member, Reader, scan
 from t2i.encode.views import EncodeImages, views
 from t2i.model.family import Family
 from t2i.model.latents import psnr, sample_latents
@@ -45,7 +46,7 @@ def psnr_of_records(
     for member in sampled:
         if (row := stored.get((member.shard.name, member.key))) is None:
             raise ValueError(f"{latents / member.shard.name}: no record {member.key}, which {member.shard} has")
-        pixels = torch.stack([view.pixels for view in views(section, member, bytes(reader.content(member)))])
+        pixels = torch.stack([view.pixels for view in views(section, member, reader.content(member).tobytes())])
         moments = reader.tensors(row)["moments"]
         scaled = sample_latents(moments, None, family.scaling_factor, family.shift_factor)
         decoded = torch.cat([family.decode_latents(vae, some.to(device)).cpu() for some in scaled.split(batch_size)])

@@ -1,7 +1,7 @@
 """A set of shards under construction: finished shards survive a kill; the complete set is renamed to its final folder.
 
-data/work/encode-images-HASH/files/train-00000.tar    a shard
-data/work/encode-images-HASH/train-00000.tar.json     its row of the manifest, written when the shard is complete
+data/work/encode-images-HASH/files/train-00000.{tar,npy}    a shard and its index
+data/work/encode-images-HASH/train-00000.tar.json           their rows of the manifest, written when both are complete
 """
 
 import contextlib
@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from t2i.core.files import publish, whole, work_folder, write_text
 from t2i.core.locks import locked
 from t2i.data.digests import code_digest, fingerprint
 from t2i.data.manifest import File, describe, read_manifest, write_manifest
 from t2i.data.shards import write_shard
+
+_ROWS = TypeAdapter(list[File])
 
 
 class ShardSet:
@@ -36,33 +38,30 @@ class ShardSet:
     def add_file(self, name: str, content: Callable[[], bytes]) -> bool:
         """Does the same for a single file that is not a shard; it counts as one record."""
 
-        def write() -> File:
+        def write() -> list[File]:
             made = content()
             with whole(self.folder / name, len(made)) as partial:
                 partial.write_bytes(made)
-            return describe(self.folder / name, 1)
+            return [describe(self.folder / name, 1)]
 
         return self._add(name, write)
 
-    def _add(self, name: str, write: Callable[[], File]) -> bool:
+    def _add(self, name: str, write: Callable[[], list[File]]) -> bool:
         path = self._finished / f"{name}.json"
-        found = self._row(path, self.folder / name)
-        row = found or write()
+        found = self._finished_rows(path)
+        rows = found or write()
         if not found:
-            write_text(path, row.model_dump_json())
-        self.rows.append(row)
+            write_text(path, _ROWS.dump_json(rows).decode())
+        self.rows += rows
         return not found
 
-    @staticmethod
-    def _row(path: Path, file: Path) -> File | None:
-        """Returns the row of a file, or None if the file or the row is missing or their sizes differ."""
-        if not (path.exists() and file.exists()):
-            return None
-        with contextlib.suppress(ValidationError):
-            row = File.model_validate_json(path.read_text(encoding="utf-8"))
-            if row.bytes == file.stat().st_size:
-                return row
-        return None
+    def _finished_rows(self, path: Path) -> list[File]:
+        """Returns the rows that a file holds; none if it or one of their files is missing, or a size differs."""
+        with contextlib.suppress(OSError, ValidationError):
+            rows = _ROWS.validate_json(path.read_bytes())
+            if all((self.folder / row.name).stat().st_size == row.bytes for row in rows):
+                return rows
+        return []
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from pydantic import Field
 from t2i.core.params import Section
 from t2i.data.chance import hash_fraction
 from t2i.data.decoding import decode
+from t2i.data.members import Member
 from t2i.data.pixels import Interpolation, Size, View, size_of, view
 from t2i.data.records import Split
-from t2i.data.shards import Member
 
 Place = tuple[float, float]
 """Where a crop lies, down and across, as a fraction of the room that there is: (0.5, 0.5) is the centre."""

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from t2i.core.files import fresh, to_csv, write_json, write_text
-from t2i.data.batches import CachedRecords
+from t2i.data.cached import CachedRecords
 from t2i.data.pixels import to_pixels
 from t2i.data.records import SPLITS, Split
 from t2i.evaluate.clip import Clip

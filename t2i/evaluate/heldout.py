@@ -8,10 +8,11 @@ from PIL import Image
 
 from t2i.data.chance import hash_fraction
 from t2i.data.decoding import EXTENSIONS, decode
+from t2i.data.index import Index
 from t2i.data.manifest import read_manifest
 from t2i.data.pixels import Size, size_of, to_image, view
+from t2i.data.reader import Reader
 from t2i.data.records import Split, read_captions
-from t2i.data.shards import Reader, index
 from t2i.evaluate.section import Evaluate
 
 
@@ -53,7 +54,7 @@ def some_keys(data: DataFolders, split: Split, most: int, seed: int) -> list[str
     Raises:
         ValueError: the split has fewer than two records, too few to compute the metrics.
     """
-    keys = [member.key for member in index(data.raw / "images", split, EXTENSIONS.values())]
+    keys = [member.key for member in Index(data.raw / "images", split, EXTENSIONS.values())]
     if len(keys) < 2:
         advice = f"add records, or change `fetch.heldout_fraction` or `fetch.max_{split}_records`"
         raise ValueError(f"{data.raw}: {len(keys)} {split} record(s), wanted 2 or more: {advice}")
@@ -63,7 +64,7 @@ def some_keys(data: DataFolders, split: Split, most: int, seed: int) -> list[str
 def images_of(data: DataFolders, split: Split, keys: Sequence[str]) -> Iterator[Image.Image]:
     """Yields the centred views of records of a split, resized as in `encode images`."""
     made = read_manifest(data.latents).made_by["params"]
-    members, reader = {member.key: member for member in index(data.raw / "images", split, EXTENSIONS.values())}, Reader()
+    images, reader = Index(data.raw / "images", split, EXTENSIONS.values()), Reader()
     for key in keys:
-        image = decode(bytes(reader.content(members[key])), made["background"])
+        image = decode(reader.content(images[images.place(key)]).tobytes(), made["background"])
         yield to_image(view(image, size_of(made["resolution_px"]), made["interpolation"], (0.5, 0.5), False).pixels)

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from t2i.core.files import fresh
 from t2i.core.params import Section
-from t2i.data.batches import CachedRecords
-from t2i.data.shards import read_tensors
+from t2i.data.cached import CachedRecords
+from t2i.data.reader import read_tensors
 from t2i.evaluate import advice
 from t2i.evaluate.grid import draw_grid
 from t2i.evaluate.heldout import DataFolders, HeldOut, captions, heldout, images_of, some_keys
@@ -169,7 +169,7 @@ def _moments(family: Family, data: DataFolders, seed: int, device: str) -> list[
     """Returns rows of a held-out record's key, its image, and the image decoded from its cached moments."""
     records = CachedRecords(data.latents, data.embeds, "heldout")
     keys = some_keys(data, "heldout", _SHOWN, seed)
-    stored = torch.stack([records.moments(records.keys.index(key))[0] for key in keys])
+    stored = torch.stack([records.moments(records.number(key))[0] for key in keys])
     rebuilt = decoded(family, sample_latents(stored, None, family.scaling_factor, family.shift_factor), device)
     sources = images_of(data, "heldout", keys)
     return [(key, [source, image]) for key, source, image in zip(keys, sources, rebuilt, strict=True)]

@@ -212,6 +212,6 @@ def _write_images(kept: dict[Split, list[Kept]], folder: Path, records_per_shard
                 for record in records[start : start + records_per_shard]:
                     spool.seek(record.offset)
                     members[record.key] = (record.extension, spool.read(record.size))
-                rows.append(write_shard(folder / f"{split}-{number:05d}.tar", members))
+                rows += write_shard(folder / f"{split}-{number:05d}.tar", members)
                 progress.update(len(members))
     write_manifest(folder, rows, {})

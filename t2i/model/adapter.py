@@ -59,7 +59,7 @@ class Adapter(Protocol):
         """
         ...
 
-    def place(self, unet: nn.Module, seed: int, step: int, places: Sequence[int]) -> None:
+    def place(self, unet: nn.Module, seed: int, step: int, places: range) -> None:
         """Says which places in the batch of a step the UNet computes next, so that random layers draw by them alone."""
         ...
 

@@ -1,12 +1,14 @@
 """Denoising error: the error of a UNet on fixed records, timesteps and noise, so that models can be compared."""
 
+import heapq
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2i.data.batches import CachedRecords, collate
+from t2i.data.batches import collate
+from t2i.data.cached import CachedRecords
 from t2i.data.chance import derived_seed, hash_fraction
 from t2i.model.diffusion import add_noise, prediction_target
 from t2i.model.family import Family
@@ -15,8 +17,8 @@ from t2i.model.precision import Precision, computing_in
 
 
 def fixed_records(records: CachedRecords, most: int, seed: int) -> list[int]:
-    """Returns the places of at most `most` records, chosen by hash, so that new records change few of the choices."""
-    return sorted(range(len(records)), key=lambda place: hash_fraction(f"{seed}:{records.keys[place]}"))[:most]
+    """Returns the numbers of at most `most` records, chosen by hash, so that new records change few of the choices."""
+    return heapq.nsmallest(most, range(len(records)), key=lambda record: hash_fraction(f"{seed}:{records.key(record)}"))
 
 
 def timestep_grid(schedule: int, stretches: int) -> list[int]:
@@ -48,9 +50,9 @@ def denoising_errors(
     for at in range(0, len(pairs), batch_size):
         chunk = pairs[at : at + batch_size]
         moments = torch.stack([records.moments(place)[0] for place, _ in chunk]).float()
-        conditioning = collate([records.conditioning(place, 0, 0, family.view_conditioning) for place, _ in chunk])
+        conditioning = collate([records.conditioning(place, family.view_conditioning) for place, _ in chunk])
         latents = sample_latents(moments, None, family.scaling_factor, family.shift_factor)
-        noise = torch.stack([_noise(latents.shape[1:], seed, records.keys[place], timestep) for place, timestep in chunk])
+        noise = torch.stack([_noise(latents.shape[1:], seed, records.key(place), timestep) for place, timestep in chunk])
         timesteps = torch.tensor([timestep for _, timestep in chunk])
         a = family.alphas_cumprod[timesteps]
         noisy_latents, target = add_noise(latents, noise, a), prediction_target(latents, noise, a, family.prediction_type)

@@ -9,11 +9,18 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from t2i.core.signals import STARTED_BY, is_echo
 
+if TYPE_CHECKING:
+    import torch
+
 JOIN_MINUTES = 10
 """How long a process waits for the others of its group to start."""
+
+_DAY = timedelta(days=1)
+"""How long they wait for each other later, such as while the first process validates."""
 
 
 def in_process_group() -> bool:
@@ -65,15 +72,26 @@ def join_group(device: str) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    day = timedelta(days=1)  # the others wait while the first process validates
-    store.set_timeout(day)
+    store.set_timeout(_DAY)
     distributed.init_process_group(
         distributed.get_default_backend_for_device(device),
         store=store,
         rank=int(rank),
         world_size=int(size),
-        timeout=day,
+        timeout=_DAY,
     )
+
+
+def make_host_group(device: "torch.device") -> Any:
+    """Returns a group for messages between CPUs, which wait for no GPU; None if the default group is one, or there is no group.
+
+    Every process of the group must call this.
+    """
+    from torch import distributed
+
+    if device.type == "cpu" or not distributed.is_initialized():
+        return None
+    return distributed.new_group(backend="gloo", timeout=_DAY)
 
 
 def is_first_process() -> bool:

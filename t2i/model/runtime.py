@@ -57,8 +57,8 @@ class Runtime(Section):
     tracker_project: str
     """Project name in the trackers."""
     verify_shards: bool
-    """Whether a stage checks the sha256 of the shards that it reads before it computes anything; about one second per GB.
-    Their sizes are always checked."""
+    """Whether a stage checks the sha256 of the shards that it reads, about one second per GB: before it computes anything, or
+    training, which deletes what it has computed if a shard is damaged, meanwhile. Sizes are always checked."""
     encode_batch_size: int = Field(ge=1)
     """Batch size of the VAE, the text encoder and the sampler, also in validation."""
     offload: bool

@@ -9,12 +9,12 @@ from pathlib import Path
 from t2i.core.files import free_bytes, in_bytes, size_of, work_root
 from t2i.core.locks import holder
 from t2i.core.params import ParamsError
-from t2i.data.batches import CachedRecords
+from t2i.data.cached import CachedRecords
 from t2i.data.caches import check_caches, dataset_digests
 from t2i.data.decoding import EXTENSIONS
+from t2i.data.index import Index
 from t2i.data.manifest import check_hashes, read_manifest
 from t2i.data.records import SPLITS
-from t2i.data.shards import index
 from t2i.encode.roundtrip import psnr_of_records
 from t2i.fetch.base import check_origin, configure, configure_clip
 from t2i.fetch.weights import check_weights
@@ -197,7 +197,7 @@ def _fitting(params_file: Path, base: Path, data: Path) -> str:
 
 
 def _decoded(sections: Sections, family: Family, data: Path) -> str:
-    images = [member for split in SPLITS for member in index(data / "raw/images", split, EXTENSIONS.values())]
+    images = [member for split in SPLITS for member in Index(data / "raw/images", split, EXTENSIONS.values())]
     device, batch_size = sections.runtime.torch_device(), sections.runtime.encode_batch_size
     latents, vae = data / "latents", family.load_vae(device)
     found = psnr_of_records(sections.encode_images, family, vae, images, latents, batch_size=batch_size, device=device)

@@ -91,8 +91,8 @@ def peak_memory(runtime: Runtime) -> int:
     return int(getattr(now, "peak_wset", now.rss))
 
 
-def check_maps(shards: int) -> None:
-    """Checks that the shards of moments and embeddings can be mapped at once; training and validation each map them.
+def check_maps(files: int) -> None:
+    """Checks that the shards of moments and embeddings, and their indices, can be mapped at once.
 
     Raises:
         ValueError: if the system allows fewer maps (Linux).
@@ -102,9 +102,9 @@ def check_maps(shards: int) -> None:
         most = int(limit.read_text())
     except OSError:  # other systems have no such limit
         return
-    if 2 * shards > most - 5000:
+    if files > most - 5000:
         raise ValueError(
-            f"{shards} shards are mapped at once, which is too many for this system ({limit}: {most}): raise "
+            f"{files} shards and indices are mapped at once, which is too many for this system ({limit}: {most}): raise "
             "`fetch.records_per_shard` and `encode.captions.records_per_shard`"
         )
 

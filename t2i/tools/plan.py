@@ -10,8 +10,9 @@ import torch
 
 from t2i.core.files import free_bytes, in_bytes, work_root
 from t2i.data.manifest import read_manifest
+from t2i.data.members import shard_bytes
 from t2i.data.records import SPLITS, Split, read_captions, split_of_shard
-from t2i.data.shards import pack, shard_bytes
+from t2i.data.shards import pack
 from t2i.fetch.base import check_origin
 from t2i.fetch.dataset import Fetch
 from t2i.model.family import Family, check_base, load_family
@@ -100,7 +101,7 @@ def _disk(sections: Sections, dataset: RecordCounts, encoders: Encoders, trained
     latents, embeds = cache_bytes(sections, dataset, encoders)
     image_shards = sum(map(len, dataset.image_shards.values()))
     text_shards = sum(-(-len(counts) // sections.encode_captions.records_per_shard) for counts in dataset.captions.values())
-    check_maps(image_shards + text_shards)
+    check_maps(2 * (image_shards + text_shards))  # and their indices
     yield "moments", f"{in_bytes(latents)} in {image_shards} shards"
     yield "embeddings", f"{in_bytes(embeds)} in {text_shards} shards"
     kept = checkpoints_bytes(sections.train, sections.runtime, trained)

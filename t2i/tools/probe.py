@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from t2i.data.batches import CachedRecords, collate, micro_batches
+from t2i.data.batches import collate, micro_batches
+from t2i.data.cached import CachedRecords
 from t2i.data.manifest import describe, write_manifest
 from t2i.data.pixels import Geometry, Size
+from t2i.data.prefetch import Prefetcher
 from t2i.data.shards import pack, write_shard
 from t2i.model.family import Family
 from t2i.model.precision import Precision, computing_in
@@ -98,12 +100,13 @@ def probe_step(section: Train, runtime: Runtime, family: Family, encoders: Encod
     prepared = prepare(section, runtime, family, _cache(encoders, own, folder))
 
     def step(micro_batches: int) -> None:
-        part = replace(prepared, places=prepared.places[:micro_batches])
+        whole = prepared.prefetcher
+        part = replace(prepared, prefetcher=Prefetcher(whole.batches, whole.places[:micro_batches], prepared.device))
         while part.take_step(section.ema.every_steps - 1) is None:  # fp16's first gradients overflow; this step updates the EMA
             pass
 
     one = seconds(lambda: step(1))
-    count = len(prepared.places)
+    count = len(prepared.prefetcher.places)
     return one if count == 1 else one + (count - 1) * max(0.0, seconds(lambda: step(2)) - one)
 
 
@@ -134,7 +137,7 @@ def _cache(encoders: Encoders, count: int, folder: Path) -> CachedRecords:
     packed = {latents: pack(image, "probe"), embeds: pack({k: t[None] for k, t in encoders.conditioning.items()}, "probe")}
     for path, content in packed.items():
         path.mkdir(parents=True)
-        rows = [write_shard(path / "train-00000.tar", {f"{n:08d}": ("safetensors", content) for n in range(count)})]
+        rows = write_shard(path / "train-00000.tar", {f"{n:08d}": ("safetensors", content) for n in range(count)})
         if path == embeds:
             (embeds / "empty.safetensors").write_bytes(content)
             rows.append(describe(embeds / "empty.safetensors", 1))

@@ -35,8 +35,14 @@ class Checkpoint:
     """Named tensors by file: UNet weights, EMA weights, optimizer state, counts, history."""
 
 
-def save(work: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Writes a checkpoint to a temporary folder, flushes it to disk, renames it, and removes all but the newest `keep`.
+def save(work: Path, checkpoint: Checkpoint, keep: int, spared: Path | None = None) -> None:
+    """Writes a checkpoint to a temporary folder, flushes it to disk, and renames it; removes old ones.
+
+    Args:
+        work: the work folder of the run.
+        checkpoint: what to write.
+        keep: number of newest checkpoints that stay.
+        spared: an older one that stays too.
 
     Raises:
         ValueError: if the disk is full; earlier checkpoints are kept.
@@ -57,7 +63,8 @@ def save(work: Path, checkpoint: Checkpoint, keep: int) -> None:
             flush(path)
     flush(work)
     for old in sorted(work.glob("step-????????"))[:-keep]:
-        shutil.rmtree(old)
+        if old != spared:
+            shutil.rmtree(old)
 
 
 def load_newest(work: Path, *, discard_damaged: bool = False) -> Checkpoint | None:

@@ -12,11 +12,11 @@ from t2i.core.files import to_csv
 class Figures(NamedTuple):
     """The figures of one optimizer step."""
 
-    loss: Tensor | float
+    loss: Tensor
     """Weighted loss."""
-    mse: Tensor | float
+    mse: Tensor
     """Unweighted loss, which can be compared between weightings."""
-    grad_norm: Tensor | float
+    grad_norm: Tensor
     """Norm of the gradients before clipping."""
     learning_rate: float
 
@@ -29,14 +29,12 @@ class History:
 
     def __init__(self, rows: Tensor | None = None) -> None:
         self._read: list[list[float]] = [] if rows is None else rows.tolist()
-        self._pending: list[Tensor] = []
+        self._pending: list[tuple[Tensor, float]] = []
 
     def append(self, row: Figures) -> None:
         """Adds the row of a step without waiting for the device."""
-        device = next((value.device for value in row if isinstance(value, Tensor)), torch.device("cpu"))
-        self._pending.append(
-            torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device).detach() for value in row])
-        )
+        on_device = torch.stack([row.loss, row.mse, row.grad_norm]).detach().float()
+        self._pending.append((on_device, torch.tensor(row.learning_rate).item()))  # fp32, as in a checkpoint
 
     def rows(self) -> list[list[float]]:
         """Returns all rows so far; copies those that are still on the device.
@@ -45,7 +43,8 @@ class History:
             ValueError: if the loss or the gradients of a step are not finite; names the first such step.
         """
         if self._pending:
-            fresh = torch.stack(self._pending).tolist()
+            measured, rates = zip(*self._pending, strict=True)
+            fresh = [[*row, rate] for row, rate in zip(torch.stack(measured).tolist(), rates, strict=True)]
             for step, row in enumerate(fresh, start=len(self._read) + 1):
                 loss, grad_norm = row[COLUMNS.index("loss")], row[COLUMNS.index("grad_norm")]
                 if not (math.isfinite(loss) and math.isfinite(grad_norm)):

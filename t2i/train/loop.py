@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from t2i.core.files import fresh, size_of, to_csv, work_folder, write_json, write_text
 from t2i.core.locks import locked
 from t2i.core.signals import Interrupt, Interrupted
-from t2i.data.batches import CachedRecords
+from t2i.data.cached import CachedRecords
 from t2i.data.digests import code_digest, digest_of, fingerprint, sha256_of
+from t2i.data.records import SPLITS
 from t2i.model.adapter import Facts, deciding_files
 from t2i.model.checks import in_one_line
 from t2i.model.family import Family, file_of
@@ -29,14 +29,19 @@ from t2i.train.change import relative_change
 from t2i.train.checkpoint import Checkpoint
 from t2i.train.execution import take_over_threads
 from t2i.train.history import COLUMNS, History
-from t2i.train.pace import Pace
+from t2i.train.pace import Pace, in_words, progress_bar
 from t2i.train.prepared import Prepared, prepare
 from t2i.train.section import Train
 from t2i.train.trackers import Trackers
 from t2i.train.validation import Validator
+from t2i.train.verification import Verification
 
 DECIDED_BY = (
-    *(f"data/{name}.py" for name in ("batches", "chance", "pixels", "records", "shards")),
+    *(
+        f"data/{name}.py"
+        for name in ("batches", "cached", "chance", "counter", "index", "members", "order", "pixels", "prefetch")
+    ),
+    *(f"data/{name}.py" for name in ("reader", "records")),
     *(f"model/{name}.py" for name in ("adapter", "denoising", "diffusion", "family", "latents", "precision", "prediction")),
     *(f"model/{name}.py" for name in ("pretrained", "schedule")),
     *(f"train/{name}.py" for name in ("checkpoint", "ema", "execution", "history", "loop", "objective", "optim", "prepared")),
@@ -95,12 +100,13 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
     with locked(work) if first else contextlib.nullcontext():
         if first:
             checkpoint.make_room(work, restart=os.environ.get("T2I_RESUME") == "never")
-        prepared = prepare(section, runtime, family, CachedRecords(inputs.latents, inputs.embeds, "train"))
+        verification = Verification(work, (inputs.latents, inputs.embeds) if runtime.verify_shards and first else ())
+        records = {split: CachedRecords(inputs.latents, inputs.embeds, split) for split in SPLITS}
+        prepared = prepare(section, runtime, family, records["train"])
         names = runtime.trackers if first else []
         trackers = Trackers(names, family, runtime.tracker_project, outputs.trackers / work.name, section.model_dump())
-        caches = (inputs.latents, inputs.embeds, inputs.validation_prompts)
-        validator = Validator(runtime, section.precision, family, *caches, work)
-        history = optimize(prepared, runtime, work, validator, trackers)
+        validator = Validator(runtime, section.precision, family, records, inputs.validation_prompts, work)
+        history = optimize(prepared, runtime, work, validator, trackers, verification)
         trackers.finish()
         prepared.close()
         if not first:
@@ -115,7 +121,9 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
     return metrics
 
 
-def optimize(prepared: Prepared, runtime: Runtime, work: Path, validator: Validator, trackers: Trackers) -> History:
+def optimize(
+    prepared: Prepared, runtime: Runtime, work: Path, validator: Validator, trackers: Trackers, verification: Verification
+) -> History:
     """Runs the training loop, starting from the newest checkpoint; returns the history of all steps."""
     first, steps, batch_size = is_first_process(), prepared.steps, prepared.section.batch_size
     step, history = _resume(prepared, work)
@@ -123,7 +131,7 @@ def optimize(prepared: Prepared, runtime: Runtime, work: Path, validator: Valida
         print(f"training {prepared}: steps {step} to {steps}, {batch_size} images each; checkpoints in {work}", file=sys.stderr)
         for note in prepared.section.notes(steps):
             print(f"note: {note}", file=sys.stderr)
-    progress, pace = _progress(step, steps, shown=first), Pace(step)
+    progress, pace = progress_bar(step, steps, shown=first), Pace(step)
 
     def validate() -> None:
         with contextlib.suppress(Interrupted), pace.paused():
@@ -136,11 +144,12 @@ def optimize(prepared: Prepared, runtime: Runtime, work: Path, validator: Valida
             if first and step:
                 tensors = prepared.state() | {"history": {"rows": history.tensor()}}
                 made = Checkpoint(step, torch.get_num_threads(), prepared.processes, tensors)
-                checkpoint.save(work, made, runtime.keep_checkpoints)
+                checkpoint.save(work, made, runtime.keep_checkpoints, spared=verification.trusted())
 
     saved_at = time.monotonic()
     with Interrupt() as interrupt, progress, prepared.before_each_forward(interrupt.check):
         while True:
+            verification.check(finished=step == steps)
             validate()
             if stopping := prepared.agree(interrupt.signal or 0):
                 save()
@@ -161,7 +170,7 @@ def optimize(prepared: Prepared, runtime: Runtime, work: Path, validator: Valida
 
             if step % runtime.log_every_steps == 0:
                 recent = history.rows()[-runtime.log_every_steps :]  # waits for the device
-                progress.set_postfix_str(_shown(recent, pace.steps_per_second(step), batch_size))
+                progress.set_postfix_str(in_words(recent, pace.steps_per_second(step), batch_size))
                 trackers.steps(step, recent, COLUMNS)
             if step == steps or time.monotonic() - saved_at > runtime.checkpoint_every_seconds:
                 save()
@@ -180,16 +189,6 @@ def _resume(prepared: Prepared, work: Path) -> tuple[int, History]:
     elif is_first_process():
         print(f"the checkpoint was made by {found.processes} processes: the last digits will differ", file=sys.stderr)
     return found.step, History(found.tensors["history"]["rows"])
-
-
-def _progress(step: int, steps: int, *, shown: bool) -> Any:
-    bar = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-    return tqdm(total=steps, initial=step, desc="training", bar_format=bar, disable=not shown)
-
-
-def _shown(recent: list[list[float]], steps_per_second: float, batch_size: int) -> str:
-    loss = sum(row[COLUMNS.index("loss")] for row in recent) / len(recent)
-    return f"loss {loss:.4f}, {steps_per_second:.3g} steps/s, {batch_size * steps_per_second:.3g} samples/s"
 
 
 def _export(

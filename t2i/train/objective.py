@@ -9,12 +9,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.params import Section
-from t2i.data.batches import Batch, Batches, CachedRecords
+from t2i.data.batches import Batch, Batches
+from t2i.data.cached import CachedRecords
 from t2i.model.diffusion import add_noise, prediction_target, rectified, snr
 from t2i.model.family import Family
 from t2i.model.latents import sample_latents
 from t2i.model.prediction import PredictionType
-from t2i.train.timesteps import Timesteps, cumulated_probabilities, draw_timestep
+from t2i.train.timesteps import Timesteps, cumulated_probabilities, timesteps_of
 from t2i.train.weighting import Weighting, loss_weights
 
 
@@ -83,7 +84,7 @@ class Objective:
             batch_size=batch_size,
             use_flips=use_flips,
             prompt_dropout=prompt_dropout,
-            timestep_at=partial(draw_timestep, self._cumulated),
+            timesteps_at=partial(timesteps_of, self._cumulated),
             noise_offset=self.section.noise_offset,
             input_perturbation=self.section.input_perturbation,
             seed=seed,

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t2i.data.batches import Batches, CachedRecords, micro_batches
+from t2i.data.batches import micro_batches
+from t2i.data.cached import CachedRecords
 from t2i.data.pixels import Size
+from t2i.data.prefetch import Prefetcher
 from t2i.model.family import Family
+from t2i.model.launch import make_host_group
 from t2i.model.runtime import Runtime, device_in_words
 from t2i.train.ema import Ema
 from t2i.train.execution import Overflows, make_accelerator, prepared_unet
@@ -36,9 +39,8 @@ class Prepared:
     """Number of optimizer steps of the whole run."""
     accelerator: Any
     objective: Objective
-    batches: Batches
-    places: list[range]
-    """Places in the batch that this process computes, one range per micro-batch."""
+    prefetcher: Prefetcher
+    """Gives the micro-batches of this process."""
     unet: nn.Module
     """The UNet of this process, not wrapped."""
     wrapped: nn.Module
@@ -49,6 +51,8 @@ class Prepared:
     trained: dict[str, nn.Parameter]
     ema: Ema
     overflows: Overflows
+    host_group: Any
+    """The process group for messages between CPUs, which wait for no GPU; None: the default group."""
 
     def __str__(self) -> str:
         """Returns the number of trained parameters, the numbers of records and repeats, and the device, in words."""
@@ -87,12 +91,12 @@ class Prepared:
     def _accumulate_gradients(self, step: int) -> tuple[Tensor, Tensor]:
         """Accumulates the gradients of the micro-batches, weighted by their number of images; returns the loss and the MSE."""
         loss = mse = torch.zeros((), device=self.accelerator.device)
-        own = sum(map(len, self.places))
-        for places in self.places:
+        own = sum(map(len, self.prefetcher.places))
+        for number, places in enumerate(self.prefetcher.places):
             weight = len(places) / own
-            batch = self.batches.of_step(step, places).to(self.accelerator.device)
+            batch = self.prefetcher.batch(step, number)
             self.section.adapter.place(self.unet, self.section.seed, step, places)
-            last = places is self.places[-1]
+            last = places is self.prefetcher.places[-1]
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 weighted, unweighted = self.objective.loss(self.wrapped, batch)
                 self.accelerator.backward(weight * weighted)
@@ -154,8 +158,9 @@ class Prepared:
         """Returns the signal that this or any other process received (0: none), so that all stop after the same step."""
         if self.accelerator.num_processes == 1:
             return signal
-        largest: Tensor = self.accelerator.gather(torch.tensor(signal, device=self.accelerator.device)).max()
-        return int(largest.item())
+        largest = torch.tensor(signal)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, self.host_group)
+        return int(largest)
 
     def wait_for_everyone(self) -> None:
         """Blocks until every process has made this call."""
@@ -165,7 +170,7 @@ class Prepared:
     def size_px(self) -> Size:
         """Height and width of the images that it learns from."""
         factor = self.objective.family.vae_factor
-        height, width = self.batches.records.moments(0).shape[2:]
+        height, width = self.prefetcher.batches.records.moments(0).shape[2:]
         return height * factor, width * factor
 
     @property
@@ -175,7 +180,8 @@ class Prepared:
         return processes
 
     def close(self) -> None:
-        """Destroys the process group on GPUs, as NCCL requires. On CPUs, the group ends with the processes."""
+        """Ends the prefetching, and on GPUs the process group, as NCCL requires. On CPUs, the group ends with the processes."""
+        self.prefetcher.close()
         if self.device.type != "cpu":
             self.accelerator.end_training()
 
@@ -200,7 +206,7 @@ def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRec
 
     torch.manual_seed(section.seed)
     unet = prepared_unet(family, runtime, section.precision, random=section.init == "random")
-    family.check_fit(unet, records.moments(0), records.conditioning(0, 0, 0, family.view_conditioning))
+    family.check_fit(unet, records.moments(0), records.conditioning(0, family.view_conditioning))
     trained = section.adapter.inject(unet, section.precision) or trainable(unet, section.trainable)
     unet.to(accelerator.device)
     ema = Ema(trained, section.ema, runtime.ema_device or accelerator.device)
@@ -213,8 +219,7 @@ def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRec
         steps=section.total_steps(len(records.epoch)),
         accelerator=accelerator,
         objective=objective,
-        batches=batches,
-        places=places,
+        prefetcher=Prefetcher(batches, places, accelerator.device),
         unet=unet,
         wrapped=wrapped,
         adamw=adamw,
@@ -222,6 +227,7 @@ def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRec
         trained=trained,
         ema=ema,
         overflows=Overflows(accelerator.scaler),
+        host_group=make_host_group(accelerator.device),
     )
 
 

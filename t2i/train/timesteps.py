@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
@@ -75,11 +76,12 @@ def _favouring(timesteps: int, favoured: slice, multiplier: float) -> Weights:
     return weights
 
 
-def draw_timestep(cumulated: Weights, uniform: float) -> int:
-    """Returns the timestep of a uniform number in [0, 1), by the inverse of the cumulated probabilities."""
-    return min(int(torch.searchsorted(cumulated, uniform, right=True)), len(cumulated) - 1)
+def timesteps_of(cumulated: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Returns the timesteps of numbers in [0, 1), by the inverse of the cumulated probabilities."""
+    return np.minimum(np.searchsorted(cumulated, uniform, side="right"), len(cumulated) - 1)
 
 
-def cumulated_probabilities(weights: Weights) -> Weights:
+def cumulated_probabilities(weights: Weights) -> np.ndarray:
     """Returns, for each timestep, the probability that it or an earlier one is drawn."""
-    return weights.cumsum(0) / weights.sum()
+    cumulated: np.ndarray = (weights.cumsum(0) / weights.sum()).numpy()
+    return cumulated

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from t2i.core.files import whole
-from t2i.data.batches import CachedRecords
+from t2i.data.cached import CachedRecords
 from t2i.data.chance import derived_seed
 from t2i.data.digests import digest_of, fingerprint
-from t2i.data.records import SPLITS, Split
-from t2i.data.shards import read_tensors
+from t2i.data.reader import read_tensors
+from t2i.data.records import Split
 from t2i.model.denoising import denoising_errors, fixed_records
 from t2i.model.family import Family, decoded
 from t2i.model.precision import Precision
@@ -37,8 +37,7 @@ class Validator:
     precision: Precision
     """`train.precision`."""
     family: Family
-    latents: Path
-    embeds: Path
+    records: dict[Split, CachedRecords]
     prompts: Path
     """Folder with embeds.safetensors, written by `encode captions`."""
     work: Path
@@ -92,14 +91,10 @@ class Validator:
             rows.append({"step": int(path.stem.removeprefix("step-")), **errors, "overfit_gap": gap})
         return rows
 
-    @cached_property
-    def _records(self) -> dict[Split, CachedRecords]:
-        return {split: CachedRecords(self.latents, self.embeds, split) for split in SPLITS}
-
     def _errors(self, unet: nn.Module, device: torch.device) -> dict[Split, Tensor]:
         p, errors = self.runtime.validation, {}
-        count = min(p.records, *map(len, self._records.values()))
-        for split, records in self._records.items():
+        count = min(p.records, *map(len, self.records.values()))
+        for split, records in self.records.items():
             places = fixed_records(records, count, p.seed)
             of_each = denoising_errors(
                 unet,
@@ -118,9 +113,9 @@ class Validator:
     def _draw(self, unet: nn.Module, device: torch.device) -> Tensor:
         p, most = self.runtime.validation, self.runtime.encode_batch_size
         prompts = {name: t.float().to(device) for name, t in read_tensors(self.prompts / "embeds.safetensors").items()}
-        empty = {name: t.float().to(device) for name, t in self._records["train"].empty.items()}
+        empty = {name: t.float().to(device) for name, t in self.records["train"].empty.tensors().items()}
         count = len(next(iter(prompts.values())))
-        _, moments, height, width = self._records["train"].moments(0).shape
+        _, moments, height, width = self.records["train"].moments(0).shape
         generators = [torch.Generator().manual_seed(derived_seed(p.seed, "validation", number)) for number in range(count)]
         noise = torch.stack([torch.randn(moments // 2, height, width, generator=generator) for generator in generators])
         return torch.cat(

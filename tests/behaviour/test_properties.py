@@ -20,8 +20,10 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from t2i.core.params import ParamsError, check, load_section
-from t2i.data.batches import Batch, Batches, CachedRecords, Draws, epoch_order, micro_batches, position_to_record
+from t2i.data.batches import Batch, Batches, Draws, micro_batches
+from t2i.data.cached import CachedRecords
 from t2i.data.chance import hash_fraction
+from t2i.data.order import Epoch
 from t2i.data.pixels import view
 from t2i.data.records import split_of
 from t2i.fetch.selection import Kept, Selection
@@ -113,22 +115,12 @@ def test_a_section_survives_writing_and_reading(section, number, rate) -> None:
         assert section != "train" or (read.steps, read.learning_rate, read.seed) == (number, rate, -number)
 
 
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=20), SEEDS, st.integers(0, 5))
-def test_an_epoch_has_each_record_as_often_as_it_repeats(repeats, seed, epoch) -> None:
-    records = [record for record, count in enumerate(repeats) for _ in range(count)]
-    first = epoch * len(records)
-    seen = [position_to_record(position, records, seed) for position in range(first, first + len(records))]
-    assert sorted(seen) == records
-
-
 @given(st.integers(1, 60), SEEDS, st.integers(0, 200), st.integers(1, 50))
 def test_the_order_of_records_concatenates_permutations(records, seed, start, length) -> None:
-    epochs = [epoch_order(seed, epoch, records) for epoch in range((start + length) // records + 1)]
-    assert all(sorted(epoch) == list(range(records)) for epoch in epochs)
-    endless = [record for epoch in epochs for record in epoch]
-    assert [position_to_record(at, range(records), seed) for at in range(start, start + length)] == endless[
-        start : start + length
-    ]
+    epoch = Epoch(records, {})
+    whole = epoch.records(range(((start + length) // records + 1) * records), seed)
+    assert all(sorted(whole[at : at + records]) == list(range(records)) for at in range(0, len(whole), records))
+    assert epoch.records(range(start, start + length), seed) == whole[start : start + length]
 
 
 @cache
@@ -143,7 +135,7 @@ def batches(batch_size: int, seed: int) -> Batches:
         use_flips=True,
         view_conditioning=lambda geometry, latents: {},
         prompt_dropout=0.25,
-        timestep_at=lambda uniform: int(uniform * 1000),
+        timesteps_at=lambda uniform: (uniform * 1000).astype(int),
         noise_offset=0.1,
         input_perturbation=0.1,
         seed=seed,
@@ -170,7 +162,7 @@ def test_processes_and_micro_batches_do_not_change_a_batch(processes, share, siz
 def test_the_order_does_not_depend_on_the_batch_size(batch_size, step, seed) -> None:
     own = batches(batch_size, seed)
     seen = own.of_step(step, range(batch_size)).moments[:, 1, 0, 0].tolist()  # the moments hold the number of the record
-    assert seen == [position_to_record(step * batch_size + place, range(10), seed) for place in range(batch_size)]
+    assert seen == own.records.epoch.records(range(step * batch_size, (step + 1) * batch_size), seed)
 
 
 IDENTITIES = st.lists(st.text(max_size=8), unique=True, max_size=40)
@@ -206,7 +198,11 @@ def test_a_selection_has_the_lowest_ranks_in_any_order(old, new, most, seed, cha
 NUMBERS = st.floats(-1e6, 1e6, width=32)
 
 
-@given(st.lists(st.builds(Figures, *[NUMBERS] * len(COLUMNS)), min_size=1, max_size=30), st.integers(1, 12), st.integers(0, 30))
+def figures(loss: float, mse: float, grad_norm: float, learning_rate: float) -> Figures:
+    return Figures(torch.tensor(loss), torch.tensor(mse), torch.tensor(grad_norm), learning_rate)
+
+
+@given(st.lists(st.builds(figures, *[NUMBERS] * len(COLUMNS)), min_size=1, max_size=30), st.integers(1, 12), st.integers(0, 30))
 def test_a_history_is_the_same_after_any_interruption(rows, steps, cut) -> None:
     whole, first = History(), History()
     for row in rows:
@@ -226,7 +222,7 @@ def test_a_history_is_the_same_after_any_interruption(rows, steps, cut) -> None:
         }
     lengths = [window["step"] - before for window, before in zip(windows, [0, *(w["step"] for w in windows)], strict=False)]
     total = sum(window["loss"] * length for window, length in zip(windows, lengths, strict=True))
-    assert total == pytest.approx(sum(row[0] for row in rows), rel=1e-4, abs=1e-2)
+    assert total == pytest.approx(sum(float(row.loss) for row in rows), rel=1e-4, abs=1e-2)
 
 
 SIDE, PX = st.integers(1, 300), st.integers(1, 64)

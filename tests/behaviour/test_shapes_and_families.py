@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from stages import fetch
 from stages.tools import app
 from t2i.core.params import load_section
-from t2i.data.shards import Reader, index, read_tensors
+from t2i.data.index import Index
+from t2i.data.reader import Reader, read_tensors
 from t2i.fetch.base import check_origin
 from t2i.model.base import Base
 from tests import tiny
@@ -53,7 +54,7 @@ def test_all_stages_and_tools_run(project, tmp_path, family, options, size) -> N
     project.evaluate()
 
     data, reader = project.folder / "data", Reader()
-    for member in index(data / "latents", "train"):
+    for member in Index(data / "latents", "train"):
         assert reader.tensors(member)["moments"].shape == (4, 8, size[0] // 2, size[1] // 2)
     zeros = family == "sdxl" and options.get("zeros", True)
     assert all(bool(tensor.any()) is not zeros for tensor in read_tensors(data / "embeds/empty.safetensors").values())

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from stages import encode, fetch
 from t2i.data.chance import derived_seed
-from t2i.data.shards import Reader, index
+from t2i.data.index import Index
+from t2i.data.reader import Reader
 from t2i.model.families.stable_diffusion import Family
 from tests.projects import LORA, ROOT, Project, files, untrained
 
@@ -116,7 +117,7 @@ def test_all_views_are_stored_and_heldout_records_have_one(project) -> None:
     project.fetch_and_encode()
     latents, reader = project.folder / "data/latents", Reader()
     for split, count in (("train", 6), ("heldout", 1)):
-        for member in index(latents, split):
+        for member in Index(latents, split):
             stored = reader.tensors(member)
             assert stored["moments"].shape == (count, 8, 16, 16)
             assert stored["moments"].dtype == torch.float16
@@ -131,7 +132,7 @@ def test_stored_moments_match_the_vae(project) -> None:
     project.fetch_and_encode()
     family = Family(project.folder / "data/base")
     vae, reader = family.load_vae("cpu"), Reader()
-    member = index(project.folder / "data/latents", "heldout")[0]
+    member = Index(project.folder / "data/latents", "heldout")[0]
     with tarfile.open(project.folder / "data/raw/images/heldout-00000.tar") as tar:
         content = tar.extractfile(f"{member.key}.png")
         assert content is not None
@@ -153,7 +154,7 @@ def test_stored_embeddings_match_the_text_encoder(project) -> None:
     text = family.load_text("cpu")
     counts = set()
     for split in ("train", "heldout"):
-        for member in index(project.folder / "data/embeds", split):
+        for member in Index(project.folder / "data/embeds", split):
             stored = reader.tensors(member)["encoder_hidden_states"]
             counts.add(len(stored))
             wanted = family.encode_prompts(text, captions[member.key]["captions"])["encoder_hidden_states"]
@@ -360,7 +361,7 @@ def test_random_weights_depend_on_the_seed(project, monkeypatch) -> None:
 
 def test_epochs_are_converted_to_steps(project) -> None:
     project.fetch_and_encode()
-    records = len(index(project.folder / "data/latents", "train"))
+    records = len(Index(project.folder / "data/latents", "train"))
     project.params["train"] |= {"steps": None, "epochs": 2}
     project.train()
     assert project.json("data/reports/train/metrics.json")["steps"] == -(-2 * records // 4)

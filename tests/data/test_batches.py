@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2i.data.batches import Batches, CachedRecords, epoch_order, micro_batches, position_to_record
-from t2i.data.chance import derived_seed
+from t2i.data.batches import Batches, micro_batches
+from t2i.data.cached import CachedRecords
 from tests.tiny import write_caches
 
 
@@ -24,27 +24,11 @@ def make_batches(
         use_flips=use_flips,
         view_conditioning=lambda geometry, latents: {},
         prompt_dropout=0.25,
-        timestep_at=lambda uniform: int(uniform * 1000),
+        timesteps_at=lambda uniform: (uniform * 1000).astype(int),
         noise_offset=noise_offset,
         input_perturbation=input_perturbation,
         seed=3,
     )
-
-
-def test_an_epoch_visits_each_record_once_and_epochs_differ() -> None:
-    visited = [position_to_record(position, range(7), seed=1) for position in range(21)]
-    for epoch in range(3):
-        assert sorted(visited[7 * epoch : 7 * epoch + 7]) == list(range(7))
-    assert len({epoch_order(1, epoch, 100) for epoch in range(5)}) == 5
-
-
-def test_an_epoch_visits_each_record_as_often_as_it_repeats(tmp_path) -> None:
-    records = CachedRecords(*write_caches(tmp_path, repeats={"k3": 4, "k7": 2}), "train")
-    visited = [position_to_record(position, records.epoch, seed=1) for position in range(3 * 14)]
-    for epoch in range(3):
-        counts = Counter(visited[14 * epoch : 14 * epoch + 14])
-        assert counts == {record: {3: 4, 7: 2}.get(record, 1) for record in range(10)}
-    assert len({tuple(visited[14 * epoch : 14 * epoch + 14]) for epoch in range(3)}) == 3
 
 
 def test_repeats_decide_which_records_a_batch_has(tmp_path, batches) -> None:
@@ -53,12 +37,7 @@ def test_repeats_decide_which_records_a_batch_has(tmp_path, batches) -> None:
     repeated = replace(batches, records=records, batch_size=14)
     seen = repeated.of_step(7, range(14)).moments[:, 1, 0, 0].int().tolist()  # the moments hold the number of the record
     assert Counter(seen) == dict.fromkeys(range(10), 1) | {3: 5}
-    assert seen == [position_to_record(7 * 14 + place, records.epoch, 3) for place in range(14)]
-
-
-def test_without_repeats_the_order_is_that_of_epoch_order(batches) -> None:
-    endless = [record for epoch in range(3) for record in epoch_order(3, epoch, 10)]
-    assert [position_to_record(position, batches.records.epoch, 3) for position in range(30)] == endless
+    assert seen == records.epoch.records(range(7 * 14, 8 * 14), 3)
 
 
 def test_a_step_may_cross_an_epoch(batches) -> None:
@@ -68,7 +47,7 @@ def test_a_step_may_cross_an_epoch(batches) -> None:
 
 def test_draws_do_not_depend_on_micro_batches(batches) -> None:
     whole = batches.of_step(5, range(4))
-    parts = [batches.of_step(5, [place]) for place in range(4)]
+    parts = [batches.of_step(5, range(place, place + 1)) for place in range(4)]
     torch.testing.assert_close(whole.moments, torch.cat([part.moments for part in parts]), rtol=0, atol=0)
     for name in ("noise", "input_noise", "epsilon", "timesteps"):
         assert torch.equal(getattr(whole.draws, name), torch.cat([getattr(part.draws, name) for part in parts]))
@@ -76,9 +55,8 @@ def test_draws_do_not_depend_on_micro_batches(batches) -> None:
 
 
 def test_draws_differ_between_places_steps_and_seeds(batches) -> None:
-    noises = [batches.of_step(step, [place]).draws.noise for step in range(3) for place in range(4)]
+    noises = [batches.of_step(step, range(place, place + 1)).draws.noise for step in range(3) for place in range(4)]
     assert len({tuple(noise.flatten().tolist()) for noise in noises}) == 12
-    assert derived_seed(1, 23) != derived_seed(12, 3)
 
 
 def test_noise_is_standard_normal_and_timesteps_are_uniform(batches) -> None:
@@ -115,7 +93,7 @@ def test_a_batch_size_must_be_a_multiple_of_processes() -> None:
 
 
 def test_caches_from_different_datasets_are_rejected(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"record k9 is in .*latents but not in .*embeds"):
+    with pytest.raises(ValueError, match=r"latents has 10 train records, but .*embeds has 9: .* different datasets"):
         CachedRecords(*write_caches(tmp_path, embedded=9), "train")
 
 

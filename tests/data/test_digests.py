@@ -24,6 +24,7 @@ NOT_DECISIVE = {
         "train/change.py",
         "train/pace.py",
         "train/trackers.py",
+        "train/verification.py",
     },  # a family imports all parts of a pipeline, and uses some
     "encode-images": ALWAYS  # latents: to decode back
     | {"encode/roundtrip.py", "model/latents.py"}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import webdataset
@@ -15,8 +16,16 @@ from hypothesis import strategies as some
 from safetensors.torch import load
 from torch import Tensor
 
-from t2i.data.manifest import File, check_hashes, write_manifest
-from t2i.data.shards import Reader, index, pack, scan, write_shard
+from t2i.data.index import Index
+from t2i.data.manifest import check_hashes, describe, write_manifest
+from t2i.data.members import scan
+from t2i.data.reader import Reader
+from t2i.data.shards import pack, write_shard
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("T2I_WORK_DIR", str(tmp_path.with_name(tmp_path.name + "-work")))
 
 
 @pytest.fixture
@@ -30,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
             )
             for n in (2, 0, 1)
         }
-        rows.append(write_shard(tmp_path / f"train-{number:05d}.tar", contents))
+        rows += write_shard(tmp_path / f"train-{number:05d}.tar", contents)
     write_manifest(tmp_path, rows, {"by": "a test"})
     return tmp_path
 
@@ -39,7 +48,7 @@ def test_equal_records_give_equal_bytes(tmp_path) -> None:
     members = {"b": ("txt", b"two"), "a": ("txt", b"one")}
     first = write_shard(tmp_path / "x.tar", members)
     second = write_shard(tmp_path / "y.tar", dict(reversed(members.items())))
-    assert first.sha256 == second.sha256
+    assert [file.sha256 for file in first] == [file.sha256 for file in second]
 
 
 def test_webdataset_reads_what_we_write(folder) -> None:
@@ -50,7 +59,7 @@ def test_webdataset_reads_what_we_write(folder) -> None:
     reader = Reader()
     ours = {
         member.key: reader.tensors(member)["moments"]
-        for member in index(folder, "train")
+        for member in Index(folder, "train")
         if member.shard.name == "train-00000.tar"
     }
     assert list(ours) == sorted(ours) == list(theirs)
@@ -58,20 +67,20 @@ def test_webdataset_reads_what_we_write(folder) -> None:
 
 
 def test_reading_keeps_no_file_open(tmp_path) -> None:
-    names = [f"train-{number:05d}.tar" for number in range(150)]
-    rows = [write_shard(tmp_path / name, {name[:11]: ("safetensors", pack({"x": torch.ones(1)}, ""))}) for name in names]
+    x, names = pack({"x": torch.ones(1)}, ""), [f"train-{number:05d}.tar" for number in range(150)]
+    rows = [row for name in names for row in write_shard(tmp_path / name, {name[:11]: ("safetensors", x)})]
     write_manifest(tmp_path, rows, {})
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 16, before[1]))
     try:
         reader = Reader()
-        assert all(reader.tensors(member)["x"] == 1 for member in index(tmp_path, "train"))
+        assert all(reader.tensors(member)["x"] == 1 for member in Index(tmp_path, "train"))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_writing_to_a_record_changes_no_file(folder) -> None:
-    (member, *_), before = index(folder, "train"), (folder / "train-00000.tar").read_bytes()
+    (member, *_), before = Index(folder, "train"), (folder / "train-00000.tar").read_bytes()
     tensors = Reader().tensors(member)
     for tensor in tensors.values():
         tensor.fill_(1)
@@ -96,25 +105,39 @@ def test_every_record_is_where_the_index_says(tmp_path_factory, contents) -> Non
         assert [entry.name for entry in tar] == [f"{key}.png" for key in sorted(contents)]
 
 
+def forget_indices(folder: Path) -> None:
+    """Makes a set as it was written before shards had indices."""
+    for path in folder.glob("*.npy"):
+        path.unlink()
+    rows = [describe(path, 3) for path in folder.glob("*.tar")]
+    write_manifest(folder, rows, {})
+
+
+def test_a_set_without_indices_is_indexed_in_the_work_folder(folder) -> None:
+    indexed = list(Index(folder, "train"))
+    forget_indices(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert list(Index(folder, "train")) == list(Index(folder, "train")) == indexed
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert len(list(Path(os.environ["T2I_WORK_DIR"]).glob("indices/*.npy"))) == 2
+
+
 def test_a_truncated_shard_is_an_error_at_every_length(folder) -> None:
+    forget_indices(folder)
     shard = folder / "train-00001.tar"
     content = shard.read_bytes()
     *_, last = scan(shard)
+    first = describe(folder / "train-00000.tar", 3)
     for kept in range(0, last.offset + last.size + 512, 97):  # the rest is padding
         shard.write_bytes(content[:kept])
-        with pytest.raises(ValueError, match=rf"train-00001.tar: expected {len(content)} bytes, found {kept} bytes"):
-            index(folder, "train")
-        write_manifest(
-            folder, [row_of(path) for path in sorted(folder.glob("*.tar"))], {}
-        )  # also if the manifest has that size
+        write_manifest(folder, [first, describe(shard, 3)], {})
         with pytest.raises(ValueError, match=r"train-00001.tar: (damaged or )?(truncated|no end|expected 3 records)"):
-            index(folder, "train")
+            list(Index(folder, "train"))
         shard.write_bytes(content)
-        write_manifest(folder, [row_of(path) for path in sorted(folder.glob("*.tar"))], {})
-
-
-def row_of(path: Path) -> File:
-    return File(name=path.name, count=3, bytes=path.stat().st_size, sha256="")
+        write_manifest(folder, [first, describe(shard, 3)], {})
+        shard.write_bytes(content[:kept])
+        with pytest.raises(ValueError, match=rf"train-00001.tar: expected {len(content)} bytes, found {kept} bytes"):
+            Index(folder, "train")
 
 
 def test_a_damaged_header_is_an_error(folder) -> None:
@@ -122,8 +145,42 @@ def test_a_damaged_header_is_an_error(folder) -> None:
     content = bytearray(shard.read_bytes())
     content[3] ^= 1
     shard.write_bytes(bytes(content))
+    reader = Reader()
+    with pytest.raises(ValueError, match=r"train-00000.tar: record key00: not at byte 512, where its index has it"):
+        [reader.content(member) for member in Index(folder, "train")]
+    for path in folder.glob("*.npy"):
+        path.unlink()
+    write_manifest(folder, [describe(path, 3) for path in folder.glob("*.tar")], {})
     with pytest.raises(ValueError, match=r"train-00000.tar: damaged .* at byte 0"):
-        index(folder, "train")
+        list(Index(folder, "train"))
+
+
+def test_an_index_of_another_shard_is_an_error(folder) -> None:
+    (folder / "train-00000.npy").write_bytes((folder / "train-00001.npy").read_bytes())
+    reader = Reader()
+    with pytest.raises(ValueError, match=r"train-00000.tar: record key10: not at byte"):
+        [reader.content(member) for member in Index(folder, "train")]
+
+
+@pytest.mark.parametrize(
+    "rows", [np.zeros(3), np.zeros(3, "S4"), np.array([{}] * 3, object), np.zeros((3, 1), [("key", "S4")])]
+)
+def test_a_file_with_other_columns_is_no_index(folder, rows) -> None:
+    np.save(folder / "train-00000.npy", rows, allow_pickle=True)
+    write_manifest(folder, [describe(path, 3) for path in folder.iterdir() if path.suffix != ".json"], {})
+    with pytest.raises(ValueError, match=r"train-00000.npy: not a complete index"):
+        list(Index(folder, "train"))
+
+
+def test_a_record_is_found_from_any_place(folder) -> None:
+    index = Index(folder, "train")
+    for place, member in enumerate(index):
+        assert {index.place(member.key, near) for near in range(8)} == {place}
+    with pytest.raises(ValueError, match=r"no record key99, .* different datasets"):
+        index.place("key99")
+    assert index[1:3] == [index[1], index[2]]
+    with pytest.raises(IndexError):
+        index[6]
 
 
 def of_type(kind: bytes) -> Callable[[tarfile.TarInfo], None]:
@@ -154,9 +211,9 @@ def test_members_with_other_names_or_types_are_rejected(tmp_path, name, change, 
         if change is not None:
             change(entry)
         tar.addfile(entry, io.BytesIO(b"abc"))
-    write_manifest(tmp_path, [row_of(tmp_path / "train-00000.tar")], {})
+    write_manifest(tmp_path, [describe(tmp_path / "train-00000.tar", 1)], {})
     with pytest.raises(ValueError, match=said):
-        index(tmp_path, "train")
+        list(Index(tmp_path, "train"))
     assert {path.name for path in tmp_path.iterdir()} == {"train-00000.tar", "manifest.json"}
 
 
@@ -166,20 +223,20 @@ def test_duplicate_keys_are_named(tmp_path) -> None:
             entry = tarfile.TarInfo("k.safetensors")
             entry.size = 3
             tar.addfile(entry, io.BytesIO(b"abc"))
-    write_manifest(tmp_path, [row_of(tmp_path / "train-00000.tar")], {})
-    with pytest.raises(ValueError, match=r"duplicate record k, first in train-00000.tar"):
-        index(tmp_path, "train")
-    rows = [write_shard(tmp_path / f"train-{n:05d}.tar", {"k": ("safetensors", b"abc")}) for n in range(2)]
+    write_manifest(tmp_path, [describe(tmp_path / "train-00000.tar", 2)], {})
+    with pytest.raises(ValueError, match=r"train-00000.tar: duplicate record k"):
+        list(Index(tmp_path, "train"))
+    rows = [row for n in range(2) for row in write_shard(tmp_path / f"train-{n:05d}.tar", {"k": ("safetensors", b"abc")})]
     write_manifest(tmp_path, rows, {})
-    with pytest.raises(ValueError, match=r"train-00001.tar: duplicate record k, first in train-00000.tar"):
-        index(tmp_path, "train")
+    with pytest.raises(ValueError, match=r"duplicate record k, in train-00000.tar and train-00001.tar"):
+        Index(tmp_path, "train").check_unique()
 
 
 def everything(folder: Path) -> dict[str, dict[str, Tensor]]:
     reader = Reader()
     return {
         member.key: {name: tensor.clone() for name, tensor in reader.tensors(member).items()}
-        for member in index(folder, "train")
+        for member in Index(folder, "train")
     }
 
 

@@ -42,7 +42,7 @@ def test_a_complete_set_is_renamed_and_leaves_no_work_folder(out, tmp_path) -> N
     made: list[str] = []
     make(out, made)
     assert made == ["a.tar", "b.tar"]
-    assert [file.name for file in read_manifest(out).files] == ["a.tar", "b.tar", "empty.safetensors"]
+    assert [file.name for file in read_manifest(out).files] == ["a.npy", "a.tar", "b.npy", "b.tar", "empty.safetensors"]
     assert read_manifest(out).made_by == {"of": 1}
     assert not list((tmp_path / "work").iterdir())
 

@@ -1,7 +1,7 @@
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from t2i.data.batches import CachedRecords
+from t2i.data.cached import CachedRecords
 from t2i.model.denoising import denoising_errors, fixed_records, timestep_grid
 from t2i.model.families.stable_diffusion import Family
 

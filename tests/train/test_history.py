@@ -32,6 +32,6 @@ def test_a_history_resumes_from_a_checkpoint() -> None:
 def test_a_non_finite_loss_names_its_step() -> None:
     history = History()
     for loss in (1.0, float("nan")):
-        history.append(Figures(torch.tensor(loss), 0.0, 0.0, 0.0))
+        history.append(Figures(torch.tensor(loss), torch.tensor(0.0), torch.tensor(0.0), 0.0))
     with pytest.raises(ValueError, match=r"step 2: .*nan.*: lower `train.learning_rate`"):
         history.rows()

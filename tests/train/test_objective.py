@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_dream_and_update_latents, compute_snr
 
-from t2i.data.batches import CachedRecords
+from t2i.data.cached import CachedRecords
 from t2i.model.families.stable_diffusion import Family
 from t2i.train.objective import Objective, ObjectiveSection
 from tests import tiny

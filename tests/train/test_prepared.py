@@ -5,7 +5,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from t2i.core.params import load_section
-from t2i.data.batches import CachedRecords
+from t2i.data.cached import CachedRecords
 from t2i.model.families.stable_diffusion import Family
 from t2i.model.runtime import Runtime
 from t2i.train.prepared import Prepared, prepare

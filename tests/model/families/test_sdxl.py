@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, U
 from diffusers.training_utils import compute_snr
 from PIL import Image
 
-from t2i.data.batches import CachedRecords
+from t2i.data.cached import CachedRecords
 from t2i.data.pixels import Geometry, covering, to_pixels, view
 from t2i.model.families.sdxl import Family as Sdxl
 from t2i.model.family import check_base

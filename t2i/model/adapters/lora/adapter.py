@@ -77,7 +77,7 @@ class Adapter(Section):
             use_dora=self.dora,
         )
 
-    def place(self, unet: nn.Module, seed: int, step: int, places: Sequence[int]) -> None:
+    def place(self, unet: nn.Module, seed: int, step: int, places: range) -> None:
         """Says which places in the batch of a step the UNet computes next: they decide what is dropped."""
         if self.dropout:
             place_dropouts(unet, seed, step, places)

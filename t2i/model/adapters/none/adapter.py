@@ -27,7 +27,7 @@ class Adapter(Section):
         del unet, precision
         return {}
 
-    def place(self, unet: nn.Module, seed: int, step: int, places: Sequence[int]) -> None:
+    def place(self, unet: nn.Module, seed: int, step: int, places: range) -> None:
         """Changes nothing."""
         del unet, seed, step, places
 

@@ -1,0 +1,80 @@
+"""Cached records: the moments and the conditioning of a split, joined by key; opened without reading the list of records."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from t2i.data.index import Index
+from t2i.data.order import Epoch
+from t2i.data.pixels import Geometry, Size
+from t2i.data.reader import Reader, Stored
+from t2i.data.records import Split, read_repeats
+
+ViewConditioning = Callable[[Geometry, Size], dict[str, Tensor]]
+"""Returns what the UNet is told about a view, from its geometry and the size of its latents: `Family.view_conditioning`."""
+
+
+_OTHERS = "they were made from different datasets; run `dvc repro`"
+
+
+class CachedRecords:
+    """The cached records of a split, numbered in the order of the shards of moments.
+
+    Raises:
+        ValueError: if a set is not complete, or they have different numbers of records. Methods: if a record is damaged, or is
+            in one set only.
+    """
+
+    def __init__(self, latents: Path, embeds: Path, split: Split) -> None:
+        self._latents, self._embeds = Index(latents, split), Index(embeds, split)
+        if (images := len(self._latents)) != (texts := len(self._embeds)):
+            raise ValueError(f"{latents} has {images} {split} records, but {embeds} has {texts}: {_OTHERS}")
+        repeats = read_repeats(embeds) if split == "train" else {}
+        self.epoch = Epoch(images, {self.number(key): count for key, count in repeats.items()})
+        """The records of an epoch of training."""
+        self._reader = Reader()
+        self.empty = self._reader.file(embeds / "empty.safetensors")
+        """The conditioning of the empty prompt."""
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    def key(self, record: int) -> str:
+        """Returns the key of a record."""
+        return self._latents[record].key
+
+    def number(self, key: str) -> int:
+        """Returns the number of the record with a key."""
+        return self._latents.place(key)
+
+    def image(self, record: int) -> Stored:
+        """Returns `moments`, `original_size`, `crop` and `flipped` of a record's views."""
+        return self._reader.stored(self._latents[record])
+
+    def text(self, record: int) -> Stored:
+        """Returns the conditioning of a record's captions."""
+        return self._reader.stored(self._embeds[self._embeds.place(self.key(record), record)])
+
+    def moments(self, record: int) -> Float[Tensor, "views m h w"]:
+        """Returns the moments of a record's views."""
+        return self.image(record).tensor("moments")
+
+    def conditioning(self, record: int, of_view: ViewConditioning) -> dict[str, Tensor]:
+        """Returns the conditioning of a record's first view and first caption, without a batch axis."""
+        text, image = self.text(record), self.image(record)
+        return {name: text.tensor(name)[0] for name in text.fields} | of_view(geometry(image, 0), latent_size(image))
+
+
+def geometry(image: Stored, view: int) -> Geometry:
+    """Returns the geometry of a view."""
+    (height, width), (top, left) = (image.row(name, view).view(np.int32).tolist() for name in ("original_size", "crop"))
+    return Geometry((height, width), (top, left), bool(image.row("flipped", view)[0]))
+
+
+def latent_size(image: Stored) -> Size:
+    """Returns the height and width of the moments of a record."""
+    *_, height, width = image.fields["moments"].shape
+    return height, width

@@ -1,0 +1,48 @@
+"""Prefetching: a thread gathers the next micro-batches while a training step computes."""
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from t2i.data.batches import Batch, Batches, Buffers, Gathered
+
+AHEAD = 2
+"""Number of micro-batches that are gathered before they are needed."""
+
+
+class Prefetcher:
+    """Gives the micro-batches of a process.
+
+    Args:
+        batches: the batches of training.
+        places: places in each batch that the process computes, one range per micro-batch.
+        device: the device of the UNet.
+    """
+
+    def __init__(self, batches: Batches, places: list[range], device: torch.device | str) -> None:
+        self.batches, self.places, self._device = batches, places, device
+        self._buffers = [Buffers(device) for _ in range(AHEAD + 1)]
+        self._thread = ThreadPoolExecutor(1, "prefetch")
+        self._pending: deque[tuple[int, Future[Gathered]]] = deque()
+
+    def batch(self, step: int, number: int) -> Batch:
+        """Returns a micro-batch of a step on the device. Any order works; that of the steps never waits for long.
+
+        Raises:
+            ValueError: if a record is damaged.
+        """
+        wanted = step * len(self.places) + number
+        while self._pending and self._pending[0][0] != wanted:  # after an interruption, or an overflow of fp16 gradients
+            self._pending.popleft()[1].cancel()
+        for ahead in range(wanted + len(self._pending), wanted + AHEAD + 1):
+            self._pending.append((ahead, self._thread.submit(self._gather, ahead)))
+        return self.batches.on_device(self._pending.popleft()[1].result(), self._device)
+
+    def _gather(self, wanted: int) -> Gathered:
+        step, number = divmod(wanted, len(self.places))
+        return self.batches.gather(step, self.places[number], self._buffers[wanted % len(self._buffers)])
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
