@@ -139,12 +139,12 @@ class Batches:
         texts = {
             name: _stacked(buffers, name, [(one.text, one.caption) for one in chosen]) for name in self.records.empty.fields
         }
-        seen = [self.view_conditioning(geometry(one.image, one.view), latent_size(one.image)) for one in chosen]
+        views = [self._of_view(one) for one in chosen] if self._of_view(chosen[0]) else []
         return Gathered(
             step,
             places,
             _stacked(buffers, "moments", [(one.image, one.view) for one in chosen]),
-            texts | {name: torch.stack([its[name] for its in seen]) for name in seen[0]},
+            texts | (collate(views) if views else {}),
             torch.from_numpy(self.timesteps_at(uniform[3])),
             buffers,
         )
@@ -168,6 +168,9 @@ class Batches:
         input_noise = noise + self.input_perturbation * drawn("perturbation", *shape) if self.input_perturbation else noise
         return Batch(moments, conditioning, Draws(noise, input_noise, epsilon, timesteps))
 
+    def _of_view(self, chosen: Choice) -> dict[str, Tensor]:
+        return self.view_conditioning(geometry(chosen.image, chosen.view), latent_size(chosen.image))
+
     def _choose(self, record: int, view: float, caption: float, dropout: float) -> Choice:
         """Chooses view and caption of a record from numbers in [0, 1)."""
         image = self.records.image(record)
@@ -179,10 +182,10 @@ class Batches:
         return Choice(image, views[int(view * len(views))], text, int(caption * captions))
 
 
-def _views(image: Stored, *, flips: bool) -> list[int]:
+def _views(image: Stored, *, flips: bool) -> Sequence[int]:
     """Returns the indices of a record's views; `flips` says whether flipped views are included."""
-    flipped = image.tensor("flipped").tolist()
-    return [view for view, is_flipped in enumerate(flipped) if flips or not is_flipped]
+    views = range(image.fields["moments"].shape[0])
+    return views if flips else [view for view in views if not image.row("flipped", view)[0]]
 
 
 def _stacked(buffers: Buffers, name: str, rows: Sequence[tuple[Stored, int]]) -> Tensor:
@@ -191,13 +194,15 @@ def _stacked(buffers: Buffers, name: str, rows: Sequence[tuple[Stored, int]]) ->
     Raises:
         ValueError: if the tensors have different sizes.
     """
-    like = rows[0][0].fields[name]
+    first, _ = rows[0]
+    like = first.fields[name]
     stacked = buffers.rows(name, len(rows), like)
     target = stacked.view(len(rows), -1).view(torch.uint8).numpy()
     for at, (stored, row) in enumerate(rows):
-        field = stored.fields[name]
-        if field.shape[1:] != like.shape[1:] or field.dtype != like.dtype:
-            raise ValueError(f"the records of a batch have `{name}` of shapes {like.shape[1:]} and {field.shape[1:]}")
+        if stored.fields is not first.fields and stored.fields[name].shape[1:] != like.shape[1:]:
+            raise ValueError(
+                f"the records of a batch have `{name}` of shapes {like.shape[1:]} and {stored.fields[name].shape[1:]}"
+            )
         target[at] = stored.row(name, row)
     return stacked
 

@@ -56,7 +56,7 @@ class CachedRecords:
 
     def text(self, record: int) -> Stored:
         """Returns the conditioning of a record's captions."""
-        return self._reader.stored(self._embeds[self._embeds.place(self.key(record), record)])
+        return self._reader.stored(self._embeds.find(self.key(record), record))
 
     def moments(self, record: int) -> Float[Tensor, "views m h w"]:
         """Returns the moments of a record's views."""

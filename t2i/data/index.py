@@ -42,6 +42,7 @@ class Index(Sequence[Member]):
         files = {file.name: file for file in read_manifest(folder).files}
         self._shards = [file for name, file in sorted(files.items()) if split_of_shard(name) == split]
         self._indexed = {file.name for file in self._shards if index_name(file.name) in files}
+        self._paths = [folder / file.name for file in self._shards]
         self._ends = list(accumulate(file.count for file in self._shards))
         self._rows: dict[int, np.ndarray] = {}
 
@@ -61,16 +62,23 @@ class Index(Sequence[Member]):
             raise IndexError(place)
         return self._member(shard, place - self._ends[shard])  # counted from the end of the shard
 
+    def find(self, key: str, near: int = 0) -> Member:
+        """Returns the record with a key; quickest if its place is `near`. Raises as `place`."""
+        if near < len(self) and (there := self[near]).key == key:
+            return there
+        return self[self.place(key, near)]
+
     def place(self, key: str, near: int = 0) -> int:
         """Returns the place of the record with a key; quick if it is in the shard of place `near`, or in the next.
 
         Raises:
             ValueError: if there is no such record.
         """
+        wanted = key.encode("latin-1")
         for shard in _outwards(bisect.bisect_right(self._ends, near), len(self._shards)):
             keys = self._of_shard(shard)["key"]
-            row = int(np.searchsorted(keys, np.bytes_(key.encode("latin-1"))))
-            if row < len(keys) and keys[row] == key.encode("latin-1"):
+            row = int(np.searchsorted(keys, np.bytes_(wanted)))
+            if row < len(keys) and keys[row] == wanted:
                 return row + self._ends[shard] - len(keys)
         raise ValueError(
             f"{self.folder}: no record {key}, which another set has: they were made from different datasets; run `dvc repro`"
@@ -81,26 +89,25 @@ class Index(Sequence[Member]):
         of_shards = [self._of_shard(shard)["key"] for shard in range(len(self._shards))]
         keys, counts = np.unique(np.concatenate([np.empty(0, "S1"), *of_shards]), return_counts=True)
         if len(twice := keys[counts > 1]):
-            shards = (self._shards[shard].name for shard, of_shard in enumerate(of_shards) if twice[0] in of_shard)
+            shards = (path.name for path, of_shard in zip(self._paths, of_shards, strict=True) if twice[0] in of_shard)
             raise ValueError(
                 f"{self.folder}: duplicate record {twice[0].decode('latin-1')}, in {' and '.join(shards)}; {AGAIN}"
             )
 
     def _member(self, shard: int, row: int) -> Member:
         key, extension, offset, size = self._of_shard(shard)[row].tolist()
-        return Member(self.folder / self._shards[shard].name, key.decode("latin-1"), extension.decode("latin-1"), offset, size)
+        member = Member(self._paths[shard], key.decode("latin-1"), extension.decode("latin-1"), offset, size)
+        if member.extension not in self._extensions:
+            wanted = ", ".join(sorted(set(self._extensions)))
+            raise ValueError(f"{member.shard}: record {member.key} has extension .{member.extension}, wanted one of {wanted}")
+        return member
 
     def _of_shard(self, shard: int) -> np.ndarray:
         if shard not in self._rows:
-            file = self._shards[shard]
-            path = self.folder / file.name
+            file, path = self._shards[shard], self._paths[shard]
             rows = _read(path.with_name(index_name(path.name)) if file.name in self._indexed else _index_of_old(path, file))
             if len(rows) != file.count:
                 raise ValueError(f"{path}: expected {file.count} records, its index has {len(rows)}; {AGAIN}")
-            if others := set(np.unique(rows["extension"]).tolist()) - {name.encode() for name in self._extensions}:
-                key = rows["key"][rows["extension"] == min(others)][0].decode("latin-1")
-                wanted = ", ".join(sorted(set(self._extensions)))
-                raise ValueError(f"{path}: record {key} has extension .{min(others).decode('latin-1')}, wanted one of {wanted}")
             self._rows[shard] = rows
         return self._rows[shard]
 

@@ -59,7 +59,7 @@ def scan(path: Path) -> Iterator[Member]:
 def is_header_of(header: bytes, member: Member) -> bool:
     """Returns whether a tar header is that of a record."""
     name = f"{member.key}.{member.extension}".encode("latin-1")
-    return header[:100].rstrip(b"\0") == name and _number(header[124:136]) == member.size and header[156:157] in (b"0", b"\0")
+    return header.startswith(name.ljust(100, b"\0")) and _number(header[124:136]) == member.size and header[156] in b"0\0"
 
 
 def shard_bytes(sizes: Iterable[int]) -> int:

@@ -34,8 +34,10 @@ class Field(NamedTuple):
 class Stored(NamedTuple):
     """A safetensors record as it is stored."""
 
-    data: np.ndarray
-    """Its bytes after the header, not copied."""
+    whole: np.ndarray
+    """The bytes of its shard, not copied."""
+    start: int
+    """Where the tensors begin in them."""
     fields: dict[str, Field]
 
     def tensor(self, name: str) -> Tensor:
@@ -43,7 +45,7 @@ class Stored(NamedTuple):
         dtype, shape, start, end = self.fields[name]
         if start == end:
             return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(self.data, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
+        return torch.frombuffer(self.whole, dtype=dtype, count=math.prod(shape), offset=self.start + start).view(shape)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the tensors of the record by name, without copying them."""
@@ -53,7 +55,8 @@ class Stored(NamedTuple):
         """Returns the bytes of one row of a tensor, without copying them."""
         _, shape, start, end = self.fields[name]
         size = (end - start) // shape[0]
-        return self.data[start + row * size : start + (row + 1) * size]
+        begin = self.start + start + row * size
+        return self.whole[begin : begin + size]
 
 
 class Reader:
@@ -61,26 +64,20 @@ class Reader:
 
     def __init__(self) -> None:
         self._maps: dict[Path, np.ndarray] = {}
-        self._fields: dict[bytes, dict[str, Field]] = {}
+        self._headers: dict[bytes, tuple[dict[str, Field], int]] = {}
 
-    def content(self, member: Member) -> np.ndarray:
-        """Returns the bytes of a record, without copying them.
-
-        Raises:
-            ValueError: if the shard does not have the record at the place that the index states.
-        """
-        whole, start = self._map(member.shard), member.offset
-        if not is_header_of(whole[max(0, start - BLOCK) : max(0, start)].tobytes(), member) or start + member.size > len(whole):
-            raise ValueError(f"{member.shard}: record {member.key}: not at byte {start}, where its index has it; {AGAIN}")
-        return whole[start : start + member.size]
+    def content(self, member: Member) -> bytes:
+        """Returns the bytes of a record. Raises as `stored`, if the shard does not have the record there."""
+        return self._checked(member)[member.offset : member.offset + member.size].tobytes()
 
     def stored(self, member: Member) -> Stored:
-        """Returns a safetensors record.
+        """Returns a safetensors record, without copying it.
 
         Raises:
-            ValueError: if the content is not a complete safetensors file; names the record.
+            ValueError: if the shard does not have the record where the index has it, or its content is not a complete safetensors
+                file; names the record.
         """
-        return self._parsed(self.content(member), f"{member.shard}: record {member.key}")
+        return self._parsed(self._checked(member), member.offset, member.offset + member.size, member.shard, member.key)
 
     def tensors(self, member: Member) -> dict[str, Tensor]:
         """Returns the tensors of a safetensors record, without copying them; see `stored`."""
@@ -88,26 +85,37 @@ class Reader:
 
     def file(self, path: Path) -> Stored:
         """Returns a single safetensors file; see `stored`."""
-        return self._parsed(self._map(path), str(path))
+        whole = self._map(path)
+        return self._parsed(whole, 0, len(whole), path)
+
+    def _checked(self, member: Member) -> np.ndarray:
+        """Returns the bytes of a record's shard, after comparing the record's tar header with the index."""
+        whole, start = self._map(member.shard), member.offset
+        if not BLOCK <= start <= len(whole) - member.size or not is_header_of(whole[start - BLOCK : start].tobytes(), member):
+            raise ValueError(f"{member.shard}: record {member.key}: not at byte {start}, where its index has it; {AGAIN}")
+        return whole
 
     def _map(self, path: Path) -> np.ndarray:
         if path not in self._maps:
             self._maps[path] = np.asarray(mapped(path))
         return self._maps[path]
 
-    def _parsed(self, content: np.ndarray, place: str) -> Stored:
+    def _parsed(self, whole: np.ndarray, start: int, end: int, *place: object) -> Stored:
+        """Returns the safetensors file in some bytes of a shard; `place` names it."""
         try:
-            end = 8 + int.from_bytes(content[:8].tobytes(), "little")
-            header, data = content[8:end].tobytes(), content[end:]
-            if header not in self._fields:
+            size = int.from_bytes(whole[start : start + 8].tobytes(), "little")
+            tensors = start + 8 + size
+            header = whole[start + 8 : min(tensors, end)].tobytes()
+            if header not in self._headers:
                 entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-                self._fields[header] = {name: _field(**entry) for name, entry in entries.items()}
-            fields = self._fields[header]
-            if max((field.end for field in fields.values()), default=0) > len(data):
-                raise ValueError(f"only {len(data)} bytes")
+                fields = {name: _field(**entry) for name, entry in entries.items()}
+                self._headers[header] = fields, max((field.end for field in fields.values()), default=0)
+            fields, needed = self._headers[header]
+            if tensors + needed > end:
+                raise ValueError(f"{tensors + needed - end} bytes are missing")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise ValueError(f"{place}: not a complete safetensors file ({error!r})") from None
-        return Stored(data, fields)
+            raise ValueError(f"{': record '.join(map(str, place))}: not a complete safetensors file ({error!r})") from None
+        return Stored(whole, tensors, fields)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

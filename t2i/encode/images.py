@@ -93,7 +93,7 @@ def _encode_views(
 ) -> Iterator[tuple[str, Geometry, Tensor]]:
     """Yields key, geometry and moments of every view. A batch never spans two shards, so shards do not affect each other."""
     reader = Reader()
-    stored = ((member.key, seen) for member in members for seen in views(section, member, reader.content(member).tobytes()))
+    stored = ((member.key, seen) for member in members for seen in views(section, member, reader.content(member)))
     while batch := list(islice(stored, batch_size)):
         moments = family.encode_pixels(vae, torch.stack([seen.pixels for _, seen in batch]).to(device)).cpu()
         yield from ((key, seen.geometry, its) for (key, seen), its in zip(batch, moments, strict=True))

@@ -46,7 +46,7 @@ def psnr_of_records(
     for member in sampled:
         if (row := stored.get((member.shard.name, member.key))) is None:
             raise ValueError(f"{latents / member.shard.name}: no record {member.key}, which {member.shard} has")
-        pixels = torch.stack([view.pixels for view in views(section, member, reader.content(member).tobytes())])
+        pixels = torch.stack([view.pixels for view in views(section, member, reader.content(member))])
         moments = reader.tensors(row)["moments"]
         scaled = sample_latents(moments, None, family.scaling_factor, family.shift_factor)
         decoded = torch.cat([family.decode_latents(vae, some.to(device)).cpu() for some in scaled.split(batch_size)])

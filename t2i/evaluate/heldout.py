@@ -66,5 +66,5 @@ def images_of(data: DataFolders, split: Split, keys: Sequence[str]) -> Iterator[
     made = read_manifest(data.latents).made_by["params"]
     images, reader = Index(data.raw / "images", split, EXTENSIONS.values()), Reader()
     for key in keys:
-        image = decode(reader.content(images[images.place(key)]).tobytes(), made["background"])
+        image = decode(reader.content(images.find(key)), made["background"])
         yield to_image(view(image, size_of(made["resolution_px"]), made["interpolation"], (0.5, 0.5), False).pixels)

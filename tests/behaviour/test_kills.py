@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from t2i.data.manifest import read_manifest
-from t2i.data.records import SPLITS
+from t2i.data.records import SPLITS, split_of_shard
 from t2i.train import checkpoint
 from t2i.train.checkpoint import Checkpoint
 from tests.projects import LORA, files, put_back, trained, untrained
@@ -67,7 +67,7 @@ def test_finished_shards_are_not_encoded_again(project, what, raw, model, before
     project.fetch_and_encode()
     data = project.folder / "data"
     rows = read_manifest(data / raw).files
-    counts = [row.count for split in SPLITS for row in rows if row.name.startswith(split)]
+    counts = [row.count for split in SPLITS for row in rows if split_of_shard(row.name) == split]
     ends = [0, *accumulate(-(-count // project.params["runtime"]["encode_batch_size"]) for count in counts)]
     alone = victim(command("encode", what), calls_of(model))
     wanted = files(data)
