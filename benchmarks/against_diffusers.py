@@ -13,6 +13,7 @@ import json
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,11 +39,11 @@ def main(
     """Runs both in a temporary folder, and writes figures and curves."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        params = _params(folder, steps, batch_size, learning_rate, precision)
+        params = write_params(folder, steps, batch_size, learning_rate, precision)
         ours: dict[str, Any] = {"stages": {}}
         for stage in ("fetch base", "fetch dataset", "encode images", "encode captions", "train"):
             ours["stages"][stage] = measured(["-m", *f"stages.{stage}".split()], folder)._asdict()
-        theirs = {"train": measured(_script(script.resolve(), folder, params), folder)._asdict()}
+        theirs = {"train": measured(script_and_options(script.resolve(), folder, params), folder)._asdict()}
         curves = {
             "train_text_to_image.py": _losses(folder / "theirs/logs", "train_loss"),
             "t2i": _losses(folder / "data/trackers", "loss"),
@@ -67,7 +68,9 @@ def main(
     print(json.dumps(figures, indent=2))
 
 
-def _params(folder: Path, steps: int, batch_size: int, learning_rate: float, precision: str) -> dict[str, Any]:
+def write_params(
+    folder: Path, steps: int, batch_size: int, learning_rate: float, precision: str, trackers: Sequence[str] = ("tensorboard",)
+) -> dict[str, Any]:
     """Writes and returns the default parameters, limited to what the script can do too."""
     params: dict[str, Any] = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["base"] |= {"local": str(ROOT / "base/openmoji"), "clip": str(ROOT / "base/openmoji/clip")}
@@ -76,17 +79,17 @@ def _params(folder: Path, steps: int, batch_size: int, learning_rate: float, pre
     params["train"] |= {"learning_rate": learning_rate, "schedule": {"name": "constant"}, "prompt_dropout": 0.0}
     params["train"]["ema"]["every_steps"] = 1
     params["train"]["objective"]["weighting"] = {"name": "uniform"}  # as the script without --snr_gamma
-    params["runtime"] |= {"trackers": ["tensorboard"], "log_every_steps": 1}
+    params["runtime"] |= {"trackers": list(trackers), "log_every_steps": 1 if trackers else 20}
     params["runtime"]["validation"]["every_steps"] = 10 * steps
     with (folder / "params.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(params, file)
     return params
 
 
-def _script(script: Path, folder: Path, params: dict[str, Any]) -> list[str]:
+def script_and_options(script: Path, folder: Path, params: dict[str, Any]) -> list[str]:
     """Returns the script and its options; writes the same images to a folder with metadata.jsonl. Validation is off."""
     images = folder / "images"
-    images.mkdir()
+    images.mkdir(exist_ok=True)
     rows = [json.loads(line) for line in (folder / "data/raw/captions.jsonl").open(encoding="utf-8")]
     captions = {row["key"]: row["captions"][0] for row in rows if row["split"] == "train"}
     lines = []

@@ -14,6 +14,8 @@ class Measured(NamedTuple):
     seconds: float
     peak_gib: float
     """Largest resident set of its process."""
+    core_seconds: float
+    """Time on all cores together, in the program and in the system."""
 
 
 ROOT = Path(__file__).parent.parent
@@ -28,4 +30,6 @@ def measured(arguments: list[str], cwd: Path) -> Measured:
     _, status, usage = os.wait4(process.pid, 0)
     if code := os.waitstatus_to_exitcode(status):
         sys.exit(f"{' '.join(arguments)}: exit code {code}")
-    return Measured(round(time.monotonic() - began, 1), round(usage.ru_maxrss / 2**20, 2))
+    return Measured(
+        round(time.monotonic() - began, 1), round(usage.ru_maxrss / 2**20, 3), round(usage.ru_utime + usage.ru_stime, 2)
+    )

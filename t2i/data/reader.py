@@ -74,8 +74,8 @@ class Reader:
         """Returns a safetensors record, without copying it.
 
         Raises:
-            ValueError: if the shard does not have the record where the index has it, or its content is not a complete safetensors
-                file; names the record.
+            ValueError: if the shard does not have the record where the index has it, or the record is not a complete
+                safetensors file; names both.
         """
         return self._parsed(self._checked(member), member.offset, member.offset + member.size, member.shard, member.key)
 

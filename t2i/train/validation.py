@@ -91,16 +91,21 @@ class Validator:
             rows.append({"step": int(path.stem.removeprefix("step-")), **errors, "overfit_gap": gap})
         return rows
 
+    @cached_property
+    def _measured(self) -> dict[Split, list[int]]:
+        """The records of each split that errors are measured on."""
+        p = self.runtime.validation
+        count = min(p.records, *map(len, self.records.values()))
+        return {split: fixed_records(records, count, p.seed) for split, records in self.records.items()}
+
     def _errors(self, unet: nn.Module, device: torch.device) -> dict[Split, Tensor]:
         p, errors = self.runtime.validation, {}
-        count = min(p.records, *map(len, self.records.values()))
         for split, records in self.records.items():
-            places = fixed_records(records, count, p.seed)
             of_each = denoising_errors(
                 unet,
                 self.family,
                 records,
-                places,
+                self._measured[split],
                 p.timesteps_per_record,
                 p.seed,
                 precision=self.precision,

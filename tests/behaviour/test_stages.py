@@ -302,7 +302,7 @@ def test_two_processes_give_the_losses_of_one(project, monkeypatch, section) -> 
         losses.append([float(row.split(",")[1]) for row in rows])
         (project.folder / "data/work").rename(project.folder / f"work-{processes}")
     assert len(losses[0]) == 20
-    assert losses[1] == pytest.approx(losses[0], rel=2e-6)
+    assert losses[1] == pytest.approx(losses[0], rel=1.1e-5)  # history.csv has six digits
 
 
 def test_a_second_run_names_the_process_with_the_lock(project, monkeypatch) -> None:
