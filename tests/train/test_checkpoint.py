@@ -93,7 +93,5 @@ def test_make_room_is_concurrent_and_keeps_locked_runs(tmp_path) -> None:
 
 def test_a_spared_checkpoint_is_not_removed(tmp_path) -> None:
     for step in (1, 2, 3, 4):
-        checkpoint.save(
-            tmp_path, Checkpoint(step, 1, 1, {"unet": {"w": torch.ones(1)}}), keep=1, spared=tmp_path / "step-00000001"
-        )
+        save(tmp_path, Checkpoint(step, 1, 1, {"unet": {"w": torch.ones(1)}}), keep=1, spared=tmp_path / "step-00000001")
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000001", "step-00000004"]
