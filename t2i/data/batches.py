@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from t2i.data.chance import derived_seed
-from t2i.data.pixels import Geometry, Size
+from t2i.data.crops import Geometry, Size
 from t2i.data.records import Split, read_repeats
 from t2i.data.shards import Reader, index, read_tensors
 

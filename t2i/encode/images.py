@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from t2i.data.caches import DTYPE
+from t2i.data.crops import Geometry
 from t2i.data.decoding import EXTENSIONS
 from t2i.data.digests import digest_of, sha256_of
 from t2i.data.manifest import MANIFEST
-from t2i.data.pixels import Geometry
 from t2i.data.records import SPLITS
 from t2i.data.shards import Member, Reader, index, pack
 from t2i.encode.roundtrip import psnr_of_records
@@ -25,7 +25,7 @@ from t2i.model.family import Family, file_of
 from t2i.model.runtime import device_in_words
 
 DECIDED_BY = (
-    *(f"data/{name}.py" for name in ("chance", "decoding", "pixels", "records", "shards")),
+    *(f"data/{name}.py" for name in ("chance", "crops", "decoding", "pixels", "records", "shards")),
     *(f"encode/{name}.py" for name in ("images", "shard_set", "views")),
     *(f"model/{name}.py" for name in ("family", "pretrained", "vae")),
 )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from t2i.data.batches import CachedRecords, collate, micro_batches
+from t2i.data.crops import Geometry, Size
 from t2i.data.manifest import describe, write_manifest
-from t2i.data.pixels import Geometry, Size
 from t2i.data.shards import pack, write_shard
 from t2i.model.family import Family
 from t2i.model.precision import Precision, computing_in

@@ -36,7 +36,7 @@ from t2i.train.trackers import Trackers
 from t2i.train.validation import Validator
 
 DECIDED_BY = (
-    *(f"data/{name}.py" for name in ("batches", "chance", "pixels", "records", "shards")),
+    *(f"data/{name}.py" for name in ("batches", "chance", "crops", "pixels", "records", "shards")),
     *(f"model/{name}.py" for name in ("adapter", "denoising", "diffusion", "family", "latents", "precision", "prediction")),
     *(f"model/{name}.py" for name in ("pretrained", "schedule")),
     *(f"train/{name}.py" for name in ("checkpoint", "ema", "execution", "history", "loop", "objective", "optim", "prepared")),

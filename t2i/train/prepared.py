@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i.data.batches import Batches, CachedRecords, micro_batches
-from t2i.data.pixels import Size
+from t2i.data.crops import Size
 from t2i.model.family import Family
 from t2i.model.runtime import Runtime, device_in_words
 from t2i.train.ema import Ema

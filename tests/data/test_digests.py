@@ -29,7 +29,7 @@ NOT_DECISIVE = {
     | {"encode/roundtrip.py", "model/latents.py"}
     | {f"model/{name}.py" for name in ("precision", "prediction", "schedule", "text")},
     "encode-captions": ALWAYS
-    | {"data/pixels.py"}
+    | {"data/crops.py", "data/pixels.py"}
     | {f"model/{name}.py" for name in ("precision", "prediction", "schedule", "vae")},
 }
 """By stage, the files that it lists in dvc.yaml and on which no number of its checkpoints or shards depends."""
