@@ -1,11 +1,12 @@
 """Runs the VAE once over every view of every image and stores the moments."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from hashlib import sha256
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +20,27 @@ from t2i.data.manifest import MANIFEST
 from t2i.data.records import SPLITS
 from t2i.data.shards import Member, Reader, index, pack
 from t2i.encode.roundtrip import psnr_of_records
-from t2i.encode.shard_set import shard_set
+from t2i.encode.shard_set import ShardSet, shard_set
+from t2i.encode.store import Found, identity
 from t2i.encode.views import EncodeImages, views
 from t2i.model.family import Family, file_of
 from t2i.model.runtime import device_in_words
 
 DECIDED_BY = (
     *(f"data/{name}.py" for name in ("chance", "crops", "decoding", "pixels", "records", "shards")),
-    *(f"encode/{name}.py" for name in ("images", "shard_set", "views")),
+    *(f"encode/{name}.py" for name in ("images", "shard_set", "store", "views")),
     *(f"model/{name}.py" for name in ("family", "pretrained", "vae")),
 )
-"""The code that decides the moments. Finished shards are reused only if this code is unchanged."""
+"""The code that decides the moments. Finished records are reused only if this code is unchanged."""
+
+DECIDE_A_RECORD = ("resolution_px", "interpolation", "background")
+"""The parameters that decide the moments of a view. Which views a record has is part of its identity."""
 
 
 def encode_images(
     section: EncodeImages, family: Family, base: Path, raw: Path, out: Path, *, batch_size: int, device: str
 ) -> dict[str, Any]:
-    """Writes one shard of moments to `out` for each image shard in `raw`; finished shards survive a kill.
+    """Writes one shard of moments to `out` for each image shard in `raw`; records made before are not encoded again.
 
     Returns:
         Metrics: the number of records, and the mean and lowest PSNR of the images decoded from their moments.
@@ -44,56 +49,88 @@ def encode_images(
         ValueError: an image cannot be read, moments overflow float16, or the PSNR is too low. The message names it.
     """
     section.check_factor(family.vae_factor)
-    made_by = {
-        "images": sha256_of(raw / MANIFEST),
-        "vae": digest_of(base / "vae"),
-        "params": section.model_dump(exclude={"psnr_records", "min_psnr"}),
-        "dtype": DTYPE,
-        "torch": torch.__version__.split("+")[0],
-    }
+    params = section.model_dump(exclude={"psnr_records", "min_psnr"})
+    network = {"vae": digest_of(base / "vae"), "dtype": DTYPE, "torch": torch.__version__.split("+")[0]}
+    made_by = network | {"images": sha256_of(raw / MANIFEST), "params": params}
+    records_by = network | {name: params[name] for name in DECIDE_A_RECORD}
     members = [member for split in SPLITS for member in index(raw, split, EXTENSIONS.values())]
-    with shard_set("encode-images", made_by, [*DECIDED_BY, file_of(family)], out) as made:
+    with shard_set("encode-images", made_by, records_by, [*DECIDED_BY, file_of(family)], out) as made:
+        shards = _look_up(section, made, members)
+        missing = [member for shard in shards for member in shard.missing]
         print(
-            f"encoding {len(members)} images on {device_in_words(device)}; finished shards: {made.folder}",
+            f"encoding {len(missing)} of {len(members)} images on {device_in_words(device)}; "
+            f"finished records: {made.folder.parent}",
             file=sys.stderr,
         )
         vae = family.load_vae(device)
-        with tqdm(total=len(members), desc="encoding", unit=" images") as progress:
-            for shard, group in groupby(members, key=lambda member: member.shard):
-                own = list(group)
-                if not made.add(shard.name, partial(_encode_shard, section, family, vae, own, batch_size, device, progress)):
-                    progress.update(len(own))
+        with tqdm(total=len(missing), desc="encoding", unit=" images") as progress:
+            records = _encode_records(section, family, vae, missing, batch_size, device)
+            for shard in shards:
+                new = {}
+                for member in shard.missing:
+                    new[member.key] = next(records)
+                    progress.update()
+                made.add(shard.name, shard.found, partial(_packed, raw / shard.name, new))
+            made.wait()
         found = psnr_of_records(section, family, vae, members, made.folder, batch_size=batch_size, device=device)
         return {"records": len(members), **_check_psnr(section, found)}
 
 
-def _encode_shard(
-    section: EncodeImages, family: Family, vae: nn.Module, members: list[Member], batch_size: int, device: str, progress: Any
-) -> dict[str, tuple[str, bytes]]:
-    """Returns the records of the shard of moments that belongs to one image shard."""
-    contents = {}
-    for key, group in groupby(_encode_views(section, family, vae, members, batch_size, device), key=lambda row: row[0]):
+class _Shard(NamedTuple):
+    """A shard to make."""
+
+    name: str
+    found: Found
+    missing: list[Member]
+    """The images that must be encoded for it."""
+
+
+def _look_up(section: EncodeImages, made: ShardSet, members: list[Member]) -> list[_Shard]:
+    """Returns what each shard needs. A record is identified by the bytes of its image and the views that are stored of it."""
+    reader, shards = Reader(), []
+    with tqdm(total=len(members), desc="looking up", unit=" images", delay=2) as progress:
+        for shard, group in groupby(members, key=lambda member: member.shard):
+            own = {member.key: member for member in group}
+            identities = {
+                key: identity(sha256(reader.content(member)).hexdigest(), section.views(member.split, key))
+                for key, member in own.items()
+            }
+            found = made.find(identities)
+            shards.append(_Shard(shard.name, found, [own[key] for key in found.missing]))
+            progress.update(len(own))
+    return shards
+
+
+def _packed(shard: Path, records: Mapping[str, Mapping[str, Tensor]]) -> dict[str, bytes]:
+    return {key: pack(tensors, f"{shard}: record {key}") for key, tensors in records.items()}
+
+
+def _encode_records(
+    section: EncodeImages, family: Family, vae: nn.Module, members: list[Member], batch_size: int, device: str
+) -> Iterator[dict[str, Tensor]]:
+    """Yields the tensors of every record, in the order of `members`."""
+    encoded = _encode_views(section, family, vae, members, batch_size, device)
+    for _, group in groupby(encoded, key=lambda row: row[0]):
         _, geometries, moments = zip(*group, strict=True)
-        tensors = {
+        yield {
             "moments": torch.stack(moments),
             "original_size": torch.tensor([seen.original_size for seen in geometries], dtype=torch.int32),
             "crop": torch.tensor([seen.crop for seen in geometries], dtype=torch.int32),
             "flipped": torch.tensor([seen.flipped for seen in geometries], dtype=torch.uint8),
         }
-        contents[key] = ("safetensors", pack(tensors, f"{members[0].shard}: record {key}"))
-        progress.update()
-    return contents
 
 
 def _encode_views(
     section: EncodeImages, family: Family, vae: nn.Module, members: list[Member], batch_size: int, device: str
-) -> Iterator[tuple[str, Geometry, Tensor]]:
-    """Yields key, geometry and moments of every view. A batch never spans two shards, so shards do not affect each other."""
+) -> Iterator[tuple[Member, Geometry, Tensor]]:
+    """Yields image, geometry and moments of every view. Each batch has the full size, so that others never change a bit."""
     reader = Reader()
-    stored = ((member.key, seen) for member in members for seen in views(section, member, bytes(reader.content(member))))
+    stored = ((member, seen) for member in members for seen in views(section, member, bytes(reader.content(member))))
     while batch := list(islice(stored, batch_size)):
-        moments = family.encode_pixels(vae, torch.stack([seen.pixels for _, seen in batch]).to(device)).cpu()
-        yield from ((key, seen.geometry, its) for (key, seen), its in zip(batch, moments, strict=True))
+        pixels = torch.stack([seen.pixels for _, seen in batch])
+        padded = torch.cat([pixels, pixels.new_zeros(batch_size - len(batch), *pixels.shape[1:])])
+        moments = family.encode_pixels(vae, padded.to(device)).cpu()[: len(batch)]
+        yield from ((member, seen.geometry, its) for (member, seen), its in zip(batch, moments, strict=True))
 
 
 def _check_psnr(section: EncodeImages, found: dict[str, list[float]]) -> dict[str, float]:
