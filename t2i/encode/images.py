@@ -1,15 +1,15 @@
 """Runs the VAE once over every view of every image and stores the moments."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from hashlib import sha256
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from t2i.data.caches import DTYPE
@@ -19,16 +19,18 @@ from t2i.data.digests import digest_of, sha256_of
 from t2i.data.manifest import MANIFEST
 from t2i.data.records import SPLITS
 from t2i.data.shards import Member, Reader, index, pack
+from t2i.encode.moments import encode_views
+from t2i.encode.pool import Pool
 from t2i.encode.roundtrip import psnr_of_records
 from t2i.encode.shard_set import ShardSet, shard_set
 from t2i.encode.store import Found, identity
-from t2i.encode.views import EncodeImages, views
+from t2i.encode.views import EncodeImages
 from t2i.model.family import Family, file_of
 from t2i.model.runtime import device_in_words
 
 DECIDED_BY = (
     *(f"data/{name}.py" for name in ("chance", "crops", "decoding", "pixels", "records", "shards")),
-    *(f"encode/{name}.py" for name in ("images", "shard_set", "store", "views")),
+    *(f"encode/{name}.py" for name in ("decoder", "images", "moments", "pool", "shard_set", "store", "views")),
     *(f"model/{name}.py" for name in ("family", "pretrained", "vae")),
 )
 """The code that decides the moments. Finished records are reused only if this code is unchanged."""
@@ -38,7 +40,7 @@ DECIDE_A_RECORD = ("resolution_px", "interpolation", "background")
 
 
 def encode_images(
-    section: EncodeImages, family: Family, base: Path, raw: Path, out: Path, *, batch_size: int, device: str
+    section: EncodeImages, family: Family, base: Path, raw: Path, out: Path, *, batch_size: int, processes: int, device: str
 ) -> dict[str, Any]:
     """Writes one shard of moments to `out` for each image shard in `raw`; records made before are not encoded again.
 
@@ -62,9 +64,10 @@ def encode_images(
             f"finished records: {made.folder.parent}",
             file=sys.stderr,
         )
-        vae = family.load_vae(device)
-        with tqdm(total=len(missing), desc="encoding", unit=" images") as progress:
-            records = _encode_records(section, family, vae, missing, batch_size, device)
+        pool = Pool(section, missing, batch_size=batch_size, processes=processes)
+        with pool, tqdm(total=len(missing), desc="encoding", unit=" images") as progress:
+            vae = family.load_vae(device)
+            records = _records(encode_views(family, vae, pool.batches(), device))
             for shard in shards:
                 new = {}
                 for member in shard.missing:
@@ -105,12 +108,9 @@ def _packed(shard: Path, records: Mapping[str, Mapping[str, Tensor]]) -> dict[st
     return {key: pack(tensors, f"{shard}: record {key}") for key, tensors in records.items()}
 
 
-def _encode_records(
-    section: EncodeImages, family: Family, vae: nn.Module, members: list[Member], batch_size: int, device: str
-) -> Iterator[dict[str, Tensor]]:
-    """Yields the tensors of every record, in the order of `members`."""
-    encoded = _encode_views(section, family, vae, members, batch_size, device)
-    for _, group in groupby(encoded, key=lambda row: row[0]):
+def _records(views: Iterable[tuple[Member, Geometry, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Yields the tensors of every record, from its views."""
+    for _, group in groupby(views, key=lambda view: view[0]):
         _, geometries, moments = zip(*group, strict=True)
         yield {
             "moments": torch.stack(moments),
@@ -118,19 +118,6 @@ def _encode_records(
             "crop": torch.tensor([seen.crop for seen in geometries], dtype=torch.int32),
             "flipped": torch.tensor([seen.flipped for seen in geometries], dtype=torch.uint8),
         }
-
-
-def _encode_views(
-    section: EncodeImages, family: Family, vae: nn.Module, members: list[Member], batch_size: int, device: str
-) -> Iterator[tuple[Member, Geometry, Tensor]]:
-    """Yields image, geometry and moments of every view. Each batch has the full size, so that others never change a bit."""
-    reader = Reader()
-    stored = ((member, seen) for member in members for seen in views(section, member, bytes(reader.content(member))))
-    while batch := list(islice(stored, batch_size)):
-        pixels = torch.stack([seen.pixels for _, seen in batch])
-        padded = torch.cat([pixels, pixels.new_zeros(batch_size - len(batch), *pixels.shape[1:])])
-        moments = family.encode_pixels(vae, padded.to(device)).cpu()[: len(batch)]
-        yield from ((member, seen.geometry, its) for (member, seen), its in zip(batch, moments, strict=True))
 
 
 def _check_psnr(section: EncodeImages, found: dict[str, list[float]]) -> dict[str, float]:

@@ -1,0 +1,145 @@
+"""A pool of processes that read, decode and resize images while the VAE computes, one or two batches ahead of it."""
+
+import json
+import multiprocessing
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from t2i.data.crops import Geometry
+from t2i.data.shards import Member
+from t2i.encode.decoder import How, Task, serve, slots_of
+from t2i.encode.views import EncodeImages
+
+_SPAWN = multiprocessing.get_context("spawn")  # a fork would have torch's threads, stopped anywhere
+
+
+class Batch(NamedTuple):
+    """Views for one pass of the VAE."""
+
+    levels: UInt8[Tensor, "b h w 3"]
+    """From 0 to 255; black after the last view of `views`."""
+    views: list[tuple[Member, Geometry]]
+    """Image and geometry of each view."""
+
+
+class _Planned(NamedTuple):
+    """An image to decode."""
+
+    member: Member
+    task: Task
+    end: int
+    """Number of views up to its last one."""
+
+
+class Pool:
+    """Processes that decode images in order, and memory for their views that is theirs and ours.
+
+    The memory is a ring of slots: a view's slot is free again when its batch has been copied. It has no name on any system, so
+    nothing is left of it whatever ends this process. Each process belongs to a thread, which waits for its answers.
+    """
+
+    def __init__(self, section: EncodeImages, members: Sequence[Member], *, batch_size: int, processes: int) -> None:
+        self._members = [(member, section.views(member.split, member.key)) for member in members]
+        self._batch_size, how = batch_size, How(section.size_px, section.interpolation, section.background)
+        processes = min(processes, len(members))
+        most = max((len(views) for _, views in self._members), default=1)
+        self._count = batch_size + max(2 * batch_size, 2 * processes * most)
+        memory = _SPAWN.RawArray("B", self._count * how.size_px[0] * how.size_px[1] * 3)
+        self._slots = torch.from_numpy(slots_of(memory, how.size_px))
+        self._processes = [_started(memory, how) for _ in range(processes)]
+        self._free, self._own = list(self._processes), threading.local()
+        self._threads = ThreadPoolExecutor(max(1, processes), "decode", self._take_process)
+
+    def __enter__(self) -> "Pool":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Ends the processes, in the middle of their work if there is any."""
+        for process, _ in self._processes:
+            process.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for process, pipe in self._processes:
+            process.join()
+            pipe.close()
+
+    def batches(self) -> Iterator[Batch]:
+        """Yields the views of all images, in batches of the full size.
+
+        Raises:
+            ValueError: if an image cannot be decoded, or a process was killed; names the image.
+        """
+        tasks, waiting, taken = self._tasks(), deque[tuple[Member, Future[list[Geometry]]]](), 0
+        following, views = next(tasks, None), list[tuple[Member, Geometry]]()
+        while True:
+            while following and following.end <= taken + self._count:
+                waiting.append((following.member, self._threads.submit(self._decode, following)))
+                following = next(tasks, None)
+            while waiting and len(views) < self._batch_size:
+                member, answer = waiting.popleft()
+                views += [(member, geometry) for geometry in answer.result()]
+            if not views:
+                return
+            batch, views = views[: self._batch_size], views[self._batch_size :]
+            levels = self._copied(taken, len(batch))
+            taken += len(batch)
+            yield Batch(levels, batch)
+
+    def _tasks(self) -> Iterator[_Planned]:
+        end = 0
+        for member, views in self._members:
+            start, end = end, end + len(views)
+            slots = [number % self._count for number in range(start, end)]
+            yield _Planned(member, Task(str(member.shard), member.offset, member.size, views, slots), end)
+
+    def _copied(self, start: int, count: int) -> UInt8[Tensor, "b h w 3"]:
+        levels = torch.zeros((self._batch_size, *self._slots.shape[1:]), dtype=torch.uint8)
+        first = start % self._count
+        before_the_end = min(count, self._count - first)
+        levels[:before_the_end] = self._slots[first : first + before_the_end]
+        levels[before_the_end:count] = self._slots[: count - before_the_end]
+        return levels
+
+    def _take_process(self) -> None:
+        self._own.process, self._own.pipe = self._free.pop()
+
+    def _decode(self, planned: _Planned) -> list[Geometry]:
+        place = f"{planned.member.shard}: record {planned.member.key}"
+        try:
+            self._own.pipe.send(planned.task)
+            answer = json.loads(self._own.pipe.recv_bytes())
+        except (EOFError, OSError):
+            raise ValueError(f"{place}: {self._ended()}") from None
+        if "error" in answer:
+            raise ValueError(f"{place}: {answer['error']}")
+        return [Geometry(tuple(size), tuple(crop), flipped) for size, crop, flipped in answer["geometries"]]
+
+    def _ended(self) -> str:
+        self._own.process.join(5)
+        ended_by = -(self._own.process.exitcode or 0)
+        name = signal.Signals(ended_by).name if ended_by > 0 else f"code {-ended_by}"
+        return f"the process that decodes it ended with {name}; if memory is short, lower `runtime.decode_processes`"
+
+
+def _started(memory: object, how: How) -> tuple[SpawnProcess, Connection]:
+    ours, theirs = _SPAWN.Pipe()
+    process = _SPAWN.Process(target=serve, args=(theirs, memory, how), daemon=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        process.start()  # with SIGINT blocked: Ctrl-C must not end it with a traceback while it imports
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return process, ours
