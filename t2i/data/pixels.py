@@ -54,7 +54,7 @@ def normalized(levels: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
     A tensor as the divisor, since CUDA multiplies by the rounded inverse of a number.
     """
     planes = levels.permute(0, 3, 1, 2).contiguous().float()
-    return planes / torch.tensor(127.5, device=levels.device) - 1
+    return planes.div_(torch.tensor(127.5, device=levels.device)).sub_(1)
 
 
 def to_pixels(image: Image.Image) -> Float[Tensor, "3 h w"]:

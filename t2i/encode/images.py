@@ -67,13 +67,13 @@ def encode_images(
         pool = Pool(section, missing, batch_size=batch_size, processes=processes)
         with pool, tqdm(total=len(missing), desc="encoding", unit=" images") as progress:
             vae = family.load_vae(device)
-            records = _records(encode_views(family, vae, pool.batches(), device))
+            records = records_of(encode_views(family, vae, pool.batches(), device))
             for shard in shards:
                 new = {}
                 for member in shard.missing:
                     new[member.key] = next(records)
                     progress.update()
-                made.add(shard.name, shard.found, partial(_packed, raw / shard.name, new))
+                made.add(shard.name, shard.found, partial(packed, raw / shard.name, new))
             made.wait()
         found = psnr_of_records(section, family, vae, members, made.folder, batch_size=batch_size, device=device)
         return {"records": len(members), **_check_psnr(section, found)}
@@ -104,11 +104,12 @@ def _look_up(section: EncodeImages, made: ShardSet, members: list[Member]) -> li
     return shards
 
 
-def _packed(shard: Path, records: Mapping[str, Mapping[str, Tensor]]) -> dict[str, bytes]:
+def packed(shard: Path, records: Mapping[str, Mapping[str, Tensor]]) -> dict[str, bytes]:
+    """Returns the content of records of a shard, by key."""
     return {key: pack(tensors, f"{shard}: record {key}") for key, tensors in records.items()}
 
 
-def _records(views: Iterable[tuple[Member, Geometry, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def records_of(views: Iterable[tuple[Member, Geometry, Tensor]]) -> Iterator[dict[str, Tensor]]:
     """Yields the tensors of every record, from its views."""
     for _, group in groupby(views, key=lambda view: view[0]):
         _, geometries, moments = zip(*group, strict=True)

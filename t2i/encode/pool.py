@@ -1,7 +1,9 @@
 """A pool of processes that read, decode and resize images while the VAE computes, one or two batches ahead of it."""
 
 import json
+import math
 import multiprocessing
+import os
 import signal
 import threading
 from collections import deque
@@ -21,6 +23,11 @@ from t2i.data.shards import Member
 from t2i.encode.decoder import How, Task, serve, slots_of
 from t2i.encode.views import EncodeImages
 
+# A decoding process frees an image after each task. By default, glibc then gives its memory back to the system, which clears it
+# for the next image: a fifth of the time. A process reads these when it starts.
+for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+    os.environ.setdefault(name, str(64 << 20))
+
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would have torch's threads, stopped anywhere
 
 
@@ -28,7 +35,7 @@ class Batch(NamedTuple):
     """Views for one pass of the VAE."""
 
     levels: UInt8[Tensor, "b h w 3"]
-    """From 0 to 255; black after the last view of `views`."""
+    """From 0 to 255; black after the last view of `views`. Overwritten after the next batch is asked for."""
     views: list[tuple[Member, Geometry]]
     """Image and geometry of each view."""
 
@@ -45,8 +52,8 @@ class _Planned(NamedTuple):
 class Pool:
     """Processes that decode images in order, and memory for their views that is theirs and ours.
 
-    The memory is a ring of slots: a view's slot is free again when its batch has been copied. It has no name on any system, so
-    nothing is left of it whatever ends this process. Each process belongs to a thread, which waits for its answers.
+    The memory is a ring of slots: the slots of a batch are free again when the next one is asked for. It has no name on any
+    system, so nothing is left of it whatever ends this process. Each process belongs to a thread, which waits for its answers.
     """
 
     def __init__(self, section: EncodeImages, members: Sequence[Member], *, batch_size: int, processes: int) -> None:
@@ -54,8 +61,8 @@ class Pool:
         self._batch_size, how = batch_size, How(section.size_px, section.interpolation, section.background)
         processes = min(processes, len(members))
         most = max((len(views) for _, views in self._members), default=1)
-        self._count = batch_size + max(2 * batch_size, 2 * processes * most)
-        memory = _SPAWN.RawArray("B", self._count * how.size_px[0] * how.size_px[1] * 3)
+        ahead = max(2, -(-2 * processes * most // batch_size))
+        memory = _SPAWN.RawArray("B", (1 + ahead) * batch_size * math.prod(how.size_px) * 3)
         self._slots = torch.from_numpy(slots_of(memory, how.size_px))
         self._processes = [_started(memory, how) for _ in range(processes)]
         self._free, self._own = list(self._processes), threading.local()
@@ -83,7 +90,7 @@ class Pool:
         tasks, waiting, taken = self._tasks(), deque[tuple[Member, Future[list[Geometry]]]](), 0
         following, views = next(tasks, None), list[tuple[Member, Geometry]]()
         while True:
-            while following and following.end <= taken + self._count:
+            while following and following.end <= taken + len(self._slots):
                 waiting.append((following.member, self._threads.submit(self._decode, following)))
                 following = next(tasks, None)
             while waiting and len(views) < self._batch_size:
@@ -92,24 +99,17 @@ class Pool:
             if not views:
                 return
             batch, views = views[: self._batch_size], views[self._batch_size :]
-            levels = self._copied(taken, len(batch))
-            taken += len(batch)
+            levels = self._slots[taken % len(self._slots) :][: self._batch_size]
+            levels[len(batch) :] = 0
             yield Batch(levels, batch)
+            taken += len(batch)
 
     def _tasks(self) -> Iterator[_Planned]:
         end = 0
         for member, views in self._members:
             start, end = end, end + len(views)
-            slots = [number % self._count for number in range(start, end)]
+            slots = [number % len(self._slots) for number in range(start, end)]
             yield _Planned(member, Task(str(member.shard), member.offset, member.size, views, slots), end)
-
-    def _copied(self, start: int, count: int) -> UInt8[Tensor, "b h w 3"]:
-        levels = torch.zeros((self._batch_size, *self._slots.shape[1:]), dtype=torch.uint8)
-        first = start % self._count
-        before_the_end = min(count, self._count - first)
-        levels[:before_the_end] = self._slots[first : first + before_the_end]
-        levels[before_the_end:count] = self._slots[: count - before_the_end]
-        return levels
 
     def _take_process(self) -> None:
         self._own.process, self._own.pipe = self._free.pop()
