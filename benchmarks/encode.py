@@ -67,6 +67,7 @@ def main(
         flip=False,
         background="#ffffff",
         seed=0,
+        precision="fp32",
         psnr_records=1,
         min_psnr=0.0,
     )
@@ -169,7 +170,7 @@ def _pooled(section: EncodeImages, members: list[Member], batch_size: int, proce
     with shard_set("benchmark", {}, {"out": out.name}, [], out) as made, pool:
         time.sleep(2)  # until the processes have started
         with measured(costs, psutil.Process().children()):
-            records = records_of(encode_views(Free(), None, pool.batches(), "cpu"))
+            records = records_of(encode_views(Free(), None, pool.batches(), "fp32", "cpu"))
             for shard, group in groupby(members, key=lambda member: member.shard):
                 new = {member.key: next(records) for member in group}
                 made.add(shard.name, made.find({key: identity(key) for key in new}), partial(packed, shard, new))

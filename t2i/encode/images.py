@@ -21,7 +21,7 @@ from t2i.data.records import SPLITS
 from t2i.data.shards import Member, Reader, index, pack
 from t2i.encode.moments import encode_views
 from t2i.encode.pool import Pool
-from t2i.encode.roundtrip import psnr_of_records
+from t2i.encode.roundtrip import psnr_in_fp32, psnr_of_records
 from t2i.encode.shard_set import ShardSet, shard_set
 from t2i.encode.store import Found, identity
 from t2i.encode.views import EncodeImages
@@ -31,12 +31,15 @@ from t2i.model.runtime import device_in_words
 DECIDED_BY = (
     *(f"data/{name}.py" for name in ("chance", "crops", "decoding", "pixels", "records", "shards")),
     *(f"encode/{name}.py" for name in ("decoder", "images", "moments", "pool", "shard_set", "store", "views")),
-    *(f"model/{name}.py" for name in ("family", "pretrained", "vae")),
+    *(f"model/{name}.py" for name in ("family", "precision", "pretrained", "vae")),
 )
 """The code that decides the moments. Finished records are reused only if this code is unchanged."""
 
-DECIDE_A_RECORD = ("resolution_px", "interpolation", "background")
+DECIDE_A_RECORD = ("resolution_px", "interpolation", "background", "precision")
 """The parameters that decide the moments of a view. Which views a record has is part of its identity."""
+
+MOST_LOST_DB = 0.1
+"""Most that the mean PSNR may be lower than with fp32."""
 
 
 def encode_images(
@@ -48,7 +51,8 @@ def encode_images(
         Metrics: the number of records, and the mean and lowest PSNR of the images decoded from their moments.
 
     Raises:
-        ValueError: an image cannot be read, moments overflow float16, or the PSNR is too low. The message names it.
+        ValueError: an image cannot be read, moments overflow float16, or the PSNR is too low, or lower than with fp32. The
+            message names it.
     """
     section.check_factor(family.vae_factor)
     params = section.model_dump(exclude={"psnr_records", "min_psnr"})
@@ -59,23 +63,17 @@ def encode_images(
     with shard_set("encode-images", made_by, records_by, [*DECIDED_BY, file_of(family)], out) as made:
         shards = _look_up(section, made, members)
         missing = [member for shard in shards for member in shard.missing]
-        print(
-            f"encoding {len(missing)} of {len(members)} images on {device_in_words(device)}; "
-            f"finished records: {made.folder.parent}",
-            file=sys.stderr,
-        )
-        pool = Pool(section, missing, batch_size=batch_size, processes=processes)
-        with pool, tqdm(total=len(missing), desc="encoding", unit=" images") as progress:
+        where = f"on {device_in_words(device)}; finished records: {made.folder.parent}"
+        print(f"encoding {len(missing)} of {len(members)} images {where}", file=sys.stderr)
+        with Pool(section, missing, batch_size=batch_size, processes=processes) as pool:
             vae = family.load_vae(device)
-            records = records_of(encode_views(family, vae, pool.batches(), device))
-            for shard in shards:
-                new = {}
-                for member in shard.missing:
-                    new[member.key] = next(records)
-                    progress.update()
-                made.add(shard.name, shard.found, partial(packed, raw / shard.name, new))
-            made.wait()
+            records = records_of(encode_views(family, vae, pool.batches(), section.precision, device))
+            with tqdm(total=len(missing), desc="encoding", unit=" images") as progress:
+                _write(raw, made, shards, records, progress)
         found = psnr_of_records(section, family, vae, members, made.folder, batch_size=batch_size, device=device)
+        if section.precision != "fp32":
+            exact = psnr_in_fp32(section, family, vae, members, batch_size=batch_size, device=device)
+            _check_precision(section, _mean(found), _mean(exact))
         return {"records": len(members), **_check_psnr(section, found)}
 
 
@@ -104,6 +102,17 @@ def _look_up(section: EncodeImages, made: ShardSet, members: list[Member]) -> li
     return shards
 
 
+def _write(raw: Path, made: ShardSet, shards: list[_Shard], records: Iterator[dict[str, Tensor]], progress: Any) -> None:
+    """Writes every shard as soon as its last record is encoded; `records` yields those of `missing`, in order."""
+    for shard in shards:
+        new = {}
+        for member in shard.missing:
+            new[member.key] = next(records)
+            progress.update()
+        made.add(shard.name, shard.found, partial(packed, raw / shard.name, new))
+    made.wait()
+
+
 def packed(shard: Path, records: Mapping[str, Mapping[str, Tensor]]) -> dict[str, bytes]:
     """Returns the content of records of a shard, by key."""
     return {key: pack(tensors, f"{shard}: record {key}") for key, tensors in records.items()}
@@ -121,12 +130,25 @@ def records_of(views: Iterable[tuple[Member, Geometry, Tensor]]) -> Iterator[dic
         }
 
 
-def _check_psnr(section: EncodeImages, found: dict[str, list[float]]) -> dict[str, float]:
+def _mean(found: dict[str, list[float]]) -> float:
     values = [value for of_record in found.values() for value in of_record]
-    mean = sum(values) / len(values)
+    return sum(values) / len(values)
+
+
+def _check_precision(section: EncodeImages, mean: float, exact: float) -> None:
+    if not exact - mean <= MOST_LOST_DB:
+        raise ValueError(
+            f"images decoded from their moments have a PSNR of {mean:.2f} dB, but {exact:.2f} dB if "
+            f"`encode.images.precision` is fp32 instead of {section.precision}, wanted at most {MOST_LOST_DB} dB less: "
+            "set it to fp32"
+        )
+
+
+def _check_psnr(section: EncodeImages, found: dict[str, list[float]]) -> dict[str, float]:
+    mean, least = _mean(found), min(value for of_record in found.values() for value in of_record)
     if mean < section.min_psnr:
         raise ValueError(
             f"images decoded from their moments have a PSNR of {mean:.1f} dB, wanted at least `encode.images.min_psnr` "
             f"{section.min_psnr}: choose a base whose VAE fits these images, or increase `encode.images.resolution_px`"
         )
-    return {"psnr_mean": round(mean, 3), "psnr_min": round(min(values), 3)}
+    return {"psnr_mean": round(mean, 3), "psnr_min": round(least, 3)}
