@@ -36,7 +36,14 @@ def images(
     if runtime.verify_shards:
         check_hashes(raw)
     metrics = encode_images(
-        section, family, base, raw, out, batch_size=runtime.encode_batch_size, device=runtime.torch_device()
+        section,
+        family,
+        base,
+        raw,
+        out,
+        batch_size=runtime.encode_batch_size,
+        processes=runtime.decoding_processes(),
+        device=runtime.torch_device(),
     )
     write_json(report / "metrics.json", metrics)
     psnr = f"PSNR after decoding: mean {metrics['psnr_mean']:.1f} dB, lowest {metrics['psnr_min']:.1f} dB"

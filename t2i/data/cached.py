@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from t2i.data.crops import Geometry, Size
 from t2i.data.index import Index
 from t2i.data.order import Epoch
-from t2i.data.pixels import Geometry, Size
 from t2i.data.reader import Reader, Stored
 from t2i.data.records import Split, read_repeats
 

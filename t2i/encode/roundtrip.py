@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from t2i.data.chance import hash_fraction
 from t2i.data.members import Member, scan
@@ -31,10 +32,7 @@ def psnr_of_records(
     Raises:
         ValueError: a record has no moments.
     """
-    reader, sampled = Reader(), []
-    for split in SPLITS:
-        own = [member for member in images if member.split == split]
-        sampled += sorted(own, key=lambda member: hash_fraction(member.key))[: section.psnr_records]
+    reader, sampled = Reader(), _sampled(section, images)
     keys = {(member.shard.name, member.key) for member in sampled}
     stored = {
         (row.shard.name, row.key): row
@@ -46,9 +44,44 @@ def psnr_of_records(
     for member in sampled:
         if (row := stored.get((member.shard.name, member.key))) is None:
             raise ValueError(f"{latents / member.shard.name}: no record {member.key}, which {member.shard} has")
-        pixels = torch.stack([view.pixels for view in views(section, member, reader.content(member))])
-        moments = reader.tensors(row)["moments"]
-        scaled = sample_latents(moments, None, family.scaling_factor, family.shift_factor)
-        decoded = torch.cat([family.decode_latents(vae, some.to(device)).cpu() for some in scaled.split(batch_size)])
-        found[member.key] = psnr(pixels, decoded).tolist()
+        pixels = _pixels(section, member, reader)
+        found[member.key] = _psnr(family, vae, pixels, reader.tensors(row)["moments"], batch_size, device)
     return found
+
+
+def psnr_in_fp32(
+    section: EncodeImages, family: Family, vae: nn.Module, images: list[Member], *, batch_size: int, device: str
+) -> dict[str, list[float]]:
+    """Returns what `psnr_of_records` would return if the same records had been encoded in fp32."""
+    reader, found = Reader(), {}
+    for member in _sampled(section, images):
+        pixels = _pixels(section, member, reader)
+        moments = torch.cat([family.encode_pixels(vae, some.to(device)).half().cpu() for some in pixels.split(batch_size)])
+        found[member.key] = _psnr(family, vae, pixels, moments, batch_size, device)
+    return found
+
+
+def _sampled(section: EncodeImages, images: list[Member]) -> list[Member]:
+    sampled = []
+    for split in SPLITS:
+        own = [member for member in images if member.split == split]
+        sampled += sorted(own, key=lambda member: hash_fraction(member.key))[: section.psnr_records]
+    return sampled
+
+
+def _pixels(section: EncodeImages, member: Member, reader: Reader) -> Float[Tensor, "views 3 h w"]:
+    return torch.stack([view.pixels for view in views(section, member, reader.content(member))])
+
+
+def _psnr(
+    family: Family,
+    vae: nn.Module,
+    pixels: Float[Tensor, "views 3 h w"],
+    moments: Float[Tensor, "views m _ _"],
+    batch_size: int,
+    device: str,
+) -> list[float]:
+    scaled = sample_latents(moments, None, family.scaling_factor, family.shift_factor)
+    decoded = torch.cat([family.decode_latents(vae, some.to(device)).cpu() for some in scaled.split(batch_size)])
+    values: list[float] = psnr(pixels, decoded).tolist()
+    return values

@@ -7,10 +7,11 @@ from pathlib import Path
 from PIL import Image
 
 from t2i.data.chance import hash_fraction
+from t2i.data.crops import Size
 from t2i.data.decoding import EXTENSIONS, decode
 from t2i.data.index import Index
 from t2i.data.manifest import read_manifest
-from t2i.data.pixels import Size, size_of, to_image, view
+from t2i.data.pixels import size_of, to_image, view
 from t2i.data.reader import Reader
 from t2i.data.records import Split, read_captions
 from t2i.evaluate.section import Evaluate

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i.core.params import resolve_plugin
-from t2i.data.pixels import Size
+from t2i.data.crops import Size
 from t2i.model.family import Family
 from t2i.model.precision import Precision
 from t2i.model.pretrained import Change

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from t2i.core.params import ParamsError, load_section, plugins, resolve_plugin
-from t2i.data.pixels import Geometry, Size, to_image
+from t2i.data.crops import Geometry, Size
+from t2i.data.pixels import to_image
 from t2i.model.base import Base
 from t2i.model.layout import parts, read_object
 from t2i.model.precision import Precision

@@ -1,5 +1,6 @@
 """Runtime: settings that change at most rounding, or only what is shown. A change never reruns a stage."""
 
+import os
 from typing import Literal, get_args
 
 from pydantic import Field
@@ -61,6 +62,9 @@ class Runtime(Section):
     training, which deletes what it has computed if a shard is damaged, meanwhile. Sizes are always checked."""
     encode_batch_size: int = Field(ge=1)
     """Batch size of the VAE, the text encoder and the sampler, also in validation."""
+    decode_processes: int | None = Field(ge=1)
+    """Number of processes that read, decode and resize images while the VAE encodes. null: one per CPU core that this process
+    may use."""
     offload: bool
     """Keeps only the network in use on the device when images are drawn: less memory, slower. Has no effect on the CPU."""
     validation: Validation
@@ -84,6 +88,12 @@ class Runtime(Section):
                 f"set it to {', '.join(['auto', *here[:-1]])} or {here[-1]}"
             )
         return here[-1]
+
+    def decoding_processes(self) -> int:
+        """Returns the number of processes that decode images."""
+        if self.decode_processes is not None:
+            return self.decode_processes
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def attention_here(self, precision: str) -> str:
         """Returns the attention to train with: `eager`, `sdpa` or `xformers`."""

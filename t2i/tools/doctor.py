@@ -16,6 +16,7 @@ from t2i.data.index import Index
 from t2i.data.manifest import check_hashes, read_manifest
 from t2i.data.records import SPLITS
 from t2i.encode.roundtrip import psnr_of_records
+from t2i.encode.store import COMPLETE
 from t2i.fetch.base import check_origin, configure, configure_clip
 from t2i.fetch.weights import check_weights
 from t2i.model.base import Base
@@ -156,7 +157,7 @@ def _work(*, deep: bool) -> Iterator[Finding]:
         steps = sorted(folder.glob("step-????????"))
         if (process := holder(folder)) is not None:
             yield Finding("note", str(folder), f"in use by process {process}")
-        elif not (folder / "finished").exists():
+        elif not any((folder / done).exists() for done in ("finished", COMPLETE)):
             newest = f", newest checkpoint {steps[-1].name}" if steps else ""
             remedy = f"run the same command to resume, or `rm -r {folder}` to discard it"
             message = f"{in_bytes(size_of(folder))} of an interrupted run{newest}: {remedy}"

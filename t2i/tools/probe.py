@@ -10,8 +10,8 @@ from torch import Tensor
 
 from t2i.data.batches import collate, micro_batches
 from t2i.data.cached import CachedRecords
+from t2i.data.crops import Geometry, Size
 from t2i.data.manifest import describe, write_manifest
-from t2i.data.pixels import Geometry, Size
 from t2i.data.prefetch import Prefetcher
 from t2i.data.shards import pack, write_shard
 from t2i.model.family import Family

@@ -37,11 +37,8 @@ from t2i.train.validation import Validator
 from t2i.train.verification import Verification
 
 DECIDED_BY = (
-    *(
-        f"data/{name}.py"
-        for name in ("batches", "cached", "chance", "counter", "index", "members", "order", "pixels", "prefetch")
-    ),
-    *(f"data/{name}.py" for name in ("reader", "records")),
+    *(f"data/{name}.py" for name in ("batches", "cached", "chance", "counter", "crops", "index", "members", "order")),
+    *(f"data/{name}.py" for name in ("pixels", "prefetch", "reader", "records")),
     *(f"model/{name}.py" for name in ("adapter", "denoising", "diffusion", "family", "latents", "precision", "prediction")),
     *(f"model/{name}.py" for name in ("pretrained", "schedule")),
     *(f"train/{name}.py" for name in ("checkpoint", "ema", "execution", "history", "loop", "objective", "optim", "prepared")),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from t2i.data.batches import micro_batches
 from t2i.data.cached import CachedRecords
-from t2i.data.pixels import Size
+from t2i.data.crops import Size
 from t2i.data.prefetch import Prefetcher
 from t2i.model.family import Family
 from t2i.model.launch import make_host_group

@@ -14,6 +14,9 @@ from dvc.repo import Repo
 from networkx import ancestors
 from ruamel.yaml import YAML
 
+from t2i.data.index import Index
+from t2i.data.reader import Reader
+from t2i.data.records import SPLITS
 from t2i.tools.single_file import stored_tensors, write_single_file
 from tests import tiny
 from tests.projects import LORA, ROOT, Project
@@ -44,12 +47,14 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def run(folder: Path, *commands: list[str], **variables: str) -> None:
+def run(folder: Path, *commands: list[str], **variables: str) -> str:
+    """Runs commands, and returns the output of the last one."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     for command in commands:
         words = [sys.executable, "-m", *command] if command[0] == "dvc" else command
         done = subprocess.run(words, cwd=folder, env=environment | variables, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def stale(folder: Path) -> set[str]:
@@ -69,6 +74,30 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> set[str]:
         return stale(folder)
     finally:
         path.write_bytes(before)
+
+
+def test_a_new_image_is_encoded_alone(tmp_path) -> None:
+    (tmp_path / "checkout").mkdir()
+    folder = copied(tmp_path / "checkout")
+    tiny.make_base(folder / "base/tiny")
+    tiny.make_images(folder / "data/local", 9)
+    project = Project(folder, Path("base/tiny"))
+    project.params["fetch"]["local"] = "data/local"
+    project.write()
+    links = ["dvc", "config", "cache.type", "hardlink,copy"]  # DVC then makes the files read-only
+    run(folder, ["git", "init", "-q"], ["dvc", "init", "-q"], links, ["dvc", "repro", "encode-images"])
+    before = encoded_records(folder)
+    shutil.rmtree(folder / "data/local")
+    tiny.make_images(folder / "data/local", 10)
+    said = run(folder, ["dvc", "repro", "encode-images"])
+    assert "encoding 1 of 10 images" in said
+    assert before.items() < encoded_records(folder).items()
+
+
+def encoded_records(folder: Path) -> dict[str, bytes]:
+    reader = Reader()
+    found = [member for split in SPLITS for member in Index(folder / "data/latents", split)]
+    return {member.key: bytes(reader.content(member)) for member in found}
 
 
 def test_nothing_is_stale_after_a_run_or_a_readme_edit(repository) -> None:

@@ -59,7 +59,8 @@ def encoded(project: Project) -> Project:
 def test_encode_resumes_after_a_file_size_limit(encoded, stage, made) -> None:
     out = encoded.folder / "data" / made
     unbroken = files(out)
-    shutil.rmtree(out)
+    for folder in (out, encoded.folder / "data/work"):
+        shutil.rmtree(folder)
     ended = with_small_files(len(unbroken["train-00000.tar"]) - 1, "encode", stage)
     assert ended.code == 1
     assert "train-00000.tar: File too large: " in ended.said
@@ -74,8 +75,9 @@ def test_encode_resumes_after_a_file_size_limit(encoded, stage, made) -> None:
 def test_encode_on_a_full_disk_keeps_finished_shards(encoded, monkeypatch) -> None:
     size = 3 * (encoded.folder / "data/latents/train-00000.tar").stat().st_size // 2
     unbroken = files(encoded.folder / "data/latents")
-    shutil.rmtree(encoded.folder / "data/latents")
     work = encoded.folder / "data/work"
+    for folder in (encoded.folder / "data/latents", work):
+        shutil.rmtree(folder)
     ended = on_small_disk(work, size, "encode", "images")
     assert ended.code == 1
     assert "train-00001.tar: No space left on device: " in ended.said

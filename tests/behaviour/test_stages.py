@@ -94,7 +94,7 @@ evaluate.base(), evaluate.model(), evaluate.report()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"}
     subprocess.run([sys.executable, "-c", again], cwd=project.folder, env=environment, check=True)
     shutil.rmtree(before / "work")
-    assert not list((data / "work").glob("encode*"))
+    assert len(list((data / "work").glob("encode-*/complete"))) == 2
     shutil.rmtree(data / "work")
     assert files(data).keys() == files(before).keys()
     for name, content in files(data).items():

@@ -28,10 +28,10 @@ NOT_DECISIVE = {
     },  # a family imports all parts of a pipeline, and uses some
     "encode-images": ALWAYS  # latents: to decode back
     | {"encode/roundtrip.py", "model/latents.py"}
-    | {f"model/{name}.py" for name in ("precision", "prediction", "schedule", "text")},
+    | {f"model/{name}.py" for name in ("prediction", "schedule", "text")},
     "encode-captions": ALWAYS
-    | {"data/pixels.py"}
-    | {f"model/{name}.py" for name in ("precision", "prediction", "schedule", "vae")},
+    | {"data/crops.py", "data/pixels.py"}
+    | {f"model/{name}.py" for name in ("prediction", "schedule", "vae")},
 }
 """By stage, the files that it lists in dvc.yaml and on which no number of its checkpoints or shards depends."""
 KINDS = {"train": loop.DECIDED_BY, "encode-images": images.DECIDED_BY, "encode-captions": captions.DECIDED_BY}

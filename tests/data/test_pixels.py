@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageCms, _imaging
 
 from t2i.data.decoding import decode, identify
-from t2i.data.pixels import to_image, to_pixels, view
+from t2i.data.pixels import normalized, to_image, to_pixels, view
 from tests.images import P3_PRIMARIES, encoded, png, profile
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -267,6 +267,14 @@ def test_pixels_are_in_minus_one_to_one_and_invertible() -> None:
     assert to_pixels(Image.new("RGB", (1, 1), "#000000")).unique().tolist() == [-1]
     assert to_pixels(Image.new("RGB", (1, 1), "#ffffff")).unique().tolist() == [1]
     assert to_image(pixels).tobytes() == image.tobytes()
+
+
+def test_every_level_is_the_nearest_float_of_its_formula() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 256, 1).expand(1, 2, 256, 3)
+    wanted = np.arange(256, dtype=np.float32) / np.float32(127.5) - np.float32(1)
+    pixels = normalized(levels)
+    assert pixels.is_contiguous()
+    assert all(line.tolist() == wanted.tolist() for line in pixels.reshape(-1, 256))
 
 
 def test_a_view_is_cropped_at_its_stated_place() -> None:

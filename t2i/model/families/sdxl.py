@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from t2i.data.caches import ZEROS_FOR_EMPTY_PROMPT
-from t2i.data.pixels import Geometry, Size, covering, to_image
+from t2i.data.crops import Geometry, Size, covering
+from t2i.data.pixels import to_image
 from t2i.model.checks import ANOTHER_BASE, check_fit, check_models, check_scheduler, check_unet, check_vae, on_meta
 from t2i.model.export import export
 from t2i.model.family import Drawing

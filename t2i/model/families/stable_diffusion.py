@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from t2i.data.caches import ZEROS_FOR_EMPTY_PROMPT
-from t2i.data.pixels import Geometry, Size
+from t2i.data.crops import Geometry, Size
 from t2i.model.base import NOT_TAKEN
 from t2i.model.checks import check_fit, check_models, check_scheduler, check_unet, check_vae, on_meta
 from t2i.model.export import export

@@ -15,7 +15,8 @@ from diffusers.training_utils import compute_snr
 from PIL import Image
 
 from t2i.data.cached import CachedRecords
-from t2i.data.pixels import Geometry, covering, to_pixels, view
+from t2i.data.crops import Geometry, covering
+from t2i.data.pixels import to_pixels, view
 from t2i.model.families.sdxl import Family as Sdxl
 from t2i.model.family import check_base
 from t2i.train.objective import Objective, ObjectiveSection

@@ -1,0 +1,161 @@
+"""A store of finished records: a set takes from it what an earlier set, or a killed run, has already made.
+
+data/work/encode-images-HASH/DIGEST.{tar,npy}    a finished shard and its index: hard links to the files of the set, or copies
+data/work/encode-images-HASH/DIGEST.json         the rows of its files in the manifest, and place and hash of each record in it
+data/work/encode-images-HASH/complete            exists if the last set is complete (training removes folders with `finished`)
+
+HASH identifies everything that decides the bytes of a record except its own input, which is the record's identity. DIGEST
+identifies the records of a shard. So new data, which moves records among shards, costs only its own records.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from t2i.core.files import flush, write_text
+from t2i.core.params import Section
+from t2i.data.digests import sha256_of
+from t2i.data.manifest import File
+from t2i.data.members import scan
+
+COMPLETE = "complete"
+
+
+class Kept(Section):
+    """A finished shard in the store."""
+
+    files: list[File]
+    """Its files, with their names in the store."""
+    records: dict[str, tuple[int, int, str]]
+    """Offset, size and hash of each record, by its identity."""
+
+
+class Place(NamedTuple):
+    """Where the content of a record lies."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+class Found(NamedTuple):
+    """What the store has of one shard."""
+
+    identities: Mapping[str, str]
+    """The identity of every record of the shard, by key."""
+    stored: dict[str, Place]
+    """The places of the records that the store has, by key."""
+    digest: str | None
+    """The DIGEST of the shard, if the store has the whole shard."""
+
+    @property
+    def missing(self) -> list[str]:
+        """The keys of the records that must be made."""
+        return [] if self.digest else [key for key in self.identities if key not in self.stored]
+
+
+class Store:
+    """The store in a folder. Only content whose hash is right is ever taken from it; damaged content counts as missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._used = set[str]()
+        self._shards: dict[str, Kept] = {}
+        self._places: dict[str, tuple[Place, str]] = {}
+        for path in sorted(folder.glob("*.json")):
+            with contextlib.suppress(ValidationError, UnicodeDecodeError):
+                self._shards[path.stem] = kept = Kept.model_validate_json(path.read_text(encoding="utf-8"))
+                for its, (offset, size, digest) in kept.records.items():
+                    self._places[its] = Place(folder / f"{path.stem}.tar", offset, size), digest
+
+    def find(self, identities: Mapping[str, str]) -> Found:
+        """Returns what is here of a shard with these records, after comparing it with its hashes."""
+        digest = identity(sorted(identities.items()))
+        if digest in self._shards and all(map(self._is_whole, self._shards[digest].files)):
+            self._used.add(digest)
+            return Found(identities, {}, digest)
+        places = {key: self._place(its) for key, its in identities.items()}
+        return Found(identities, {key: place for key, place in places.items() if place is not None}, None)
+
+    def content(self, place: Place) -> bytes:
+        """Returns the bytes of a record that `find` returned."""
+        with place.path.open("rb") as file:
+            file.seek(place.offset)
+            return file.read(place.size)
+
+    def give(self, digest: str, path: Path) -> list[File]:
+        """Puts a whole shard at `path`, and the files that belong to it beside it; returns their rows."""
+        rows = []
+        for file in self._shards[digest].files:
+            name = path.stem + file.name.removeprefix(digest)
+            _link(self.folder / file.name, path.with_name(name))
+            rows.append(file.model_copy(update={"name": name}))
+        return rows
+
+    def keep(self, found: Found, path: Path, rows: list[File], contents: Mapping[str, bytes]) -> None:
+        """Adds a shard that was written at `path`.
+
+        Args:
+            found: what the store had of it.
+            path: the shard.
+            rows: the rows of its files in the manifest.
+            contents: the bytes of its records, by key.
+        """
+        digest = identity(sorted(found.identities.items()))
+        files = [row.model_copy(update={"name": digest + row.name.removeprefix(path.stem)}) for row in rows]
+        for row, file in zip(rows, files, strict=True):
+            _link(path.with_name(row.name), self.folder / file.name)
+        records = {
+            found.identities[member.key]: (member.offset, member.size, _hash(contents[member.key])) for member in scan(path)
+        }
+        write_text(self.folder / f"{digest}.json", Kept(files=files, records=records).model_dump_json())
+        self._used.add(digest)
+
+    def prune(self) -> None:
+        """Removes everything that the last set does not need."""
+        for path in self.folder.iterdir():
+            name, _, end = path.name.partition(".")
+            if path.is_file() and end and (name not in self._used or path.suffix == ".partial"):
+                path.unlink()
+        (self.folder / COMPLETE).touch()
+
+    def _is_whole(self, file: File) -> bool:
+        path = self.folder / file.name
+        return path.is_file() and path.stat().st_size == file.bytes and sha256_of(path) == file.sha256
+
+    def _place(self, its: str) -> Place | None:
+        if its not in self._places:
+            return None
+        place, digest = self._places[its]
+        with contextlib.suppress(OSError):  # missing
+            if _hash(self.content(place)) == digest:
+                return place
+        return None
+
+
+def identity(*parts: Any) -> str:
+    """Returns 32 hexadecimal digits that identify its arguments, of the kinds that JSON has."""
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _hash(content: bytes) -> str:
+    return sha256(content).hexdigest()[:32]
+
+
+def _link(file: Path, to: Path) -> None:
+    """Gives a file a second name, or copies it where the disk has no hard links; replaces what is there."""
+    partial = to.with_name(f"{to.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(file, partial)
+    except OSError:
+        shutil.copyfile(file, partial)
+        flush(partial)
+    partial.replace(to)
