@@ -150,6 +150,13 @@ def _jpeg(number: int, side_px: int) -> bytes:
     return buffer.getvalue()
 
 
+def _wait_until_idle(processes: Sequence[psutil.Process]) -> None:
+    before, now = -1.0, 0.0
+    while now > before:
+        time.sleep(1)
+        before, now = now, _cpu_seconds(processes)
+
+
 def _serial(section: EncodeImages, members: list[Member], batch_size: int, out: Path) -> Cost:
     reader, family, costs = Reader(), Free(), list[Cost]()
     out.mkdir()
@@ -171,8 +178,9 @@ def _pooled(section: EncodeImages, members: list[Member], batch_size: int, proce
     costs: list[Cost] = []
     pool = Pool(section, members, batch_size=batch_size, processes=processes)
     with shard_set("benchmark", {}, {"out": out.name}, [], out) as made, pool:
-        time.sleep(2)  # until the processes have started
-        with measured(costs, psutil.Process().children()):
+        started = psutil.Process().children()
+        _wait_until_idle(started)  # they import this file, and with it torch, unlike those of the command
+        with measured(costs, started):
             records = records_of(encode_views(Free(), None, pool.batches(), "fp32", "cpu"))
             for shard, group in groupby(members, key=lambda member: member.shard):
                 new = {member.key: next(records) for member in group}

@@ -48,13 +48,19 @@ def views_of(
         yield View(normalized(torch.from_numpy(levels.copy())[None])[0], geometry)
 
 
-def normalized(levels: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
+def normalized(levels: UInt8[Tensor, "b h w 3"], out: Float[Tensor, "b 3 h w"] | None = None) -> Float[Tensor, "b 3 h w"]:
     """Returns levels as pixels in [-1, 1], `levels / 127.5 - 1`, with the same bits on every device.
 
-    A tensor as the divisor, since CUDA multiplies by the rounded inverse of a number.
+    Args:
+        levels: from 0 to 255.
+        out: the tensor to write to; None makes a new one.
     """
-    planes = levels.permute(0, 3, 1, 2).contiguous().float()
-    return planes.div_(torch.tensor(127.5, device=levels.device)).sub_(1)
+    planes = levels.permute(0, 3, 1, 2)
+    pixels = torch.empty(planes.shape, device=levels.device) if out is None else out
+    divisor = torch.tensor(127.5, device=levels.device)  # a tensor: CUDA multiplies by the rounded inverse of a number
+    for image, its in zip(pixels, planes, strict=True):  # one by one, since an image fits in the processor's cache
+        image.copy_(its.contiguous()).div_(divisor).sub_(1)
+    return pixels
 
 
 def to_pixels(image: Image.Image) -> Float[Tensor, "3 h w"]:

@@ -68,7 +68,10 @@ def encode_captions(
     records_by = network | {"precision": section.precision}
     unique = list(dict.fromkeys(caption for row in rows for caption in row["captions"]))
     with shard_set("encode-captions", made_by, records_by, [*DECIDED_BY, file_of(family)], out) as made:
-        print(f"encoding {len(unique)} captions on {device_in_words(device)}; finished shards: {made.folder}", file=sys.stderr)
+        print(
+            f"encoding {len(unique)} captions on {device_in_words(device)}; finished records: {made.folder.parent}",
+            file=sys.stderr,
+        )
         text = family.load_text(device)
         compute = partial(_compute, section.precision, device)
         encode = partial(_encode, lambda captions: compute(lambda: family.encode_prompts(text, captions)), batch_size)

@@ -30,18 +30,19 @@ def encode_views(
     family: Family, vae: nn.Module, batches: Iterable[Batch], precision: Precision, device: str
 ) -> Iterator[tuple[Member, Geometry, Float[Tensor, "m _ _"]]]:
     """Yields image, geometry and moments of every view; the moments that overflow in a reduced precision are those of fp32."""
-    computing = deque[_Computing]()
+    computing, pixels = deque[_Computing](), None
     for batch in batches:
-        computing.append(_start(family, vae, batch, precision, device))
+        free = pixels if device == "cpu" else None  # new memory takes longer than the arithmetic
+        pixels = normalized(_on_device(batch.levels, device), free)
+        computing.append(_start(family, vae, batch, pixels, precision))
         if device == "cpu" or len(computing) > 1:
             yield from _finish(family, vae, computing.popleft(), precision)
     for left in computing:
         yield from _finish(family, vae, left, precision)
 
 
-def _start(family: Family, vae: nn.Module, batch: Batch, precision: Precision, device: str) -> _Computing:
-    pixels = normalized(_on_device(batch.levels, device))
-    with computing_in(precision, device):
+def _start(family: Family, vae: nn.Module, batch: Batch, pixels: Float[Tensor, "b 3 h w"], precision: Precision) -> _Computing:
+    with computing_in(precision, pixels.device):
         moments = family.encode_pixels(vae, pixels).float()
     if moments.device.type != "cuda":
         return _Computing(batch, pixels, moments.cpu(), None)
