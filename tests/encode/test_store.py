@@ -99,5 +99,5 @@ def test_pruning_removes_what_was_not_asked_for(tmp_path) -> None:
     kept.find(identities("d"))
     kept.prune()
     assert taken(folder, "abcd") == {"d": b"fourth"}
-    assert {path.suffix for path in folder.iterdir()} == {".tar", ".json", ""}
+    assert {path.suffix for path in folder.iterdir()} == {".tar", ".npy", ".json", ""}
     assert (folder / store.COMPLETE).exists()
