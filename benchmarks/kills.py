@@ -27,12 +27,14 @@ def main(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; default: those of params.yaml.")] = None,
     most_seconds: Annotated[float, typer.Option(help="Longest time from a start to a kill, in seconds.")] = 20.0,
     seed: Annotated[int, typer.Option(help="Decides the times and signals of the kills.")] = 0,
+    processes: Annotated[int, typer.Option(help="Processes that train together.")] = 1,
+    micro_batch_size: Annotated[int | None, typer.Option(help="Images per micro-batch; default: those of a step.")] = None,
 ) -> None:
     """Trains once without and once with kills, and compares models and histories."""
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _params(folder / "params.yaml", steps)
+        _params(folder / "params.yaml", steps, {"processes": processes, "micro_batch_size": micro_batch_size})
         _start(folder, "unbroken").wait()
         before = _result(folder, "unbroken")
         for number in range(kills):
@@ -55,10 +57,10 @@ def main(
     print(f"{kills} kills, {len(before)} files, all equal")
 
 
-def _params(path: Path, steps: int | None) -> None:
+def _params(path: Path, steps: int | None, runtime: dict[str, Any]) -> None:
     params: dict[str, Any] = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["train"]["steps"] = steps or params["train"]["steps"]
-    params["runtime"] |= {"checkpoint_every_seconds": 2}
+    params["runtime"] |= {"checkpoint_every_seconds": 2, **runtime}
     with path.open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(params, file)
 
