@@ -3,7 +3,7 @@
 python -m benchmarks.load
 
 Works on synthetic caches of the size of Stable Diffusion 1.5 at 512 px, in a temporary folder, so in the system's page cache.
-The ways take turns, a batch each, in the same order of records. The times are those that a thread has its core.
+The ways take turns, a batch each, in the same order of records. The times are of the processor, not of the clock.
 
     copy          the bytes of the records, from where they lie in the mapped shards to memory that is kept
     gather        the same, as training does it: which records, views and captions, and the check of each tar header

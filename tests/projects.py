@@ -105,6 +105,11 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def outputs(data: Path) -> dict[str, bytes]:
+    """Returns the files of a data folder except the work folder's: the store of records names the process that used it."""
+    return {name: content for name, content in files(data).items() if not name.startswith("work/")}
+
+
 def trained(project: Project) -> dict[str, dict[str, bytes]]:
     """Returns the outputs of training, and the last checkpoint with UNet, EMA, optimizer and history."""
     data = project.folder / "data"

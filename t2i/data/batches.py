@@ -199,7 +199,8 @@ def _stacked(buffers: Buffers, name: str, rows: Sequence[tuple[Stored, int]]) ->
     stacked = buffers.rows(name, len(rows), like)
     target = stacked.view(len(rows), -1).view(torch.uint8).numpy()
     for at, (stored, row) in enumerate(rows):
-        if stored.fields is not first.fields and stored.fields[name].shape[1:] != like.shape[1:]:
+        field = stored.fields[name]
+        if field is not like and (field.dtype, field.shape[1:]) != (like.dtype, like.shape[1:]):
             raise ValueError(
                 f"the records of a batch have `{name}` of shapes {like.shape[1:]} and {stored.fields[name].shape[1:]}"
             )

@@ -1,6 +1,6 @@
 """Cached records: the moments and the conditioning of a split, joined by key; opened without reading the list of records."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,8 @@ class CachedRecords:
         if (images := len(self._latents)) != (texts := len(self._embeds)):
             raise ValueError(f"{latents} has {images} {split} records, but {embeds} has {texts}: {_OTHERS}")
         repeats = read_repeats(embeds) if split == "train" else {}
-        self.epoch = Epoch(images, {self.number(key): count for key, count in repeats.items()})
+        numbers = self.numbers(repeats)
+        self.epoch = Epoch(images, {numbers[key]: count for key, count in repeats.items()})
         """The records of an epoch of training."""
         self._reader = Reader()
         self.empty = self._reader.file(embeds / "empty.safetensors")
@@ -46,9 +47,9 @@ class CachedRecords:
         """Returns the key of a record."""
         return self._latents[record].key
 
-    def number(self, key: str) -> int:
-        """Returns the number of the record with a key."""
-        return self._latents.place(key)
+    def numbers(self, keys: Collection[str]) -> dict[str, int]:
+        """Returns the numbers of the records with these keys, by key."""
+        return self._latents.places(keys)
 
     def image(self, record: int) -> Stored:
         """Returns `moments`, `original_size`, `crop` and `flipped` of a record's views."""

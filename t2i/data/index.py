@@ -6,17 +6,17 @@ is written to the work folder when the set is first read.
 """
 
 import bisect
-import os
 from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import overload
+from uuid import uuid4
 
 import numpy as np
 import torch
 
 from t2i.core.files import whole, work_root
-from t2i.data.manifest import File, describe, read_manifest
+from t2i.data.manifest import File, check_hash, describe, read_manifest
 from t2i.data.members import AGAIN, Member, scan
 from t2i.data.records import split_of_shard
 
@@ -80,12 +80,29 @@ class Index(Sequence[Member]):
             row = int(np.searchsorted(keys, np.bytes_(wanted)))
             if row < len(keys) and keys[row] == wanted:
                 return row + self._ends[shard] - len(keys)
-        raise ValueError(
-            f"{self.folder}: no record {key}, which another set has: they were made from different datasets; run `dvc repro`"
-        )
+        raise ValueError(self._lacks(key))
 
-    def check_unique(self) -> None:
-        """Raises a ValueError if two shards have a record with the same key. Reads all indices: a second for a million."""
+    def places(self, keys: Collection[str]) -> dict[str, int]:
+        """Returns the places of records by key; reads all indices once.
+
+        Raises:
+            ValueError: if a record is not there.
+        """
+        wanted, found = np.sort(np.array([key.encode("latin-1") for key in keys], "S")), {}
+        for shard in range(len(self._shards) if len(wanted) else 0):
+            its = self._of_shard(shard)["key"]
+            rows = np.flatnonzero(wanted[np.minimum(np.searchsorted(wanted, its), len(wanted) - 1)] == its)
+            found.update({its[row].decode("latin-1"): row + self._ends[shard] - len(its) for row in rows.tolist()})
+        if lacking := sorted(set(keys) - found.keys()):
+            raise ValueError(self._lacks(lacking[0]))
+        return found
+
+    def unique_keys(self) -> np.ndarray:
+        """Returns all keys, sorted; reads all indices: a second for a million records.
+
+        Raises:
+            ValueError: if two records have the same key.
+        """
         of_shards = [self._of_shard(shard)["key"] for shard in range(len(self._shards))]
         keys, counts = np.unique(np.concatenate([np.empty(0, "S1"), *of_shards]), return_counts=True)
         if len(twice := keys[counts > 1]):
@@ -93,6 +110,10 @@ class Index(Sequence[Member]):
             raise ValueError(
                 f"{self.folder}: duplicate record {twice[0].decode('latin-1')}, in {' and '.join(shards)}; {AGAIN}"
             )
+        return keys
+
+    def _lacks(self, key: str) -> str:
+        return f"{self.folder}: no record {key}, which another set has: they were made from different datasets; run `dvc repro`"
 
     def _member(self, shard: int, row: int) -> Member:
         key, extension, offset, size = self._of_shard(shard)[row].tolist()
@@ -151,11 +172,13 @@ def _write(rows: np.ndarray, path: Path) -> int:
 
 
 def _index_of_old(shard: Path, file: File) -> Path:
-    """Returns the index of a shard of a set without indices; writes it on first use."""
+    """Returns the index of a shard of a set without indices; writes it on first use, after checking the shard's hash."""
     path = work_root() / "indices" / f"{file.sha256}.npy"
     if not path.exists():
-        own = path.with_name(f"{os.getpid()}-{path.name}")  # several processes may do this at once
-        _write(_rows(shard), own)
+        rows = _rows(shard)
+        check_hash(shard, file)
+        own = path.with_name(f"{uuid4().hex}.npy")  # several threads and processes may do this at once
+        _write(rows, own)
         own.replace(path)
     return path
 

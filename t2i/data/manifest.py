@@ -96,11 +96,16 @@ def check_hashes(folder: Path, *, shown: bool = True) -> None:
         ValueError: if a hash differs; says the file, the expected sha256 and the sha256 found.
     """
     for file in tqdm(read_manifest(folder).files, desc=f"checking {folder}", unit=" files", delay=2, disable=not shown):
-        if (found := sha256_of(folder / file.name)) != file.sha256:
-            raise ValueError(
-                f"{folder / file.name}: expected sha256 {file.sha256[:16]}, found {found[:16]}: the file changed after it was "
-                f"written; run the stage that writes {folder} again"
-            )
+        check_hash(folder / file.name, file)
+
+
+def check_hash(path: Path, file: File) -> None:
+    """Compares the sha256 of a file with its row; see `check_hashes`."""
+    if (found := sha256_of(path)) != file.sha256:
+        raise ValueError(
+            f"{path}: expected sha256 {file.sha256[:16]}, found {found[:16]}: the file changed after it was written; run the "
+            f"stage that writes {path.parent} again"
+        )
 
 
 def check_made_by(folder: Path, wanted: Mapping[str, Any], section: str) -> None:

@@ -57,7 +57,7 @@ def normalized(levels: UInt8[Tensor, "b h w 3"], out: Float[Tensor, "b 3 h w"] |
     """
     planes = levels.permute(0, 3, 1, 2)
     pixels = torch.empty(planes.shape, device=levels.device) if out is None else out
-    divisor = torch.tensor(127.5, device=levels.device)  # a tensor: CUDA multiplies by the rounded inverse of a number
+    divisor = torch.full((), 127.5, device=levels.device)  # a tensor: CUDA multiplies by the rounded inverse of a number
     for image, its in zip(pixels, planes, strict=True):  # one by one, since an image fits in the processor's cache
         image.copy_(its.contiguous()).div_(divisor).sub_(1)
     return pixels

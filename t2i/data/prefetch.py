@@ -23,11 +23,11 @@ class Prefetcher:
     def __init__(self, batches: Batches, places: list[range], device: torch.device | str) -> None:
         self.batches, self.places, self._device = batches, places, device
         self._buffers = [Buffers(device) for _ in range(AHEAD + 1)]
-        self._thread = ThreadPoolExecutor(1, "prefetch")
+        self._thread = ThreadPoolExecutor(1, "prefetch", _use_device, (device,))
         self._pending: deque[tuple[int, Future[Gathered]]] = deque()
 
     def batch(self, step: int, number: int) -> Batch:
-        """Returns a micro-batch of a step on the device. Any order works; that of the steps never waits for long.
+        """Returns a micro-batch of a step on the device. Any order works; in the order of the steps, it is ready early.
 
         Raises:
             ValueError: if a record is damaged.
@@ -46,3 +46,9 @@ class Prefetcher:
     def close(self) -> None:
         """Ends the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _use_device(device: torch.device | str) -> None:
+    """Makes a device the thread's own; the thread would else use the first GPU."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(device)

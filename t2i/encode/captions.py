@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +66,8 @@ def encode_captions(
     rows = list(read_captions(captions))
     network = {"text": text_digests(base), "dtype": DTYPE, "torch": torch.__version__.split("+")[0]}
     made_by = network | {"captions": sha256_of(captions), "params": section.model_dump(exclude={"validation_prompts"})}
-    records_by = network | {"precision": section.precision}
+    versions = {name: version(name) for name in ("diffusers", "tokenizers", "transformers")}
+    records_by = network | versions | {"precision": section.precision}
     unique = list(dict.fromkeys(caption for row in rows for caption in row["captions"]))
     with shard_set("encode-captions", made_by, records_by, [*DECIDED_BY, file_of(family)], out) as made:
         print(

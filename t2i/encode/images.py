@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from hashlib import sha256
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +65,10 @@ def encode_images(
     params = section.model_dump(exclude={"psnr_records", "min_psnr"})
     network = {"vae": digest_of(base / "vae"), "dtype": DTYPE, "torch": torch.__version__.split("+")[0]}
     made_by = network | {"images": sha256_of(raw / MANIFEST), "params": params}
-    records_by = network | {name: params[name] for name in DECIDE_A_RECORD}
+    versions = {name: version(name) for name in ("diffusers", "pillow")}
+    records_by = network | versions | {name: params[name] for name in DECIDE_A_RECORD}
+    for split in SPLITS:
+        Index(raw, split, EXTENSIONS.values()).unique_keys()
     members = [member for split in SPLITS for member in Index(raw, split, EXTENSIONS.values())]
     with shard_set("encode-images", made_by, records_by, [*DECIDED_BY, file_of(family)], out) as made:
         shards = _look_up(section, made, members)

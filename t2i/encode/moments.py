@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from t2i.data.crops import Geometry
 from t2i.data.members import Member
 from t2i.data.pixels import normalized
-from t2i.encode.pool import Batch
+from t2i.encode.pool import Views
 from t2i.model.family import Family
 from t2i.model.precision import Precision, computing_in, without_overflows
 
@@ -19,7 +19,7 @@ from t2i.model.precision import Precision, computing_in, without_overflows
 class _Computing(NamedTuple):
     """A batch whose moments are being computed."""
 
-    batch: Batch
+    batch: Views
     pixels: Float[Tensor, "b 3 h w"]
     moments: Float[Tensor, "b m _ _"]
     """On the CPU; complete once `done` is."""
@@ -27,7 +27,7 @@ class _Computing(NamedTuple):
 
 
 def encode_views(
-    family: Family, vae: nn.Module, batches: Iterable[Batch], precision: Precision, device: str
+    family: Family, vae: nn.Module, batches: Iterable[Views], precision: Precision, device: str
 ) -> Iterator[tuple[Member, Geometry, Float[Tensor, "m _ _"]]]:
     """Yields image, geometry and moments of every view; the moments that overflow in a reduced precision are those of fp32."""
     computing, pixels = deque[_Computing](), None
@@ -41,7 +41,7 @@ def encode_views(
         yield from _finish(family, vae, left, precision)
 
 
-def _start(family: Family, vae: nn.Module, batch: Batch, pixels: Float[Tensor, "b 3 h w"], precision: Precision) -> _Computing:
+def _start(family: Family, vae: nn.Module, batch: Views, pixels: Float[Tensor, "b 3 h w"], precision: Precision) -> _Computing:
     with computing_in(precision, pixels.device):
         moments = family.encode_pixels(vae, pixels).float()
     if moments.device.type != "cuda":

@@ -23,15 +23,15 @@ from t2i.data.members import Member
 from t2i.encode.decoder import How, Task, serve, slots_of
 from t2i.encode.views import EncodeImages
 
-# A decoding process frees an image after each task. By default, glibc then gives its memory back to the system, which clears it
-# for the next image: a fifth of the time. A process reads these when it starts.
-for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
-    os.environ.setdefault(name, str(64 << 20))
-
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would have torch's threads, stopped anywhere
 
 
-class Batch(NamedTuple):
+_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(64 << 20)}
+"""A decoding process frees an image after each task. By default, glibc then gives its memory back to the system, which clears
+it for the next image: a fifth of the time. A process reads these when it starts."""
+
+
+class Views(NamedTuple):
     """Views for one pass of the VAE."""
 
     levels: UInt8[Tensor, "b h w 3"]
@@ -52,8 +52,8 @@ class _Planned(NamedTuple):
 class Pool:
     """Processes that decode images in order, and memory for their views that is theirs and ours.
 
-    The memory is a ring of slots: the slots of a batch are free again when the next one is asked for. It has no name on any
-    system, so nothing is left of it whatever ends this process. Each process belongs to a thread, which waits for its answers.
+    The memory is a ring of slots: the slots of a batch are free again when the next one is asked for. It has no name,
+    so nothing is left of it whatever ends this process. Each process belongs to a thread, which waits for its answers.
     """
 
     def __init__(self, section: EncodeImages, members: Sequence[Member], *, batch_size: int, processes: int) -> None:
@@ -81,7 +81,7 @@ class Pool:
             process.join()
             pipe.close()
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Views]:
         """Yields the views of all images, in batches of the full size.
 
         Raises:
@@ -101,7 +101,7 @@ class Pool:
             batch, views = views[: self._batch_size], views[self._batch_size :]
             levels = self._slots[taken % len(self._slots) :][: self._batch_size]
             levels[len(batch) :] = 0
-            yield Batch(levels, batch)
+            yield Views(levels, batch)
             taken += len(batch)
 
     def _tasks(self) -> Iterator[_Planned]:
@@ -136,9 +136,13 @@ def _started(memory: object, how: How) -> tuple[SpawnProcess, Connection]:
     ours, theirs = _SPAWN.Pipe()
     process = _SPAWN.Process(target=serve, args=(theirs, memory, how), daemon=True)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
+    environment = dict(os.environ)
+    os.environ.update({name: value for name, value in _KEEP_MEMORY.items() if name not in os.environ})
     try:
         process.start()  # with SIGINT blocked: Ctrl-C must not end it with a traceback while it imports
     finally:
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
         if before is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()

@@ -85,7 +85,7 @@ def shard_set(
     Args:
         kind: the name of the work, such as `encode-images`.
         made_by: everything except code that decides the set.
-        records_by: everything except code and its identity that decides a record. With `code`, it identifies the store.
+        records_by: what decides a record, except code and the record's identity. With `code`, it identifies the store.
         code: paths below t2i/ of the code that decides the content.
         out: the final folder.
 

@@ -28,7 +28,7 @@ from t2i.data.members import scan
 COMPLETE = "complete"
 
 
-class Kept(Section):
+class Finished(Section):
     """A finished shard in the store."""
 
     files: list[File]
@@ -37,12 +37,13 @@ class Kept(Section):
     """Offset, size and hash of each record, by its identity."""
 
 
-class Place(NamedTuple):
-    """Where the content of a record lies."""
+class Location(NamedTuple):
+    """Where the content of a record lies, and its hash."""
 
     path: Path
     offset: int
     size: int
+    digest: str
 
 
 class Found(NamedTuple):
@@ -50,7 +51,7 @@ class Found(NamedTuple):
 
     identities: Mapping[str, str]
     """The identity of every record of the shard, by key."""
-    stored: dict[str, Place]
+    stored: dict[str, Location]
     """The places of the records that the store has, by key."""
     digest: str | None
     """The DIGEST of the shard, if the store has the whole shard."""
@@ -67,13 +68,13 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._used = set[str]()
-        self._shards: dict[str, Kept] = {}
-        self._places: dict[str, tuple[Place, str]] = {}
+        self._shards: dict[str, Finished] = {}
+        self._places: dict[str, Location] = {}
         for path in sorted(folder.glob("*.json")):
             with contextlib.suppress(ValidationError, UnicodeDecodeError):
-                self._shards[path.stem] = kept = Kept.model_validate_json(path.read_text(encoding="utf-8"))
-                for its, (offset, size, digest) in kept.records.items():
-                    self._places[its] = Place(folder / f"{path.stem}.tar", offset, size), digest
+                self._shards[path.stem] = finished = Finished.model_validate_json(path.read_text(encoding="utf-8"))
+                for its, (offset, size, digest) in finished.records.items():
+                    self._places[its] = Location(folder / f"{path.stem}.tar", offset, size, digest)
 
     def find(self, identities: Mapping[str, str]) -> Found:
         """Returns what is here of a shard with these records, after comparing it with its hashes."""
@@ -84,11 +85,18 @@ class Store:
         places = {key: self._place(its) for key, its in identities.items()}
         return Found(identities, {key: place for key, place in places.items() if place is not None}, None)
 
-    def content(self, place: Place) -> bytes:
-        """Returns the bytes of a record that `find` returned."""
+    def content(self, place: Location) -> bytes:
+        """Returns the bytes of a record.
+
+        Raises:
+            ValueError: if their hash is wrong.
+        """
         with place.path.open("rb") as file:
             file.seek(place.offset)
-            return file.read(place.size)
+            content = file.read(place.size)
+        if _hash(content) != place.digest:
+            raise ValueError(f"{place.path}: damaged at byte {place.offset}; run the same command again")
+        return content
 
     def give(self, digest: str, path: Path) -> list[File]:
         """Puts a whole shard at `path`, and the files that belong to it beside it; returns their rows."""
@@ -115,7 +123,7 @@ class Store:
         records = {
             found.identities[member.key]: (member.offset, member.size, _hash(contents[member.key])) for member in scan(path)
         }
-        write_text(self.folder / f"{digest}.json", Kept(files=files, records=records).model_dump_json())
+        write_text(self.folder / f"{digest}.json", Finished(files=files, records=records).model_dump_json())
         self._used.add(digest)
 
     def prune(self) -> None:
@@ -130,13 +138,12 @@ class Store:
         path = self.folder / file.name
         return path.is_file() and path.stat().st_size == file.bytes and sha256_of(path) == file.sha256
 
-    def _place(self, its: str) -> Place | None:
+    def _place(self, its: str) -> Location | None:
         if its not in self._places:
             return None
-        place, digest = self._places[its]
-        with contextlib.suppress(OSError):  # missing
-            if _hash(self.content(place)) == digest:
-                return place
+        with contextlib.suppress(OSError, ValueError):  # missing, or damaged
+            self.content(self._places[its])
+            return self._places[its]
         return None
 
 

@@ -169,7 +169,8 @@ def _moments(family: Family, data: DataFolders, seed: int, device: str) -> list[
     """Returns rows of a held-out record's key, its image, and the image decoded from its cached moments."""
     records = CachedRecords(data.latents, data.embeds, "heldout")
     keys = some_keys(data, "heldout", _SHOWN, seed)
-    stored = torch.stack([records.moments(records.number(key))[0] for key in keys])
+    numbers = records.numbers(keys)
+    stored = torch.stack([records.moments(numbers[key])[0] for key in keys])
     rebuilt = decoded(family, sample_latents(stored, None, family.scaling_factor, family.shift_factor), device)
     sources = images_of(data, "heldout", keys)
     return [(key, [source, image]) for key, source, image in zip(keys, sources, rebuilt, strict=True)]

@@ -1,6 +1,8 @@
 """Runtime: settings that change at most rounding, or only what is shown. A change never reruns a stage."""
 
+import contextlib
 import os
+from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field
@@ -58,8 +60,9 @@ class Runtime(Section):
     tracker_project: str
     """Project name in the trackers."""
     verify_shards: bool
-    """Whether a stage checks the sha256 of the shards that it reads, about one second per GB: before it computes anything, or
-    training, which deletes what it has computed if a shard is damaged, meanwhile. Sizes are always checked."""
+    """Whether a stage checks the sha256 of the shards that it reads, about one second per GB. Training
+    does so while it runs, and deletes what it has computed if a shard is damaged; the other stages do so first. Sizes are
+    always checked."""
     encode_batch_size: int = Field(ge=1)
     """Batch size of the VAE, the text encoder and the sampler, also in validation."""
     decode_processes: int | None = Field(ge=1)
@@ -93,13 +96,22 @@ class Runtime(Section):
         """Returns the number of processes that decode images."""
         if self.decode_processes is not None:
             return self.decode_processes
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cores()
 
     def attention_here(self, precision: str) -> str:
         """Returns the attention to train with: `eager`, `sdpa` or `xformers`."""
         if self.attention != "auto":
             return self.attention
         return "eager" if self.torch_device() == "cpu" and precision == "bf16" else "sdpa"
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use, rounded up; a container may have a share of the machine's."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # not Linux, or no limit
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        found = min(found, -(-quota // period))
+    return found
 
 
 def device_in_words(device: object) -> str:

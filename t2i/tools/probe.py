@@ -19,7 +19,7 @@ from t2i.model.precision import Precision, computing_in
 from t2i.model.pretrained import frozen
 from t2i.model.runtime import Runtime
 from t2i.tools.memory import is_out_of_memory
-from t2i.train.prepared import prepare
+from t2i.train.prepared import Prepared, prepare
 from t2i.train.section import Train
 
 _MOST_IN_A_BATCH = 8
@@ -98,16 +98,18 @@ def probe_step(section: Train, runtime: Runtime, family: Family, encoders: Encod
     own = sum(map(len, micro_batches(section.batch_size, 0, runtime.processes, runtime.micro_batch_size)))
     section = section.model_copy(update={"batch_size": own, "steps": section.ema.every_steps, "epochs": None})
     prepared = prepare(section, runtime, family, _cache(encoders, own, folder))
+    whole = prepared.prefetcher
+    parts = {n: replace(prepared, prefetcher=Prefetcher(whole.batches, whole.places[:n], prepared.device)) for n in (1, 2)}
 
-    def step(micro_batches: int) -> None:
-        whole = prepared.prefetcher
-        part = replace(prepared, prefetcher=Prefetcher(whole.batches, whole.places[:micro_batches], prepared.device))
+    def step(part: Prepared) -> None:
         while part.take_step(section.ema.every_steps - 1) is None:  # fp16's first gradients overflow; this step updates the EMA
             pass
 
-    one = seconds(lambda: step(1))
-    count = len(prepared.prefetcher.places)
-    return one if count == 1 else one + (count - 1) * max(0.0, seconds(lambda: step(2)) - one)
+    one, count = seconds(lambda: step(parts[1])), len(whole.places)
+    more = max(0.0, seconds(lambda: step(parts[2])) - one) if count > 1 else 0.0
+    for part in parts.values():
+        part.prefetcher.close()
+    return one + (count - 1) * more
 
 
 def probe_forward(family: Family, runtime: Runtime, precision: Precision, encoders: Encoders) -> float:

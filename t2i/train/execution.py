@@ -11,7 +11,7 @@ from t2i.data.batches import micro_batches
 from t2i.model.family import Family
 from t2i.model.launch import in_process_group
 from t2i.model.precision import Precision
-from t2i.model.runtime import Runtime
+from t2i.model.runtime import Runtime, cores
 from t2i.train.optim import make_optimizer
 from t2i.train.section import Train
 from t2i.train.trackers import check_installed
@@ -126,7 +126,7 @@ def take_over_threads(threads: int, device: torch.device) -> None:
     now = torch.get_num_threads()
     if device.type != "cpu" or threads == now:
         return
-    if "OMP_NUM_THREADS" not in os.environ and threads <= _cores():
+    if "OMP_NUM_THREADS" not in os.environ and threads <= cores():
         torch.set_num_threads(threads)
         return
     print(
@@ -134,11 +134,6 @@ def take_over_threads(threads: int, device: torch.device) -> None:
         f"set OMP_NUM_THREADS={threads} to avoid this",
         file=sys.stderr,
     )
-
-
-def _cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Overflows:

@@ -141,12 +141,12 @@ def optimize(
             if first and step:
                 tensors = prepared.state() | {"history": {"rows": history.tensor()}}
                 made = Checkpoint(step, torch.get_num_threads(), prepared.processes, tensors)
-                checkpoint.save(work, made, runtime.keep_checkpoints, spared=verification.trusted())
+                checkpoint.save(work, made, runtime.keep_checkpoints, spared=verification.spared())
 
     saved_at = time.monotonic()
     with Interrupt() as interrupt, progress, prepared.before_each_forward(interrupt.check):
         while True:
-            verification.check(finished=step == steps)
+            verification.check()
             validate()
             if stopping := prepared.agree(interrupt.signal or 0):
                 save()
@@ -154,7 +154,10 @@ def optimize(
                 print(f"stopped after step {step} of {steps}; run the same command to resume", file=sys.stderr)
                 raise SystemExit(128 + stopping)
             if step == steps:
-                return history
+                with contextlib.suppress(Interrupted):
+                    verification.wait(interrupt.check)
+                    return history
+                raise SystemExit(128 + (interrupt.signal or 0))
 
             figures = None
             with contextlib.suppress(Interrupted):

@@ -1,10 +1,18 @@
-"""Verification: compares the hashes of the shards with their manifests in the background, while training runs."""
+"""Verification: compares the hashes of the shards with their manifests in the background, while training runs.
 
+<work>/unverified.json    the results that come from verified data, with their times; exists until all data are verified
+"""
+
+import json
 import shutil
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from t2i.core.files import write_json
 from t2i.data.index import Index
 from t2i.data.manifest import check_hashes
 from t2i.data.records import SPLITS
@@ -14,15 +22,18 @@ _FIRST_SECONDS = 2.0
 
 
 class Verification:
-    """Checks sets in a thread. If one is damaged, nothing that this start of the run has computed is kept.
+    """Checks sets in a thread. If one is damaged, nothing is kept that was computed since data were last verified.
 
     Args:
         work: the work folder of the run.
-        folders: the sets; empty to check nothing.
+        folders: the sets, which must have the same records; empty to check nothing.
     """
 
     def __init__(self, work: Path, folders: Sequence[Path]) -> None:
-        self._work, self._before = work, _results(work)
+        self._work, self._marker = work, work / "unverified.json"
+        if folders and not self._marker.exists():  # an earlier start may have left it: what it computed is not verified yet
+            write_json(self._marker, _results(work))
+        self._verified = dict(json.loads(self._marker.read_text(encoding="utf-8"))) if folders else {}
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, args=(folders,), daemon=True, name="verification")
         self._thread.start()
@@ -32,30 +43,51 @@ class Verification:
         try:
             for folder in folders:
                 check_hashes(folder, shown=False)
-                for split in SPLITS:
-                    Index(folder, split).check_unique()
+            for split in SPLITS:
+                keys = [Index(folder, split).unique_keys() for folder in folders]
+                if not all(np.array_equal(keys[0], its) for its in keys):
+                    raise ValueError(f"{' and '.join(map(str, folders))} have different {split} records; run `dvc repro`")
+            if folders:
+                self._marker.unlink()
         except Exception as error:  # a thread has nobody to raise it to
             self._error = error
 
-    def trusted(self) -> Path | None:
-        """Returns the newest checkpoint of an earlier start while the data of this one are not yet known to be sound."""
-        earlier = sorted(path for path in self._before if path.is_dir())
-        return earlier[-1] if earlier and self._thread.is_alive() else None
+    def spared(self) -> Path | None:
+        """Returns the newest checkpoint that comes from verified data, which must stay until all data are verified."""
+        if not self._verified or not self._marker.exists():
+            return None
+        now = _results(self._work)
+        checkpoints = [name for name, time in self._verified.items() if "/" not in name and now.get(name) == time]
+        return self._work / max(checkpoints) if checkpoints else None
 
-    def check(self, *, finished: bool = False) -> None:
-        """Raises what the thread has found so far or, with `finished`, at its end, after deleting what this start has computed.
+    def check(self) -> None:
+        """Raises what the thread has found so far; if a set is damaged, first deletes what was computed from unverified data.
 
         Raises:
-            ValueError: if a file differs from its manifest, or two records of a set have the same key.
+            ValueError: if a file differs from its manifest, a set has a key twice, or the sets have different records.
+            OSError: if a file cannot be read; nothing is deleted.
         """
-        if finished:
-            self._thread.join()
+        if isinstance(self._error, ValueError):
+            for name, time in _results(self._work).items():
+                if self._verified.get(name) != time:
+                    path = self._work / name
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self._marker.unlink(missing_ok=True)
+            raise ValueError(f"{self._error}; deleted the checkpoints that were made from it") from None
         if self._error is not None:
-            for path in _results(self._work) - self._before:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
             raise self._error
 
+    def wait(self, check: Callable[[], None]) -> None:
+        """Waits until all data are verified, and raises as `check` if they are not; often calls `check`, which may raise."""
+        if self._thread.is_alive():
+            print("all steps are done; waiting until the shards are verified", file=sys.stderr)
+        while self._thread.is_alive():
+            check()
+            self._thread.join(0.5)
+        self.check()
 
-def _results(work: Path) -> set[Path]:
-    """Returns the checkpoints and the validations of a run."""
-    return {*work.glob("step-????????"), *work.glob("validation-*/step-*.safetensors")}
+
+def _results(work: Path) -> dict[str, int]:
+    """Returns the time of each checkpoint and validation of a run, in nanoseconds."""
+    found = [*work.glob("step-????????"), *work.glob("validation-*/step-*.safetensors")]
+    return {path.relative_to(work).as_posix(): path.stat().st_mtime_ns for path in found}

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from t2i.train import checkpoint
 from tests import tiny
-from tests.projects import ROOT, Project, files, trained, untrained
+from tests.projects import ROOT, Project, files, outputs, trained, untrained
 from tests.victims import (
     TRAINING,
     VALIDATING,
@@ -105,18 +105,25 @@ def test_the_next_run_exports_after_a_signal_during_the_export(ready, number) ->
     assert not leftovers(ready.folder / "data")
 
 
+def forget_records(data: Path, what: str) -> None:
+    """Removes the finished records of an encoding, so that the next one encodes all of them."""
+    (store,) = data.glob(f"work/encode-{what}-*")
+    shutil.rmtree(store)
+
+
 @SIGNALS
 @pytest.mark.parametrize(("what", "model"), [("images", "Encoder"), ("captions", "CLIPTextModel")])
 def test_encode_resumes_after_a_signal(project, what, model, number) -> None:
     project.fetch_and_encode()
-    wanted = files(project.folder / "data")
+    wanted = outputs(project.folder / "data")
     for out in ("latents",) if what == "images" else ("embeds", "validation-prompts"):
         shutil.rmtree(project.folder / "data" / out)
+    forget_records(project.folder / "data", what)
     ended = victim(command("encode", what), calls_of(model), {4: number})
     assert ended.code == 128 + number
     assert "Traceback" not in ended.said
     run("encode", what)
-    assert files(project.folder / "data") == wanted
+    assert outputs(project.folder / "data") == wanted
 
 
 @SIGNALS
@@ -302,7 +309,8 @@ time.sleep(60)
 
 def test_a_second_encode_names_the_process_with_the_lock(project) -> None:
     project.fetch_and_encode()
-    wanted = files(project.folder / "data")
+    wanted = outputs(project.folder / "data")
+    forget_records(project.folder / "data", "images")
     first = Victim(command("encode", "images"), calls_of("Encoder"), {3: signal.SIGSTOP})
     try:
         assert first.stopped()
@@ -313,7 +321,7 @@ def test_a_second_encode_names_the_process_with_the_lock(project) -> None:
         os.kill(first.pid, signal.SIGCONT)
         ended = first.wait()
     assert ended.code == 0
-    assert files(project.folder / "data") == wanted
+    assert outputs(project.folder / "data") == wanted
 
 
 @pytest.mark.parametrize("what", ["dataset", "base"])
@@ -399,11 +407,14 @@ def test_a_user_other_than_root_can_run_all_stages(odd) -> None:
             with contextlib.suppress(SystemExit):
                 t2i(*words.split())  # imports modules that another user cannot read: Python in the home of root
         for path in Path("data").iterdir():
-            if path.name != "raw":
+            if path.name not in ("raw", "latents"):
                 shutil.rmtree(path)
         become_nobody()
         for words in BEFORE_TRAINING:
-            if words != "fetch dataset":  # starts Python, which another user cannot do in the home of root
+            if words not in (
+                "fetch dataset",
+                "encode images",
+            ):  # start Python, which another user cannot do in the home of root
                 run(*words.split())
         for path in (odd.folder / "data").rglob("*"):
             if path.is_file() and "work" not in path.parts:

@@ -172,6 +172,27 @@ def test_a_file_with_other_columns_is_no_index(folder, rows) -> None:
         list(Index(folder, "train"))
 
 
+def test_a_repaired_shard_without_an_index_is_read(folder) -> None:
+    forget_indices(folder)
+    shard = folder / "train-00001.tar"
+    sound = shard.read_bytes()
+    *_, last = scan(shard)
+    shard.write_bytes(sound[: last.offset - 512].ljust(len(sound), b"\0"))  # without its last record, but of its size
+    with pytest.raises(ValueError, match=r"train-00001.tar: expected sha256"):
+        list(Index(folder, "train"))
+    shard.write_bytes(sound)
+    assert len(list(Index(folder, "train"))) == 6
+
+
+def test_places_of_many_records(folder) -> None:
+    index = Index(folder, "train")
+    wanted = [member.key for member in index][::2]
+    assert index.places(wanted) == {key: index.place(key) for key in wanted}
+    assert index.places([]) == {}
+    with pytest.raises(ValueError, match="no record zzz"):
+        index.places(["zzz", *wanted])
+
+
 def test_a_record_is_found_from_any_place(folder) -> None:
     index = Index(folder, "train")
     for place, member in enumerate(index):
@@ -229,7 +250,7 @@ def test_duplicate_keys_are_named(tmp_path) -> None:
     rows = [row for n in range(2) for row in write_shard(tmp_path / f"train-{n:05d}.tar", {"k": ("safetensors", b"abc")})]
     write_manifest(tmp_path, rows, {})
     with pytest.raises(ValueError, match=r"duplicate record k, in train-00000.tar and train-00001.tar"):
-        Index(tmp_path, "train").check_unique()
+        Index(tmp_path, "train").unique_keys()
 
 
 def everything(folder: Path) -> dict[str, dict[str, Tensor]]:

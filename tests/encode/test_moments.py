@@ -9,7 +9,7 @@ from t2i.data.crops import Geometry
 from t2i.data.members import Member
 from t2i.data.pixels import normalized
 from t2i.encode.moments import encode_views
-from t2i.encode.pool import Batch
+from t2i.encode.pool import Views
 from t2i.model.families.stable_diffusion import Family
 
 VIEWS = [(Member(Path("train-00000.tar"), f"k{n}", "png", n, 1), Geometry((8, 8), (n, 0), False)) for n in range(7)]
@@ -29,10 +29,10 @@ class Halves(Family):
         return torch.where(overflowing, torch.inf, pixels / 2) + self.precisions[-1] / 64
 
 
-def batches() -> list[Batch]:
+def batches() -> list[Views]:
     levels = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1).expand(8, 2, 2, 3).clone()
     levels[5, ..., 0] = 255
-    return [Batch(levels[:4], VIEWS[:4]), Batch(levels[4:], VIEWS[4:])]
+    return [Views(levels[:4], VIEWS[:4]), Views(levels[4:], VIEWS[4:])]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

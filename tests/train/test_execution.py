@@ -85,8 +85,8 @@ def trained_with(scaler: torch.amp.GradScaler, project: Project, monkeypatch: py
     project.train()
     data = project.folder / "data"
     left = files(data)
-    for name in ("model", "validation", "work"):
-        shutil.rmtree(data / name)
+    for path in (data / "model", data / "validation", *data.glob("work/train-*")):
+        shutil.rmtree(path)
     return left
 
 

@@ -1,7 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
 
+from t2i.core.signals import Interrupted
 from t2i.data.manifest import File, write_manifest
 from t2i.train import verification
 from t2i.train.verification import Verification
@@ -21,42 +23,111 @@ def results(work: Path) -> set[str]:
     return {path.name for path in work.rglob("step-*")}
 
 
+def passed() -> None:
+    """Nothing asks the run to stop."""
+
+
+@pytest.fixture
+def slow(tmp_path, monkeypatch) -> Path:
+    """A damaged set that takes a second to hash, and no space."""
+    monkeypatch.setattr(verification, "_FIRST_SECONDS", 0)
+    folder = tmp_path / "large"
+    folder.mkdir()
+    with (folder / "train-00000.tar").open("wb") as file:
+        file.truncate(2**30)
+    write_manifest(folder, [File(name="train-00000.tar", count=1, bytes=2**30, sha256="0" * 64)], {})
+    return folder
+
+
+def flip(shard: Path) -> None:
+    content = bytearray(shard.read_bytes())
+    content[2000] ^= 1
+    shard.write_bytes(content)
+
+
 def test_sound_sets_keep_everything(work, tmp_path) -> None:
     checked = Verification(work, write_caches(tmp_path))
     (work / "step-00000030").mkdir()
-    checked.check(finished=True)
-    assert checked.trusted() is None
+    checked.wait(passed)
+    assert checked.spared() is None
     assert "step-00000030" in results(work)
+    assert not (work / "unverified.json").exists()
 
 
 def test_a_changed_byte_of_a_small_set_is_found_at_once(work, tmp_path) -> None:
     latents, embeds = write_caches(tmp_path)
-    shard = embeds / "train-00000.tar"
-    content = bytearray(shard.read_bytes())
-    content[2000] ^= 1
-    shard.write_bytes(content)
+    flip(embeds / "train-00000.tar")
     before = results(work)
-    with pytest.raises(ValueError, match=r"embeds/train-00000.tar: expected sha256"):
+    with pytest.raises(ValueError, match=r"embeds/train-00000.tar: expected sha256 .*deleted"):
         Verification(work, (latents, embeds)).check()
     assert results(work) == before
 
 
-def test_what_was_computed_from_a_damaged_set_is_deleted(work, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(verification, "_FIRST_SECONDS", 0)
-    large = tmp_path / "large"
-    large.mkdir()
-    with (large / "train-00000.tar").open("wb") as file:
-        file.truncate(2**30)  # takes no space, and a second to hash
-    write_manifest(large, [File(name="train-00000.tar", count=1, bytes=2**30, sha256="0" * 64)], {})
-    checked, before = Verification(work, [large]), results(work)
+def test_sets_of_different_records_are_found(work, tmp_path) -> None:
+    (tmp_path / "other").mkdir()
+    latents, _ = write_caches(tmp_path)
+    _, embeds = write_caches(tmp_path / "other", embedded=9)
+    with pytest.raises(ValueError, match=r"latents and .*embeds have different train records"):
+        Verification(work, (latents, embeds)).check()
+
+
+def test_what_was_computed_from_a_damaged_set_is_deleted(work, slow) -> None:
+    checked, before = Verification(work, [slow]), results(work)
     checked.check()
-    assert checked.trusted() == work / "step-00000020"
+    assert checked.spared() == work / "step-00000020"
     (work / "step-00000030").mkdir()
     (work / "validation-0/step-00000030.safetensors").touch()
     with pytest.raises(ValueError, match=r"large/train-00000.tar: expected sha256"):
-        checked.check(finished=True)
+        checked.wait(passed)
     assert results(work) == before
 
 
+def test_what_a_killed_start_computed_is_not_trusted(work, slow) -> None:
+    before = results(work)
+    killed = Verification(work, [slow])
+    (work / "step-00000030").mkdir()
+    again = Verification(work, [slow])
+    assert killed.spared() == again.spared() == work / "step-00000020"
+    with pytest.raises(ValueError, match="deleted"):
+        again.wait(passed)
+    assert results(work) == before
+
+
+def test_a_checkpoint_made_again_is_not_trusted(work, slow) -> None:
+    checked = Verification(work, [slow])
+    (work / "step-00000020").rmdir()
+    (work / "step-00000020").mkdir()
+    assert checked.spared() == work / "step-00000010"
+    with pytest.raises(ValueError, match="deleted"):
+        checked.wait(passed)
+    assert "step-00000020" not in results(work)
+
+
+def test_a_file_that_cannot_be_read_deletes_nothing(work, tmp_path) -> None:
+    latents, embeds = write_caches(tmp_path)
+    (embeds / "train-00000.npy").unlink()
+    (embeds / "train-00000.npy").mkdir()
+    content = (embeds / "manifest.json").read_text()
+    size = (embeds / "train-00000.npy").stat().st_size
+    rows = json.loads(content)
+    for row in rows["files"]:
+        row["bytes"] = size if row["name"] == "train-00000.npy" else row["bytes"]
+    (embeds / "manifest.json").write_text(json.dumps(rows))
+    checked = Verification(work, (latents, embeds))
+    (work / "step-00000030").mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        checked.check()
+    assert "step-00000030" in results(work)
+
+
+def test_waiting_can_be_interrupted(work, slow) -> None:
+    def interrupted() -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        Verification(work, [slow]).wait(interrupted)
+
+
 def test_nothing_is_checked_without_folders(work) -> None:
-    Verification(work, []).check(finished=True)
+    Verification(work, []).wait(passed)
+    assert not (work / "unverified.json").exists()
