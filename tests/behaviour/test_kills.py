@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from t2i.data.manifest import read_manifest
 from t2i.data.records import SPLITS, split_of_shard
 from t2i.train import checkpoint
 from t2i.train.checkpoint import Checkpoint
-from tests.projects import LORA, files, put_back, trained, untrained
+from tests.projects import LORA, files, outputs, put_back, trained, untrained
 from tests.victims import TRAINING, VALIDATING, calls_of, command, file_changes, leftovers, lines_of, run, spread, victim
 
 pytestmark = pytest.mark.slow
@@ -87,11 +86,6 @@ def test_finished_shards_are_not_encoded_again(project, what, raw, model, before
         finished = max(0, len(ended) - 1)  # the last one may be with the thread that writes it
         assert again.events <= alone.events - calls(counts) + calls(counts[finished:]), f"after a kill at call {call}"
         assert outputs(data) == wanted
-
-
-def outputs(data: Path) -> dict[str, bytes]:
-    """Returns the files of all folders except the work folder."""
-    return {name: content for name, content in files(data).items() if not name.startswith("work/")}
 
 
 @pytest.mark.parametrize("watched", ["files", "lines"])
