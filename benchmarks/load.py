@@ -1,4 +1,4 @@
-"""The training data's path: records a second, beside a bare copy of the same bytes and beside webdataset's own reader.
+"""Loading the training data: records per second, beside a plain copy of the same bytes and webdataset's own reader.
 
 python -m benchmarks.load
 
