@@ -13,6 +13,9 @@ import typer
 
 _STARTED = time.monotonic()
 
+FREED_BYTES = 1 << 30
+"""Freed memory that a command keeps for its next use: a small network on a CPU needs no new memory after its first step."""
+
 # OpenMP threads wait for each other at every operation. By default they spin for milliseconds, which slows a command on a busy
 # machine several times; without any spinning, a command takes a third longer on an idle machine. libgomp reads this when torch
 # loads it. benchmarks/busy.py measures both.
@@ -40,9 +43,11 @@ def application(help: str) -> typer.Typer:
 def run(app: Callable[[], Any]) -> None:
     """Runs an application. Prints an expected error as one line on stderr and exits with 2 for a wrong parameter, else 1."""
     from t2i.core.files import check_in_repository
+    from t2i.core.memory import keep_freed_memory
     from t2i.core.params import ParamsError
     from t2i.core.signals import end_with_parent
 
+    keep_freed_memory(FREED_BYTES)
     if {"DVC_STAGE", "TORCHELASTIC_RUN_ID"} & os.environ.keys():  # a stage must not outlive what started it
         end_with_parent()
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -1,5 +1,6 @@
 """Stages `evaluate base`, `evaluate model` and `evaluate report`: sample both models, measure them, write a report."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -38,14 +39,16 @@ def base(
     from t2i.evaluate.section import Evaluate
     from t2i.model.family import open_family
     from t2i.model.runtime import Runtime
+    from t2i.model.sampling import Sampler
 
     section, runtime = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "runtime", Runtime)
-    family = open_family(params_file, base, "t2i fetch base")
+    sampler = Sampler(partial(open_family, params_file, base, "t2i fetch base"))
     require(_inputs(raw, latents, embeds) | {clip: "t2i fetch base"})
     check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
     data = DataFolders(raw, latents, embeds)
     evaluator = Evaluator(section, data, clip, runtime)
-    _print(evaluate_base(evaluator, family, samples, report).metrics)
+    with sampler:
+        _print(evaluate_base(evaluator, sampler, samples, report).metrics)
 
 
 @app.command()
@@ -70,17 +73,19 @@ def model(
     from t2i.evaluate.model import Sweep, evaluate_model
     from t2i.evaluate.section import Evaluate
     from t2i.model.runtime import Runtime
+    from t2i.model.sampling import Sampler
     from t2i.model.tuned import open_tuned
 
     section, runtime = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "runtime", Runtime)
     sweep = load_section(params_file, "sweep", Sweep)
-    family = open_tuned(params_file, base, model, "t2i train", sweep.adapter_scale)
+    sampler = Sampler(partial(open_tuned, params_file, base, model, "t2i train", sweep.adapter_scale))
     require(_inputs(raw, latents, embeds) | {base: "t2i fetch base", clip: "t2i fetch base"})
     check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
     require({base_report / "metrics.json": "t2i evaluate base"})
     data = DataFolders(raw, latents, embeds)
     evaluator = Evaluator(section, data, clip, runtime)
-    _print(evaluate_model(sweep, evaluator, family, samples, base_report, report).metrics)
+    with sampler:
+        _print(evaluate_model(sweep, evaluator, sampler, samples, base_report, report).metrics)
 
 
 @app.command()

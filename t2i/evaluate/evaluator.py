@@ -24,7 +24,7 @@ from t2i.model.family import Drawing, Family
 from t2i.model.precision import DTYPES
 from t2i.model.pretrained import frozen
 from t2i.model.runtime import Runtime, device_in_words
-from t2i.model.sampling import draw
+from t2i.model.sampling import Sampler
 
 Statistic = Callable[[Int[Tensor, " n"]], float]
 """Returns the value of a metric over the records at the given indices."""
@@ -64,7 +64,7 @@ class Evaluator:
         self.train_keys = some_keys(data, "train", section.train_images, section.seed)
         self.train = self.clip.image_features(images_of(data, "train", self.train_keys))
 
-    def draw(self, family: Family, prompts: Sequence[str], keys: Sequence[str], guidance_scale: float) -> list[Image.Image]:
+    def draw(self, sampler: Sampler, prompts: Sequence[str], keys: Sequence[str], guidance_scale: float) -> list[Image.Image]:
         """Returns one image per prompt, drawn from noise that depends on the seed and the prompt's key."""
         p = self.section
         how = Drawing(
@@ -75,18 +75,19 @@ class Evaluator:
             batch_size=self.batch_size,
             device=self.device,
             offload=self.runtime.offload,
+            processes=self.runtime.processes,
         )
-        return draw(how, family, prompts, [(p.seed, key) for key in keys])
+        return sampler.draw(how, prompts, [(p.seed, key) for key in keys])
 
-    def evaluate(self, family: Family, samples: Path) -> Evaluation:
+    def evaluate(self, sampler: Sampler, samples: Path) -> Evaluation:
         """Samples and measures a model; writes its images to `samples`/KEY.png and `samples`/retention/NUMBER.png."""
-        retention = self.section.retention_prompts
+        family, retention = sampler.family, self.section.retention_prompts
         counts = f"{len(self.records.keys)} held-out and {len(retention)} retention prompts"
         steps, device = self.section.num_inference_steps, device_in_words(self.device)
         errors = self._errors(family)  # first, so that its UNet is gone before the pipeline loads another
         print(f"sampling {counts}, {steps} steps each, on {device}", file=sys.stderr)
-        drawn = self.draw(family, self.records.prompts, self.records.keys, self.section.guidance_scale)
-        kept = self.draw(family, retention, [f"retention:{prompt}" for prompt in retention], self.section.guidance_scale)
+        drawn = self.draw(sampler, self.records.prompts, self.records.keys, self.section.guidance_scale)
+        kept = self.draw(sampler, retention, [f"retention:{prompt}" for prompt in retention], self.section.guidance_scale)
         _save(drawn, self.records.keys, kept, samples)
 
         images = self.clip.image_features(drawn)

@@ -11,7 +11,7 @@ from t2i.core.files import to_csv, write_text
 from t2i.core.params import Section
 from t2i.evaluate.evaluator import Evaluation, Evaluator, rounded
 from t2i.evaluate.metrics import cmmd, prompt_retrieval
-from t2i.model.family import Family
+from t2i.model.sampling import Sampler
 
 
 class Sweep(Section):
@@ -29,24 +29,24 @@ _OF_THE_DATA = ("prompts", "cmmd_floor", "kid_floor", "prompt_retrieval_real")
 
 
 def evaluate_model(
-    sweep: Sweep, evaluator: Evaluator, family: Family, samples: Path, base_report: Path, report: Path
+    sweep: Sweep, evaluator: Evaluator, sampler: Sampler, samples: Path, base_report: Path, report: Path
 ) -> Evaluation:
     """Writes the model's samples and metrics, together with the base's metrics, and a curve over guidance scales.
 
     Returns:
         The result of Evaluator.evaluate, plus the base's metrics as NAME_base and the metrics of real images.
     """
-    evaluation = evaluator.evaluate(family, samples)
+    evaluation = evaluator.evaluate(sampler, samples)
     for name, value in json.loads((base_report / "metrics.json").read_text(encoding="utf-8")).items():
         evaluation.metrics[name if name in _OF_THE_DATA else f"{name}_base"] = value
     for name, interval in json.loads((base_report / "intervals.json").read_text(encoding="utf-8")).items():
         evaluation.intervals[f"{name}_base"] = interval
     evaluation.write(report)
-    write_text(report / "guidance.csv", to_csv(_guidance_curve(sweep, evaluator, family, samples)))
+    write_text(report / "guidance.csv", to_csv(_guidance_curve(sweep, evaluator, sampler, samples)))
     return evaluation
 
 
-def _guidance_curve(sweep: Sweep, evaluator: Evaluator, family: Family, samples: Path) -> list[dict[str, float | int]]:
+def _guidance_curve(sweep: Sweep, evaluator: Evaluator, sampler: Sampler, samples: Path) -> list[dict[str, float | int]]:
     """Returns content and style at several guidance scales, on the first held-out prompts."""
     count = min(sweep.prompts, len(evaluator.records.keys))
     keys, prompts = evaluator.records.keys[:count], evaluator.records.prompts[:count]
@@ -55,7 +55,7 @@ def _guidance_curve(sweep: Sweep, evaluator: Evaluator, family: Family, samples:
         if scale == evaluator.section.guidance_scale:
             drawn = [Image.open(samples / f"{key}.png").convert("RGB") for key in keys]
         else:
-            drawn = evaluator.draw(family, prompts, keys, scale)
+            drawn = evaluator.draw(sampler, prompts, keys, scale)
         features = evaluator.clip.image_features(drawn)
         rows.append(
             {

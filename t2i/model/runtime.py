@@ -36,7 +36,8 @@ class Runtime(Section):
     """`cuda`: a GPU of NVIDIA, or of AMD with PyTorch for ROCm. `mps`: of Apple. `xpu`: of Intel. `auto`: the one of these
     that PyTorch finds, else the CPU."""
     processes: int = Field(ge=1)
-    """Number of training processes on this machine: one per GPU, or several that share the CPU cores."""
+    """Number of processes on this machine that train together, and that share the prompts when images are drawn: one per GPU, or
+    several that share the CPU cores."""
     micro_batch_size: int | None = Field(ge=1)
     """Most images per forward pass of a process; it accumulates gradients over the rest. null: no accumulation."""
     gradient_checkpointing: bool

@@ -1,27 +1,92 @@
 """Sampling: draws images from prompts; the noise of each image depends only on its seed and name."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from t2i.core.workers import Workers
 from t2i.data.chance import derived_seed
 from t2i.model.family import Drawing, Family
 from t2i.model.precision import computing_in
+from t2i.model.runtime import cores
 
 
-def draw(how: Drawing, family: Family, prompts: Sequence[str], seeds: Sequence[tuple[int, str]]) -> list[Image.Image]:
-    """Returns one image per prompt; the noise of each depends only on its seed and name, not on its place in the list."""
-    drawn: list[Image.Image] = []
-    with tqdm(total=len(prompts), desc="sampling", unit=" images") as progress:
-        for at in range(0, len(prompts), how.batch_size):
-            chunk = seeds[at : at + how.batch_size]
-            with computing_in(how.precision, how.device):
-                drawn += family.sample(
-                    prompts[at : at + how.batch_size],
-                    [torch.Generator().manual_seed(derived_seed(seed, "sample", name)) for seed, name in chunk],
-                    how,
-                )
-            progress.update(len(chunk))
-    return drawn
+class Chunk(NamedTuple):
+    """Images that are drawn together."""
+
+    how: Drawing
+    prompts: Sequence[str]
+    seeds: Sequence[tuple[int, str]]
+
+
+class Sampler:
+    """Draws images with one model, in this process or in several that share the prompts.
+
+    Args:
+        opened: opens the model; called in every process.
+    """
+
+    def __init__(self, opened: Callable[[], Family]) -> None:
+        self.family, self._opened = opened(), opened
+        self._workers: Workers | None = None
+
+    def __enter__(self) -> "Sampler":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Ends the other processes."""
+        if self._workers is not None:
+            self._workers.__exit__(kind, error, trace)
+
+    def draw(self, how: Drawing, prompts: Sequence[str], seeds: Sequence[tuple[int, str]]) -> list[Image.Image]:
+        """Returns one image per prompt; the noise of each depends only on its seed and name, not on its place in the list."""
+        drawn: list[Image.Image] = []
+        starts = range(0, len(prompts), how.batch_size)
+        chunks = [Chunk(how, prompts[at : at + how.batch_size], seeds[at : at + how.batch_size]) for at in starts]
+        with tqdm(total=len(prompts), desc="sampling", unit=" images") as progress:
+            for images in self._drawn(how.processes, chunks):
+                drawn += images
+                progress.update(len(images))
+        return drawn
+
+    def _drawn(self, processes: int, chunks: list[Chunk]) -> Iterator[list[Image.Image]]:
+        if processes == 1 or len(chunks) < 2:
+            for chunk in chunks:
+                yield draw_chunk(self.family, chunk)
+            return
+        if self._workers is None:
+            self._workers = Workers(partial(_start, self._opened, processes), processes, "runtime.processes")
+        for chunk, answer in [(chunk, self._workers.submit(chunk)) for chunk in chunks]:
+            levels = np.frombuffer(answer.result(), np.uint8).reshape(len(chunk.prompts), *chunk.how.size_px, 3)
+            yield [Image.fromarray(its) for its in levels]
+
+
+def draw_chunk(family: Family, chunk: Chunk) -> list[Image.Image]:
+    """Returns one image per prompt, all drawn in one pass."""
+    generators = [torch.Generator().manual_seed(derived_seed(seed, "sample", name)) for seed, name in chunk.seeds]
+    with computing_in(chunk.how.precision, chunk.how.device):
+        return family.sample(chunk.prompts, generators, chunk.how)
+
+
+def _start(opened: Callable[[], Family], processes: int, number: int) -> Callable[[Chunk], bytes]:
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() // processes))
+    return partial(_draw, opened(), number)
+
+
+def _draw(family: Family, number: int, chunk: Chunk) -> bytes:
+    """Returns the pixels of a chunk, drawn on the device with this number."""
+    device = chunk.how.device
+    if device in ("cuda", "xpu"):
+        device = f"{device}:{number % torch.accelerator.device_count()}"
+    images = draw_chunk(family, chunk._replace(how=replace(chunk.how, device=device)))
+    return np.stack([np.asarray(image) for image in images]).tobytes()

@@ -20,7 +20,7 @@ from t2i.evaluate.section import Evaluate
 from t2i.model.adapter import ADAPTER_FILE
 from t2i.model.family import Drawing, Family
 from t2i.model.runtime import Runtime
-from t2i.model.sampling import draw
+from t2i.model.sampling import Sampler
 from t2i.model.tuned import open_tuned, weights_digest
 
 
@@ -90,6 +90,7 @@ def drawing(
         device=runtime.torch_device(),
         offload=runtime.offload,
         negative_prompt=negative_prompt,
+        processes=runtime.processes,
     )
 
 
@@ -115,9 +116,9 @@ def sample(how: Drawing, models: Mapping[str, Model], prompts: Sequence[str], ou
     for model in models.values():
         model.opened()  # says at once if a model is missing
     for name, model in models.items():
-        family = model.opened()  # one at a time, so that the networks of the model before it are gone
         made_by = {"model": model.folder, "model_sha256": weights_digest(model.folder), **model.facts}
-        drawn[name] = draw(how, family, [prompt for prompt, _ in wanted], [(its_seed, "") for _, its_seed in wanted])
+        with Sampler(model.opened) as sampler:  # one at a time, so that the networks of the model before it are gone
+            drawn[name] = sampler.draw(how, [prompt for prompt, _ in wanted], [(its_seed, "") for _, its_seed in wanted])
         for (prompt, its_seed), image in zip(wanted, drawn[name], strict=True):
             files.append(out / f"{_slug(prompt)}-{its_seed}{f'-{name}' if len(models) > 1 else ''}.png")
             with whole(files[-1]) as partial:
