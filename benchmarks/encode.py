@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -37,7 +37,7 @@ from t2i.data.shards import write_shard
 from t2i.encode.images import packed, records_of
 from t2i.encode.moments import encode_views
 from t2i.encode.pool import Pool
-from t2i.encode.shard_set import shard_set
+from t2i.encode.shard_set import store_folder, whole_set
 from t2i.encode.store import identity
 from t2i.encode.views import EncodeImages, views
 
@@ -176,15 +176,17 @@ def _serial(section: EncodeImages, members: list[Member], batch_size: int, out: 
 
 def _pooled(section: EncodeImages, members: list[Member], batch_size: int, processes: int, out: Path) -> Cost:
     costs: list[Cost] = []
-    pool = Pool(section, members, batch_size=batch_size, processes=processes)
-    with shard_set("benchmark", {}, {"out": out.name}, [], out) as made, pool:
-        started = psutil.Process().children()
+    made_in = whole_set(store_folder("benchmark", {"out": out.name}, []), {}, out, finished=False)
+    with made_in as made, closing(Pool(section, batch_size=batch_size, processes=processes)) as pool:
+        for _ in pool.batches(members[:1]):
+            started = psutil.Process().children()
         _wait_until_idle(started)  # they import this file, and with it torch, unlike those of the command
         with measured(costs, started):
-            records = records_of(encode_views(Free(), None, pool.batches(), "fp32", "cpu"))
+            records = records_of(encode_views(Free(), None, pool.batches(members), "fp32", "cpu"))
             for shard, group in groupby(members, key=lambda member: member.shard):
                 new = {member.key: next(records) for member in group}
-                made.add(shard.name, made.find({key: identity(key) for key in new}), partial(packed, shard, new))
+                found = made.find(shard.name, {key: identity(key) for key in new})
+                made.add(shard.name, found, partial(packed, shard, new))
             made.wait()
     return costs[0]
 

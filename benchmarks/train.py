@@ -4,15 +4,15 @@ python -m benchmarks.train [PATH/TO/diffusers/examples/text_to_image/train_text_
 
 All train every weight of the embedded base on the same images, with the same batch, rate and precision and an EMA at every
 step. The plain loop is what such a script does at a step and nothing else: read the images, run the VAE, the text encoder, the
-UNet and the optimizer. Every run is a process of its own, once with many steps and once with few: the difference of their core
-seconds, divided by the difference in steps, is the cost of a step without start-up and shutdown. The sides take turns. The
-script needs torchvision and TensorBoard.
+UNet and the optimizer. Every run is a process of its own; its core seconds are read after some steps and after the last one, so
+that start-up and shutdown do not count. The sides take turns. The script needs torchvision and TensorBoard.
 """
 
 import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
@@ -23,15 +23,15 @@ import typer
 
 from benchmarks.against_diffusers import script_and_options, write_params
 from benchmarks.busy import processor
-from benchmarks.measured import measured
+from benchmarks.measured import measured, measured_steps
 
 
 def main(
     script: Annotated[
         Path | None, typer.Argument(help="Path of train_text_to_image.py in a checkout of huggingface/diffusers.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of the long runs.")] = 60,
-    few: Annotated[int, typer.Option(help="Steps of the short runs.")] = 20,
+    steps: Annotated[int, typer.Option(help="Steps of a run.")] = 60,
+    few: Annotated[int, typer.Option(help="Steps before the first reading.")] = 20,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 16,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     rounds: Annotated[int, typer.Option(min=1, help="How often every side runs.")] = 3,
@@ -45,13 +45,10 @@ def main(
         folder = Path(temporary)
         prepare(folder, batch_size, precision)
         for _ in range(rounds):
-            found: dict[str, dict[int, Any]] = {}
-            for count in (few, steps):
-                for side, words in sides(folder, script, count, batch_size, precision).items():
-                    found.setdefault(side, {})[count] = measured(words, folder)
-            for side, runs in found.items():
-                costs.setdefault(side, []).append((runs[steps].core_seconds - runs[few].core_seconds) / (steps - few))
-                peaks.setdefault(side, []).append(runs[steps].peak_gib)
+            for side, words in sides(folder, script, steps, batch_size, precision).items():
+                cost, run = measured_steps(words, folder, few, steps)
+                costs.setdefault(side, []).append(cost)
+                peaks.setdefault(side, []).append(run.peak_gib)
     figures = {
         side: {
             "core_seconds_per_step": round(statistics.median(values), 4),
@@ -69,9 +66,10 @@ def main(
             "precision": precision,
         }
         out.write_text(json.dumps({"sides": figures, "rounds": costs, **made_with}, indent=2) + "\n", encoding="utf-8")
-    ours, theirs = figures["t2i"], figures["script" if script else "plain loop"]
-    print(f"peak memory {ours['peak_gib'] / theirs['peak_gib']:.2f}x")
-    print(f"ratio {theirs['core_seconds_per_step'] / ours['core_seconds_per_step']:.2f}x")
+    other = "script" if script else "plain loop"
+    ratios = [theirs / ours for ours, theirs in zip(costs["t2i"], costs[other], strict=True)]
+    print(f"peak memory {figures['t2i']['peak_gib'] / figures[other]['peak_gib']:.2f}x")
+    print(f"ratios {' '.join(f'{ratio:.2f}' for ratio in ratios)}\nratio {statistics.median(ratios):.2f}x")
 
 
 def prepare(folder: Path, batch_size: int, precision: str) -> None:
@@ -106,7 +104,7 @@ def plain_loop(steps: int, batch_size: int, precision: str) -> None:
     )
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     optimizer, ema = torch.optim.AdamW(unet.parameters(), lr=5e-4), EMAModel(unet.parameters())
-    for pixels, captions in islice(batches(batch_size, size_px=64), steps):
+    for step, (pixels, captions) in enumerate(islice(batches(batch_size, size_px=64), steps), 1):
         with torch.no_grad():
             latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
             tokens = pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -120,7 +118,7 @@ def plain_loop(steps: int, batch_size: int, precision: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
         ema.step(unet.parameters())
-        loss.item()
+        print(f"{step}/{steps}, loss {loss.item():.3f}", file=sys.stderr, flush=True)
 
 
 def batches(batch_size: int, size_px: int) -> Iterator[tuple[Any, list[str]]]:

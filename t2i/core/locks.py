@@ -1,6 +1,7 @@
 """Locks: only one process at a time works in a folder. The system releases a lock when its process ends."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,25 +9,33 @@ from pathlib import Path
 import portalocker
 
 _ALONE = portalocker.LOCK_EX | portalocker.LOCK_NB
+_TOGETHER = portalocker.LOCK_SH | portalocker.LOCK_NB
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder while the block runs.
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Holds the lock of a folder while the block runs: alone, or `shared` with others that share it.
 
     Raises:
         ValueError: if another process holds the lock; names that process.
     """
     named = folder / "process"  # a file of its own: Windows lets no other process read a locked file
-    with (folder / "lock").open("a") as file:
+    with (folder / "lock").open("a+") as file:  # NFS shares a lock only of a file that can be read
         try:
-            portalocker.lock(file, _ALONE)
+            portalocker.lock(file, _TOGETHER if shared else _ALONE)
         except portalocker.LockException:
-            number = _number(named)
-            who, how = (f"process {number}", f" with `kill {number}`") if number else ("another process", "")
-            raise ValueError(f"{folder}: already in use by {who}; wait for it, or stop it{how}") from None
-        named.write_text(str(os.getpid()), encoding="ascii")
+            raise ValueError(f"{folder}: already in use by {_holder(named)}") from None
+        named.write_text(f"{os.getpid()} {platform.node()}", encoding="utf-8")
         yield
+
+
+def _holder(named: Path) -> str:
+    """Returns the process that holds a lock, and what to do, for a message."""
+    number, host = _named(named)
+    if not number:
+        return "another process; wait for it, or stop it"
+    where = "" if host == platform.node() else f" on {host}"
+    return f"process {number}{where}; wait for it, or stop it with `kill {number}`{where}"
 
 
 def holder(folder: Path) -> int | None:
@@ -36,17 +45,19 @@ def holder(folder: Path) -> int | None:
         return None
     with path.open("a") as file:
         try:
-            portalocker.lock(file, portalocker.LOCK_SH | portalocker.LOCK_NB)
+            portalocker.lock(file, _TOGETHER)
         except portalocker.LockException:
-            return _number(folder / "process")
+            return _named(folder / "process")[0]
     return None
 
 
-def _number(named: Path) -> int:
+def _named(named: Path) -> tuple[int, str]:
+    """Returns the ID and the host of the process that a file names; 0 if there is none yet."""
     try:
-        return int(named.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # not written yet
-        return 0
+        number, _, host = named.read_text(encoding="utf-8").partition(" ")
+        return int(number), host
+    except (OSError, ValueError):
+        return 0, ""
 
 
 @contextmanager

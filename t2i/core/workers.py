@@ -36,7 +36,13 @@ class Workers:
 
     def __init__(self, start: Start, processes: int, setting: str) -> None:
         self._setting = setting
-        self._processes = [_started(start, number) for number in range(processes)]
+        self._processes: list[tuple[SpawnProcess, Connection]] = []
+        try:
+            for number in range(processes):
+                self._processes.append(_started(start, number))
+        except BaseException:
+            self._end()
+            raise
         self._free, self._own = list(self._processes), threading.local()
         self._threads = ThreadPoolExecutor(max(1, processes), "worker", self._take_process)
 
@@ -45,13 +51,15 @@ class Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Ends the processes."""
+        self.close()
+
+    def close(self) -> None:
         """Ends the processes, in the middle of their work if there is any."""
         for process, _ in self._processes:
             process.kill()
         self._threads.shutdown(cancel_futures=True)
-        for process, pipe in self._processes:
-            process.join()
-            pipe.close()
+        self._end()
 
     def submit(self, task: Any) -> Future[bytes]:
         """Gives a task to the next free process, and returns its future answer.
@@ -60,6 +68,12 @@ class Workers:
         process has ended.
         """
         return self._threads.submit(self._do, task)
+
+    def _end(self) -> None:
+        for process, pipe in self._processes:
+            process.kill()
+            process.join()
+            pipe.close()
 
     def _take_process(self) -> None:
         self._own.process, self._own.pipe = self._free.pop()
@@ -84,7 +98,7 @@ class Workers:
 
 def _started(start: Start, number: int) -> tuple[SpawnProcess, Connection]:
     ours, theirs = SPAWN.Pipe()
-    process = SPAWN.Process(target=_serve, args=(theirs, start, number), daemon=True)
+    process = SPAWN.Process(target=_serve, args=(theirs, start, number))  # not daemonic: it may have its own
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
     try:
         process.start()  # with SIGINT blocked: Ctrl-C must not end it with a traceback while it imports

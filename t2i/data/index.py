@@ -49,6 +49,11 @@ class Index(Sequence[Member]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
+    def shards(self) -> dict[str, range]:
+        """Returns the places of the records of each shard, by the name of the shard."""
+        starts = [0, *self._ends]
+        return {file.name: range(start, end) for file, (start, end) in zip(self._shards, pairwise(starts), strict=True)}
+
     @overload
     def __getitem__(self, place: int) -> Member: ...
     @overload

@@ -1,24 +1,23 @@
 """Runs the VAE once over every view of every image and stores the moments."""
 
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from hashlib import sha256
 from importlib.metadata import version
-from itertools import groupby
+from itertools import chain, groupby, tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
+from t2i.core.params import load_section
 from t2i.data.caches import DTYPE
 from t2i.data.crops import Geometry
 from t2i.data.decoding import EXTENSIONS
 from t2i.data.digests import digest_of, sha256_of
 from t2i.data.index import Index
-from t2i.data.manifest import MANIFEST
+from t2i.data.manifest import MANIFEST, check_hashes
 from t2i.data.members import Member
 from t2i.data.reader import Reader
 from t2i.data.records import SPLITS
@@ -26,11 +25,11 @@ from t2i.data.shards import pack
 from t2i.encode.moments import encode_views
 from t2i.encode.pool import Pool
 from t2i.encode.roundtrip import psnr_in_fp32, psnr_of_records
-from t2i.encode.shard_set import ShardSet, shard_set
+from t2i.encode.shard_set import ShardSet
 from t2i.encode.store import Found, identity
 from t2i.encode.views import EncodeImages
-from t2i.model.family import Family, file_of
-from t2i.model.runtime import device_in_words
+from t2i.model.family import Family, file_of, open_family
+from t2i.model.runtime import Runtime, numbered
 
 DECIDED_BY = (
     *(
@@ -49,44 +48,6 @@ MOST_LOST_DB = 0.1
 """Most that the mean PSNR may be lower than with fp32."""
 
 
-def encode_images(
-    section: EncodeImages, family: Family, base: Path, raw: Path, out: Path, *, batch_size: int, processes: int, device: str
-) -> dict[str, Any]:
-    """Writes one shard of moments to `out` for each image shard in `raw`; records made before are not encoded again.
-
-    Returns:
-        Metrics: the number of records, and the mean and lowest PSNR of the images decoded from their moments.
-
-    Raises:
-        ValueError: an image cannot be read, moments overflow float16, or the PSNR is too low, or lower than with fp32. The
-            message names it.
-    """
-    section.check_factor(family.vae_factor)
-    params = section.model_dump(exclude={"psnr_records", "min_psnr"})
-    network = {"vae": digest_of(base / "vae"), "dtype": DTYPE, "torch": torch.__version__.split("+")[0]}
-    made_by = network | {"images": sha256_of(raw / MANIFEST), "params": params}
-    versions = {name: version(name) for name in ("diffusers", "pillow")}
-    records_by = network | versions | {name: params[name] for name in DECIDE_A_RECORD}
-    for split in SPLITS:
-        Index(raw, split, EXTENSIONS.values()).unique_keys()
-    members = [member for split in SPLITS for member in Index(raw, split, EXTENSIONS.values())]
-    with shard_set("encode-images", made_by, records_by, [*DECIDED_BY, file_of(family)], out) as made:
-        shards = _look_up(section, made, members)
-        missing = [member for shard in shards for member in shard.missing]
-        where = f"on {device_in_words(device)}; finished records: {made.folder.parent}"
-        print(f"encoding {len(missing)} of {len(members)} images {where}", file=sys.stderr)
-        with Pool(section, missing, batch_size=batch_size, processes=processes) as pool:
-            vae = family.load_vae(device)
-            records = records_of(encode_views(family, vae, pool.batches(), section.precision, device))
-            with tqdm(total=len(missing), desc="encoding", unit=" images") as progress:
-                _write(raw, made, shards, records, progress)
-        found = psnr_of_records(section, family, vae, members, made.folder, batch_size=batch_size, device=device)
-        if section.precision != "fp32":
-            exact = psnr_in_fp32(section, family, vae, members, batch_size=batch_size, device=device)
-            _check_precision(section, _mean(found), _mean(exact))
-        return {"records": len(members), **_check_psnr(section, found)}
-
-
 class _Shard(NamedTuple):
     """A shard to make."""
 
@@ -96,31 +57,139 @@ class _Shard(NamedTuple):
     """The images that must be encoded for it."""
 
 
-def _look_up(section: EncodeImages, made: ShardSet, members: list[Member]) -> list[_Shard]:
-    """Returns what each shard needs. A record is identified by the bytes of its image and the views that are stored of it."""
-    reader, shards = Reader(), []
-    with tqdm(total=len(members), desc="looking up", unit=" images", delay=2) as progress:
-        for shard, group in groupby(members, key=lambda member: member.shard):
-            own = {member.key: member for member in group}
-            identities = {
-                key: identity(sha256(reader.content(member)).hexdigest(), section.views(member.split, key))
-                for key, member in own.items()
-            }
-            found = made.find(identities)
-            shards.append(_Shard(shard.name, found, [own[key] for key in found.missing]))
-            progress.update(len(own))
-    return shards
+class Images:
+    """The job of encoding images: one shard of moments for each image shard.
+
+    Args:
+        section: the parameters.
+        family: the checkpoint whose VAE encodes.
+        base: its folder.
+        raw: folder of the image shards.
+        batch_size: number of views that the VAE encodes at once.
+        processes: number of processes that decode images.
+        device: the device of the VAE.
+        verify: whether to check the hashes of the image shards.
+
+    Raises:
+        ValueError: if the VAE cannot encode images of this size, image shards are missing, or two records have one key.
+    """
+
+    kind = "encode-images"
+
+    def __init__(
+        self,
+        section: EncodeImages,
+        family: Family,
+        base: Path,
+        raw: Path,
+        *,
+        batch_size: int,
+        processes: int,
+        device: str,
+        verify: bool,
+    ) -> None:
+        section.check_factor(family.vae_factor)
+        self._section, self._family, self._raw = section, family, raw
+        self._batch_size, self._device, self._verify = batch_size, device, verify
+        self._pool = Pool(section, batch_size=batch_size, processes=processes)
+        params = section.model_dump(exclude={"psnr_records", "min_psnr"})
+        network = {"vae": digest_of(base / "vae"), "dtype": DTYPE, "torch": torch.__version__.split("+")[0]}
+        self.made_by = network | {"images": sha256_of(raw / MANIFEST), "params": params}
+        versions = {name: version(name) for name in ("diffusers", "pillow")}
+        self.records_by = network | versions | {name: params[name] for name in DECIDE_A_RECORD}
+        self.code = (*DECIDED_BY, file_of(family))
+        self._indices = [Index(raw, split, EXTENSIONS.values()) for split in SPLITS]
+        for index in self._indices:
+            index.unique_keys()
+        self._places = {name: (index, places) for index in self._indices for name, places in index.shards().items()}
+        self.shards = {name: len(places) for name, (_, places) in self._places.items()}
+
+    def check(self, shards: Collection[str]) -> None:
+        """Raises a ValueError if the hash of an image shard is wrong; does nothing if hashes are not to be checked."""
+        if self._verify:
+            check_hashes(self._raw, shards)
+
+    def encode(self, made: ShardSet, shards: Sequence[str]) -> Iterator[int]:
+        """Makes some shards; yields numbers of records that are done, found or encoded.
+
+        Raises:
+            ValueError: an image cannot be read, or moments overflow float16; names the image.
+        """
+        now, ahead = tee(self._look_up(made, name) for name in shards)
+        records = self._encoded(member for shard in ahead for member in shard.missing)
+        for shard in now:
+            yield len(shard.found.identities) - len(shard.missing)
+            new = {}
+            for member in shard.missing:
+                new[member.key] = next(records)
+                yield 1
+            made.add(shard.name, shard.found, partial(packed, self._raw / shard.name, new))
+        made.wait()
+
+    def finish(self, made: ShardSet) -> dict[str, Any]:
+        """Checks what the moments have lost.
+
+        Returns:
+            Metrics: the number of records, and the mean and lowest PSNR of the images decoded from their moments.
+
+        Raises:
+            ValueError: the PSNR is too low, or lower than with fp32.
+        """
+        how: dict[str, Any] = {"batch_size": self._batch_size, "device": self._device}
+        members = [member for index in self._indices for member in index]
+        found = psnr_of_records(self._section, self._family, self._vae, members, made.folder, **how)
+        if self._section.precision != "fp32":
+            exact = psnr_in_fp32(self._section, self._family, self._vae, members, **how)
+            _check_precision(self._section, _mean(found), _mean(exact))
+        return {"records": len(members), **_check_psnr(self._section, found)}
+
+    def close(self) -> None:
+        """Ends the processes that decode images."""
+        self._pool.close()
+
+    @cached_property
+    def _vae(self) -> nn.Module:
+        return self._family.load_vae(self._device)
+
+    def _look_up(self, made: ShardSet, name: str) -> _Shard:
+        """Returns what a shard needs. A record is identified by the bytes of its image and the views that are stored of it."""
+        index, places = self._places[name]
+        members, reader = [index[at] for at in places], Reader()
+        identities = {
+            member.key: identity(sha256(reader.content(member)).hexdigest(), self._section.views(member.split, member.key))
+            for member in members
+        }
+        found = made.find(name, identities)
+        missing = set(found.missing)
+        return _Shard(name, found, [member for member in members if member.key in missing])
+
+    def _encoded(self, members: Iterator[Member]) -> Iterator[dict[str, Tensor]]:
+        for first in members:  # without any, no network and no process is needed
+            batches = self._pool.batches(chain([first], members))
+            yield from records_of(encode_views(self._family, self._vae, batches, self._section.precision, self._device))
 
 
-def _write(raw: Path, made: ShardSet, shards: list[_Shard], records: Iterator[dict[str, Tensor]], progress: Any) -> None:
-    """Writes every shard as soon as its last record is encoded; `records` yields those of `missing`, in order."""
-    for shard in shards:
-        new = {}
-        for member in shard.missing:
-            new[member.key] = next(records)
-            progress.update()
-        made.add(shard.name, shard.found, partial(packed, raw / shard.name, new))
-    made.wait()
+def open_images(params_file: Path, base: Path, raw: Path, number: int, processes: int) -> Images:
+    """Opens the job in one of several processes of this machine.
+
+    Args:
+        params_file: path of params.yaml.
+        base: folder of the checkpoint.
+        raw: folder of the image shards.
+        number: the number of its device, counted from 0.
+        processes: the number of processes that share the CPU cores.
+    """
+    runtime = load_section(params_file, "runtime", Runtime)
+    return Images(
+        load_section(params_file, "encode.images", EncodeImages),
+        open_family(params_file, base, "t2i fetch base"),
+        base,
+        raw,
+        batch_size=runtime.encode_batch_size,
+        processes=max(1, runtime.decoding_processes() // processes),
+        device=numbered(runtime.torch_device(), number),
+        verify=runtime.verify_shards,
+    )
 
 
 def packed(shard: Path, records: Mapping[str, Mapping[str, Tensor]]) -> dict[str, bytes]:

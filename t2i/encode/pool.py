@@ -3,10 +3,9 @@
 import json
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from functools import partial
-from types import TracebackType
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from t2i.core.workers import SPAWN, Workers
 from t2i.data.crops import Geometry
 from t2i.data.members import Member
+from t2i.data.records import SPLITS
 from t2i.encode.decoder import How, Task, slots_of, start
 from t2i.encode.views import EncodeImages
 
@@ -42,38 +42,31 @@ class Pool:
     """Processes that decode images in order, and memory for their views that is theirs and ours.
 
     The memory is a ring of slots: the slots of a batch are free again when the next one is asked for. It has no name,
-    so nothing is left of it whatever ends this process.
+    so nothing is left of it whatever ends this process. The processes start when the first image is there.
     """
 
-    def __init__(self, section: EncodeImages, members: Sequence[Member], *, batch_size: int, processes: int) -> None:
-        self._members = [(member, section.views(member.split, member.key)) for member in members]
-        self._batch_size, how = batch_size, How(section.size_px, section.interpolation, section.background)
-        processes = min(processes, len(members))
-        most = max((len(views) for _, views in self._members), default=1)
-        ahead = max(2, -(-2 * processes * most // batch_size))
-        memory = SPAWN.RawArray("B", (1 + ahead) * batch_size * math.prod(how.size_px) * 3)
-        self._slots = torch.from_numpy(slots_of(memory, how.size_px))
-        self._workers = Workers(partial(start, memory, how), processes, "runtime.decode_processes")
+    def __init__(self, section: EncodeImages, *, batch_size: int, processes: int) -> None:
+        self._section, self._batch_size, self._processes = section, batch_size, processes
+        self._how = How(section.size_px, section.interpolation, section.background)
+        most = max(section.count(split) for split in SPLITS)
+        self._count = (1 + max(2, -(-2 * processes * most // batch_size))) * batch_size
 
-    def __enter__(self) -> "Pool":
-        """Returns itself."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
         """Ends the processes, in the middle of their work if there is any."""
-        self._workers.__exit__(kind, error, trace)
+        if "_started" in self.__dict__:
+            self._started[0].close()
 
-    def batches(self) -> Iterator[Views]:
-        """Yields the views of all images, in batches of the full size.
+    def batches(self, members: Iterable[Member]) -> Iterator[Views]:
+        """Yields the views of images, in batches of the full size. Takes images from `members` as memory for them is free.
 
         Raises:
             ValueError: if an image cannot be decoded, or a process was killed; names the image.
         """
-        tasks, waiting, taken = self._tasks(), deque[tuple[Member, Future[bytes]]](), 0
+        tasks, waiting, taken = self._tasks(members), deque[tuple[Member, Future[bytes]]](), 0
         following, views = next(tasks, None), list[tuple[Member, Geometry]]()
         while True:
-            while following and following.end <= taken + len(self._slots):
-                waiting.append((following.member, self._workers.submit(following.task)))
+            while following and following.end <= taken + self._count:
+                waiting.append((following.member, self._started[0].submit(following.task)))
                 following = next(tasks, None)
             while waiting and len(views) < self._batch_size:
                 member, answer = waiting.popleft()
@@ -81,16 +74,23 @@ class Pool:
             if not views:
                 return
             batch, views = views[: self._batch_size], views[self._batch_size :]
-            levels = self._slots[taken % len(self._slots) :][: self._batch_size]
+            levels = self._started[1][taken % self._count :][: self._batch_size]
             levels[len(batch) :] = 0
             yield Views(levels, batch)
             taken += len(batch)
 
-    def _tasks(self) -> Iterator[_Planned]:
+    @cached_property
+    def _started(self) -> tuple[Workers, UInt8[Tensor, "slots h w 3"]]:
+        memory = SPAWN.RawArray("B", self._count * math.prod(self._how.size_px) * 3)
+        workers = Workers(partial(start, memory, self._how), self._processes, "runtime.decode_processes")
+        return workers, torch.from_numpy(slots_of(memory, self._how.size_px))
+
+    def _tasks(self, members: Iterable[Member]) -> Iterator[_Planned]:
         end = 0
-        for member, views in self._members:
-            start, end = end, end + len(views)
-            slots = [number % len(self._slots) for number in range(start, end)]
+        for member in members:
+            views = self._section.views(member.split, member.key)
+            first, end = end, end + len(views)
+            slots = [number % self._count for number in range(first, end)]
             yield _Planned(member, Task(str(member.shard), member.offset, member.size, views, slots), end)
 
 

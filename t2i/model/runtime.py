@@ -36,8 +36,8 @@ class Runtime(Section):
     """`cuda`: a GPU of NVIDIA, or of AMD with PyTorch for ROCm. `mps`: of Apple. `xpu`: of Intel. `auto`: the one of these
     that PyTorch finds, else the CPU."""
     processes: int = Field(ge=1)
-    """Number of processes on this machine that train together, and that share the prompts when images are drawn: one per GPU, or
-    several that share the CPU cores."""
+    """Number of processes on this machine that train together, that share the shards to encode, and the prompts when images
+    are drawn: one per GPU, or several that share the CPU cores."""
     micro_batch_size: int | None = Field(ge=1)
     """Most images per forward pass of a process; it accumulates gradients over the rest. null: no accumulation."""
     gradient_checkpointing: bool
@@ -113,6 +113,13 @@ def cores() -> int:
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
         found = min(found, -(-quota // period))
     return found
+
+
+def numbered(device: str, number: int) -> str:
+    """Returns the device of a process by its number, counted from 0; if there are fewer devices, processes share them."""
+    import torch
+
+    return f"{device}:{number % torch.accelerator.device_count()}" if device in ("cuda", "xpu") else device
 
 
 def device_in_words(device: object) -> str:

@@ -16,7 +16,7 @@ from t2i.core.workers import Workers
 from t2i.data.chance import derived_seed
 from t2i.model.family import Drawing, Family
 from t2i.model.precision import computing_in
-from t2i.model.runtime import cores
+from t2i.model.runtime import cores, numbered
 
 
 class Chunk(NamedTuple):
@@ -45,7 +45,7 @@ class Sampler:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Ends the other processes."""
         if self._workers is not None:
-            self._workers.__exit__(kind, error, trace)
+            self._workers.close()
 
     def draw(self, how: Drawing, prompts: Sequence[str], seeds: Sequence[tuple[int, str]]) -> list[Image.Image]:
         """Returns one image per prompt; the noise of each depends only on its seed and name, not on its place in the list."""
@@ -85,8 +85,6 @@ def _start(opened: Callable[[], Family], processes: int, number: int) -> Callabl
 
 def _draw(family: Family, number: int, chunk: Chunk) -> bytes:
     """Returns the pixels of a chunk, drawn on the device with this number."""
-    device = chunk.how.device
-    if device in ("cuda", "xpu"):
-        device = f"{device}:{number % torch.accelerator.device_count()}"
-    images = draw_chunk(family, chunk._replace(how=replace(chunk.how, device=device)))
+    how = replace(chunk.how, device=numbered(chunk.how.device, number))
+    images = draw_chunk(family, chunk._replace(how=how))
     return np.stack([np.asarray(image) for image in images]).tobytes()

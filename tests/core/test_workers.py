@@ -65,7 +65,17 @@ def test_an_error_at_the_start_is_that_of_every_task() -> None:
 
 def test_a_killed_process_is_an_error_that_names_the_setting() -> None:
     with Workers(partial(start, 0), 1, "some.setting") as workers:
-        with pytest.raises(ValueError, match="ended with SIGKILL; if memory is short, lower `some.setting`"):
+        with pytest.raises(ValueError, match=r"ended with SIGKILL; if memory is short, lower `some\.setting`"):
             workers.submit("die").result()
         with pytest.raises(ValueError, match="SIGKILL"):
             workers.submit(1).result()
+
+
+def test_a_worker_may_have_workers() -> None:
+    with Workers(start_nested, 1, "some.setting") as workers:
+        assert workers.submit(5).result().startswith(b"6 ")
+
+
+def start_nested(number: int) -> Callable[[object], bytes]:
+    inner = Workers(partial(start, 1), 1, "some.other")
+    return lambda task: inner.submit(task).result()

@@ -11,7 +11,8 @@ from t2i.core.params import load_section
 from t2i.data.index import Index
 from t2i.data.reader import Reader
 from t2i.data.records import SPLITS
-from t2i.encode.captions import EncodeCaptions, encode_captions
+from t2i.encode.captions import Captions, EncodeCaptions
+from t2i.encode.job import encode_set
 from t2i.model.families import sdxl, stable_diffusion
 from tests.projects import Project, files
 
@@ -40,16 +41,16 @@ def encoded(project: Project, out: str = "data/embeds", *, batch_size: int = 1, 
     project.params["encode"]["captions"] |= section
     project.write()
     family = family or Counted(Path("data/base"))
-    encode_captions(
+    job = Captions(
         load_section(Path("params.yaml"), "encode.captions", EncodeCaptions),
         family,
         Path("data/base"),
         Path("data/raw/captions.jsonl"),
-        Path(out),
         Path("data/validation-prompts"),
         batch_size=batch_size,
         device="cpu",
     )
+    encode_set(lambda number, processes: job, Path(out), processes=1)
     return family
 
 

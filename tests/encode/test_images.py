@@ -12,7 +12,8 @@ from t2i.core.params import load_section
 from t2i.data.index import Index
 from t2i.data.reader import Reader
 from t2i.data.records import SPLITS
-from t2i.encode.images import encode_images
+from t2i.encode.images import Images
+from t2i.encode.job import encode_set
 from t2i.encode.views import EncodeImages
 from t2i.model.families.stable_diffusion import Family
 from tests import tiny
@@ -43,17 +44,16 @@ def encoded(project: Project, out: str = "data/latents", *, batch_size: int = 1,
     project.params["encode"]["images"] |= section
     project.write()
     Counted.encoded = 0
-    encode_images(
-        load_section(Path("params.yaml"), "encode.images", EncodeImages),
-        Counted(Path("data/base")),
-        Path("data/base"),
-        Path("data/raw/images"),
-        Path(out),
-        batch_size=batch_size,
-        processes=processes,
-        device="cpu",
-    )
+    encode(Counted(Path("data/base")), out, batch_size=batch_size, processes=processes)
     return Counted.encoded
+
+
+def encode(family: Family, out: str, *, batch_size: int, processes: int) -> None:
+    """Encodes the images of a project with a family."""
+    section, raw = load_section(Path("params.yaml"), "encode.images", EncodeImages), Path("data/raw/images")
+    how: dict[str, Any] = {"batch_size": batch_size, "processes": processes, "device": "cpu", "verify": True}
+    job = Images(section, family, Path("data/base"), raw, **how)
+    encode_set(lambda number, processes: job, Path(out), processes=1)
 
 
 @pytest.fixture
@@ -157,17 +157,14 @@ Coarse.__module__ = Family.__module__
 def test_bf16_is_refused_if_images_lose_more_than_in_fp32(fetched, monkeypatch) -> None:
     fetched.params["encode"]["images"]["precision"] = "bf16"
     fetched.write()
-    section = load_section(Path("params.yaml"), "encode.images", EncodeImages)
-    folders = (Path("data/base"), Path("data/raw/images"), Path("data/latents"))
-    how = {"batch_size": 5, "processes": 1, "device": "cpu"}
-    encode_images(section, Coarse(Path("data/base")), *folders, **how)
+    encode(Coarse(Path("data/base")), "data/latents", batch_size=5, processes=1)
     Path("data/latents").rename("data/before")
     shutil.rmtree("data/work")
     monkeypatch.setattr(Coarse, "shift", 0.1)
     with pytest.raises(
         ValueError, match=r"dB if `encode\.images\.precision` is fp32 instead of bf16, wanted at most 0\.1 dB"
     ) as error:
-        encode_images(section, Coarse(Path("data/base")), *folders, **how)
+        encode(Coarse(Path("data/base")), "data/latents", batch_size=5, processes=1)
     assert not Path("data/latents").exists()
     worse, exact = map(float, re.findall(r"([-\d.]+) dB", str(error.value))[:2])
     assert worse < exact - 0.1

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,8 @@ def test_the_views_are_those_of_this_process_in_order(members, batch_size, proce
         for member in members
         for seen in views_of(decode(content(member), "#ffffff"), (16, 16), "lanczos", SECTION.views(member.split, member.key))
     ]
-    with Pool(SECTION, members, batch_size=batch_size, processes=processes) as pool:
-        batches = [batch._replace(levels=batch.levels.clone()) for batch in pool.batches()]
+    with closing(Pool(SECTION, batch_size=batch_size, processes=processes)) as pool:
+        batches = [batch._replace(levels=batch.levels.clone()) for batch in pool.batches(members)]
     assert {batch.levels.shape for batch in batches} == {(batch_size, 16, 16, 3)}
     found = [
         (member.key, geometry, pixels)
@@ -68,8 +69,8 @@ def test_the_views_are_those_of_this_process_in_order(members, batch_size, proce
 
 
 def test_no_images_need_no_processes() -> None:
-    with Pool(SECTION, [], batch_size=4, processes=2) as pool:
-        assert not list(pool.batches())
+    with closing(Pool(SECTION, batch_size=4, processes=2)) as pool:
+        assert not list(pool.batches([]))
         assert not decoders()
 
 
@@ -83,17 +84,17 @@ def test_a_damaged_image_is_named(members) -> None:
     with damaged.shard.open("r+b") as shard:
         shard.seek(damaged.offset)
         shard.write(b"no image")
-    with Pool(SECTION, members, batch_size=3, processes=2) as pool:
+    with closing(Pool(SECTION, batch_size=3, processes=2)) as pool:
         with pytest.raises(ValueError, match=rf"train-00001.tar: record {damaged.key}: not a readable image") as error:
-            list(pool.batches())
+            list(pool.batches(members))
         assert "\n" not in str(error.value)
     assert not decoders()
 
 
 @pytest.mark.parametrize("killed", [1, 2])
 def test_a_killed_process_is_an_error_and_no_hang(members, killed) -> None:
-    with Pool(SECTION, members * 20, batch_size=1, processes=2) as pool:
-        batches = pool.batches()
+    with closing(Pool(SECTION, batch_size=1, processes=2)) as pool:
+        batches = pool.batches(members * 20)
         next(batches)
         for process in decoders()[:killed]:
             process.send_signal(signal.SIGKILL)
@@ -105,14 +106,15 @@ def test_a_killed_process_is_an_error_and_no_hang(members, killed) -> None:
 
 ENDLESS = """
 import sys, time
+from contextlib import closing
 from pathlib import Path
 from t2i.data.index import Index
 from t2i.encode.pool import Pool
 from t2i.encode.views import EncodeImages
 section = EncodeImages.model_validate_json(sys.argv[2])
 members = list(Index(Path(sys.argv[1]), "train", ["png"]))
-with Pool(section, members * 1000, batch_size=1, processes=2) as pool:
-    for batch in pool.batches():
+with closing(Pool(section, batch_size=1, processes=2)) as pool:
+    for batch in pool.batches(members * 1000):
         print("decoded", flush=True)
         time.sleep(0.01)
 """

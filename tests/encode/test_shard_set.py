@@ -7,7 +7,7 @@ from t2i.core.locks import locked
 from t2i.data.index import Index
 from t2i.data.manifest import read_manifest
 from t2i.data.reader import Reader
-from t2i.encode.shard_set import shard_set
+from t2i.encode.shard_set import store_folder, whole_set
 from t2i.encode.store import identity
 
 CODE = ["data/shards.py"]
@@ -24,12 +24,12 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make(out: Path, shards: Mapping[str, list[str]], *, stop_at: str | None = None, of: int = 1) -> list[str]:
     """Makes a set, and returns the keys of the records that had to be made."""
     made: list[str] = []
-    with shard_set("encode", {"of": of}, {"of": of}, CODE, out) as files:
+    with whole_set(store_folder("encode", {"of": of}, CODE), {"of": of}, out, finished=False) as files:
         files.add_file("empty.safetensors", b"empty")
         for name, keys in shards.items():
             if name == stop_at:
                 raise RuntimeError("killed")
-            found = files.find({key: identity(key) for key in keys})
+            found = files.find(name, {key: identity(key) for key in keys})
             made += found.missing
             files.add(name, found, lambda missing=found.missing: {key: f"content of {key}".encode() for key in missing})
     return made
@@ -100,6 +100,7 @@ def test_an_error_of_the_thread_ends_the_set(out) -> None:
     def refuse() -> dict[str, bytes]:
         raise ValueError("not finite")
 
-    with pytest.raises(ValueError, match="not finite"), shard_set("encode", {}, {}, CODE, out) as files:
-        files.add("train-00000.tar", files.find({"a": identity("a")}), refuse)
+    work = store_folder("encode", {}, CODE)
+    with pytest.raises(ValueError, match="not finite"), whole_set(work, {}, out, finished=False) as files:
+        files.add("train-00000.tar", files.find("train-00000.tar", {"a": identity("a")}), refuse)
     assert not out.exists()

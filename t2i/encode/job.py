@@ -1,0 +1,140 @@
+"""Jobs: makes a whole set of shards, in one process or several, or the part of it that falls to one process."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from tqdm import tqdm
+
+from t2i.core.workers import Workers
+from t2i.encode.part import Part
+from t2i.encode.shard_set import ShardSet, own_files, part_of_set, store_folder, whole_set
+from t2i.model.runtime import cores
+
+_TURNS = 8
+"""How many tasks each of several processes gets, so that none waits long for the slowest one at the end."""
+
+
+@runtime_checkable
+class Job(Protocol):
+    """The encoding of a set."""
+
+    kind: str
+    """Name of the work, such as `encode-images`."""
+
+    @property
+    def made_by(self) -> Mapping[str, Any]:
+        """Everything except code that decides the set."""
+
+    @property
+    def records_by(self) -> Mapping[str, Any]:
+        """Everything except code and the record's own input that decides a record."""
+
+    @property
+    def code(self) -> Sequence[str]:
+        """Paths below t2i/ of the code that decides the records."""
+
+    @property
+    def shards(self) -> Mapping[str, int]:
+        """Names of the shards, in order, and their numbers of records."""
+
+    def check(self, shards: Collection[str]) -> None:
+        """Raises a ValueError if the input of some shards is damaged."""
+        ...
+
+    def encode(self, made: ShardSet, shards: Sequence[str]) -> Iterator[int]:
+        """Makes some shards; yields numbers of records that are done, found or encoded."""
+        ...
+
+    def finish(self, made: ShardSet) -> dict[str, Any]:
+        """Adds what is not a shard to the set and checks the set; returns metrics."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the job holds."""
+        ...
+
+
+Open = Callable[[int, int], Job]
+"""Opens a job in a process, from the number of its device and the number of processes that share this machine."""
+
+
+def encode_set(opened: Open, out: Path, *, processes: int, finished: bool = False) -> dict[str, Any]:
+    """Makes a whole set.
+
+    Args:
+        opened: opens the job; called in every process.
+        out: the folder of the set.
+        processes: the number of processes, each with a device of its own or a share of the CPU cores.
+        finished: whether to refuse to encode: the parts must have encoded everything.
+
+    Returns:
+        The metrics of the job.
+
+    Raises:
+        ValueError: if another process does the same work, or the job refuses its input or its result.
+    """
+    with contextlib.closing(opened(0, 1)) as job:
+        work = _work_of(job)
+        with whole_set(work, job.made_by, out, finished=finished) as made:
+            job.check(job.shards)
+            if processes > 1 and not finished:
+                _share(opened, job, work, processes)
+            with _progress(job, job.shards) as progress:
+                for count in job.encode(made, list(job.shards)):
+                    progress.update(count)
+                made.wait()
+            return job.finish(made)
+
+
+def encode_part(opened: Open, part: Part) -> int:
+    """Encodes the shards of a part into the store; returns the number of their records.
+
+    Raises:
+        ValueError: if another process makes the whole set, or encodes one of these shards.
+    """
+    with contextlib.closing(opened(part.device, 1)) as job, part_of_set(_work_of(job)) as made:
+        shards = part.shards(list(job.shards))
+        job.check(shards)
+        with _progress(job, shards) as progress:
+            for count in job.encode(made, shards):
+                progress.update(count)
+        return sum(job.shards[name] for name in shards)
+
+
+def _work_of(job: Job) -> Path:
+    work = store_folder(job.kind, job.records_by, job.code)
+    print(f"encoding {len(job.shards)} shards of {sum(job.shards.values())} records; finished ones: {work}", file=sys.stderr)
+    return work
+
+
+def _progress(job: Job, shards: Sequence[str] | Mapping[str, int]) -> Any:
+    return tqdm(total=sum(job.shards[name] for name in shards), desc="encoding", unit=" records")
+
+
+def _share(opened: Open, job: Job, work: Path, processes: int) -> None:
+    """Encodes all shards into the store, in several processes."""
+    names, size = list(job.shards), max(1, len(job.shards) // (processes * _TURNS))
+    tasks = [names[at : at + size] for at in range(0, len(names), size)]
+    with Workers(partial(_start, opened, work, processes), processes, "runtime.processes") as workers:
+        answers = [workers.submit(task) for task in tasks]
+        with _progress(job, names) as progress:
+            for answer in answers:
+                progress.update(int(answer.result()))
+
+
+def _start(opened: Open, work: Path, processes: int, number: int) -> Callable[[Sequence[str]], bytes]:
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() // processes))
+    return partial(_encode, opened(number, processes), work)
+
+
+def _encode(job: Job, work: Path, shards: Sequence[str]) -> bytes:
+    """Encodes some shards into the store; returns the number of their records."""
+    with own_files(work) as made:
+        return str(sum(job.encode(made, shards))).encode()
