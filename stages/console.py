@@ -43,7 +43,7 @@ def application(help: str) -> typer.Typer:
 def run(app: Callable[[], Any]) -> None:
     """Runs an application. Prints an expected error as one line on stderr and exits with 2 for a wrong parameter, else 1."""
     from t2i.core.files import check_in_repository
-    from t2i.core.memory import keep_freed_memory
+    from t2i.core.machine import keep_freed_memory
     from t2i.core.params import ParamsError
     from t2i.core.signals import end_with_parent
 

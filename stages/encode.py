@@ -49,13 +49,13 @@ def images(
     from t2i.model.runtime import Runtime
 
     load_section(params_file, "encode.images", EncodeImages)
-    processes = load_section(params_file, "runtime", Runtime).processes
+    runtime = load_section(params_file, "runtime", Runtime)
     require({raw: "t2i fetch dataset"})
     opened = partial(open_images, params_file, base, raw)
     if part is not None:
         _encode_part(opened, part, finish, "images")
         return
-    metrics = encode_set(opened, out, processes=processes, finished=finish)
+    metrics = encode_set(opened, out, runtime, finished=finish)
     write_json(report / "metrics.json", metrics)
     psnr = f"PSNR after decoding: mean {metrics['psnr_mean']:.1f} dB, lowest {metrics['psnr_min']:.1f} dB"
     print(f"{metrics['records']} images encoded in {took()}; {psnr}")
@@ -82,13 +82,13 @@ def captions(
     from t2i.model.runtime import Runtime
 
     load_section(params_file, "encode.captions", EncodeCaptions)
-    processes = load_section(params_file, "runtime", Runtime).processes
+    runtime = load_section(params_file, "runtime", Runtime)
     require({captions: "t2i fetch dataset"})
     opened = partial(open_captions, params_file, base, captions, validation_prompts)
     if part is not None:
         _encode_part(opened, part, finish, "captions")
         return
-    metrics = encode_set(opened, out, processes=processes, finished=finish)
+    metrics = encode_set(opened, out, runtime, finished=finish)
     write_json(report / "metrics.json", metrics)
     counts = f"{metrics['captions']} captions of {metrics['records']} records"
     print(f"{counts} encoded in {took()}; {metrics['truncated']} were cut to the tokenizer's maximum length")

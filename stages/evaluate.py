@@ -42,7 +42,7 @@ def base(
     from t2i.model.sampling import Sampler
 
     section, runtime = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "runtime", Runtime)
-    sampler = Sampler(partial(open_family, params_file, base, "t2i fetch base"))
+    sampler = Sampler(partial(open_family, params_file, base, "t2i fetch base"), runtime)
     require(_inputs(raw, latents, embeds) | {clip: "t2i fetch base"})
     check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
     data = DataFolders(raw, latents, embeds)
@@ -78,7 +78,7 @@ def model(
 
     section, runtime = load_section(params_file, "evaluate", Evaluate), load_section(params_file, "runtime", Runtime)
     sweep = load_section(params_file, "sweep", Sweep)
-    sampler = Sampler(partial(open_tuned, params_file, base, model, "t2i train", sweep.adapter_scale))
+    sampler = Sampler(partial(open_tuned, params_file, base, model, "t2i train", sweep.adapter_scale), runtime)
     require(_inputs(raw, latents, embeds) | {base: "t2i fetch base", clip: "t2i fetch base"})
     check_data(raw, latents, embeds, params_file, base=base, hashes=runtime.verify_shards)
     require({base_report / "metrics.json": "t2i evaluate base"})

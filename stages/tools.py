@@ -46,8 +46,10 @@ def sample(
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Draws images from prompts. The metadata of each PNG holds its prompt, seed, settings and the hash of the model."""
+    from t2i.core.params import load_section
     from t2i.data.records import readable
     from t2i.model.family import open_family
+    from t2i.model.runtime import Runtime
     from t2i.tools.sample import Model, drawing, read_prompts, sample, tuned_model
 
     wanted = [readable(prompt, "prompt") if prompt else "" for prompt in prompts or []]  # "" draws without a prompt
@@ -56,7 +58,7 @@ def sample(
     how = drawing(params_file, num_inference_steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
     models = {"base": Model(base, partial(open_family, params_file, base, "t2i fetch base"), {})} if compare else {}
     models["fine-tuned"] = tuned_model(params_file, base, model, scale)
-    files = sample(how, models, wanted, out, seed=seed, num=num)
+    files = sample(how, load_section(params_file, "runtime", Runtime), models, wanted, out, seed=seed, num=num)
     print(f"{len(files) - 1} images written to {out}; all in one picture: {files[-1]}")
 
 

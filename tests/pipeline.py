@@ -111,13 +111,13 @@ def sections_of(command: str) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     body = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == (words[1] if len(words) > 1 else "main"))
     calls = [node for node in ast.walk(body) if isinstance(node, ast.Call)]
-    called = {getattr(node.func, "id", "") for node in calls}
+    named = {node.id for node in ast.walk(body) if isinstance(node, ast.Name)}
     loaded = {
         str(node.args[1].value)
         for node in calls
         if getattr(node.func, "id", "") == "load_section" and isinstance(node.args[1], ast.Constant)
     }
-    return loaded | ({"base"} if called & {"open_family", "open_tuned"} else set())
+    return loaded | ({"base"} if named & {"open_family", "open_tuned", "open_images", "open_captions"} else set())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
@@ -17,8 +18,9 @@ from t2i.core.signals import end_with_parent
 SPAWN = multiprocessing.get_context("spawn")
 """How a process is started: with no thread and no lock of this one, unlike a fork."""
 
-Start = Callable[[int], Callable[[Any], bytes]]
-"""Called in each process with its number, counted from 0; returns the function that does a task."""
+Start = Callable[[int, int], Callable[[Any], bytes]]
+"""Called in each process with the number of its device, counted from 0, and the number of processes that share its machine;
+returns the function that does a task."""
 
 _DONE, _REFUSED, _FAILED = b"+", b"-", b"!"
 
@@ -39,7 +41,7 @@ class Workers:
         self._processes: list[tuple[SpawnProcess, Connection]] = []
         try:
             for number in range(processes):
-                self._processes.append(_started(start, number))
+                self._processes.append(_started(start, number, processes))
         except BaseException:
             self._end()
             raise
@@ -84,10 +86,7 @@ class Workers:
             answer: bytes = self._own.pipe.recv_bytes()
         except (EOFError, OSError):
             raise ValueError(self._ended()) from None
-        kind, content = answer[:1], answer[1:]
-        if kind == _DONE:
-            return content
-        raise (ValueError if kind == _REFUSED else RuntimeError)(content.decode())
+        return content_of(answer)
 
     def _ended(self) -> str:
         self._own.process.join(5)
@@ -96,9 +95,33 @@ class Workers:
         return f"the process that worked on it ended with {name}; if memory is short, lower `{self._setting}`"
 
 
-def _started(start: Start, number: int) -> tuple[SpawnProcess, Connection]:
+def answer_to(do: Callable[[Any], bytes], task: Any) -> bytes:
+    """Does a task; returns its content or its error, for `content_of` in another process."""
+    try:
+        return _DONE + do(task)
+    except MemoryError:
+        return _REFUSED + b"not enough memory"
+    except (ValueError, OSError) as error:
+        return _REFUSED + str(error).encode()
+    except RuntimeError as error:
+        return _FAILED + str(error).encode()
+
+
+def content_of(answer: bytes) -> bytes:
+    """Returns the content of an answer.
+
+    Raises:
+        ValueError, RuntimeError: if the task ended with an error.
+    """
+    kind, content = answer[:1], answer[1:]
+    if kind == _DONE:
+        return content
+    raise (ValueError if kind == _REFUSED else RuntimeError)(content.decode())
+
+
+def _started(start: Start, number: int, processes: int) -> tuple[SpawnProcess, Connection]:
     ours, theirs = SPAWN.Pipe()
-    process = SPAWN.Process(target=_serve, args=(theirs, start, number))  # not daemonic: it may have its own
+    process = SPAWN.Process(target=_serve, args=(theirs, start, number, processes))  # not daemonic: it may have its own
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
     try:
         process.start()  # with SIGINT blocked: Ctrl-C must not end it with a traceback while it imports
@@ -109,22 +132,12 @@ def _started(start: Start, number: int) -> tuple[SpawnProcess, Connection]:
     return process, ours
 
 
-def _serve(pipe: Connection, start: Start, number: int) -> None:
+def _serve(pipe: Connection, start: Start, number: int, processes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent()
-    do: Callable[[Any], bytes] | None = None
+    do = cache(partial(start, number, processes))
     with contextlib.suppress(EOFError, OSError):  # the parent has ended
         while True:
-            task = pipe.recv()
-            try:
-                do = do or start(number)
-                answer = _DONE + do(task)
-            except MemoryError:
-                answer = _REFUSED + b"not enough memory"
-            except (ValueError, OSError) as error:
-                answer = _REFUSED + str(error).encode()
-            except RuntimeError as error:
-                answer = _FAILED + str(error).encode()
-            pipe.send_bytes(answer)
+            pipe.send_bytes(answer_to(lambda task: do()(task), pipe.recv()))
     os._exit(0)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from t2i.core.memory import keep_freed_memory
+from t2i.core.machine import keep_freed_memory
 from t2i.data.crops import Interpolation, Place, Size, crops
 from t2i.data.decoding import decode
 
@@ -38,9 +38,9 @@ class How(NamedTuple):
     background: str
 
 
-def start(memory: Any, how: How, number: int) -> Callable[[Task], bytes]:
+def start(memory: Any, how: How, number: int, processes: int) -> Callable[[Task], bytes]:
     """Returns a function that decodes an image into shared memory, and answers with the geometries of its views as JSON."""
-    del number
+    del number, processes
     keep_freed_memory(FREED_BYTES)
     return partial(_decode, slots_of(memory, how.size_px), how)
 

@@ -11,13 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from tqdm import tqdm
 
-from t2i.core.workers import Workers
+from t2i.core.launcher import Tasks
+from t2i.core.machine import cores
 from t2i.encode.part import Part
 from t2i.encode.shard_set import ShardSet, own_files, part_of_set, store_folder, whole_set
-from t2i.model.runtime import cores
+from t2i.model.runtime import Runtime
 
-_TURNS = 8
-"""How many tasks each of several processes gets, so that none waits long for the slowest one at the end."""
+_TASKS = 256
+"""Most tasks that several processes share: so many that none waits long for the slowest one at the end."""
 
 
 @runtime_checkable
@@ -64,13 +65,13 @@ Open = Callable[[int, int], Job]
 """Opens a job in a process, from the number of its device and the number of processes that share this machine."""
 
 
-def encode_set(opened: Open, out: Path, *, processes: int, finished: bool = False) -> dict[str, Any]:
+def encode_set(opened: Open, out: Path, runtime: Runtime, *, finished: bool = False) -> dict[str, Any]:
     """Makes a whole set.
 
     Args:
         opened: opens the job; called in every process.
         out: the folder of the set.
-        processes: the number of processes, each with a device of its own or a share of the CPU cores.
+        runtime: says which processes share the shards.
         finished: whether to refuse to encode: the parts must have encoded everything.
 
     Returns:
@@ -83,12 +84,14 @@ def encode_set(opened: Open, out: Path, *, processes: int, finished: bool = Fals
         work = _work_of(job)
         with whole_set(work, job.made_by, out, finished=finished) as made:
             job.check(job.shards)
-            if processes > 1 and not finished:
-                _share(opened, job, work, processes)
+            new = 0
+            if not finished and (workers := runtime.workers(partial(_start, opened, work.absolute()))):
+                new = _share(job, workers)
             with _progress(job, job.shards) as progress:
                 for count in job.encode(made, list(job.shards)):
                     progress.update(count)
                 made.wait()
+            _say(job, new + made.new, work)
             return job.finish(made)
 
 
@@ -113,28 +116,32 @@ def _work_of(job: Job) -> Path:
     return work
 
 
+def _say(job: Job, new: int, work: Path) -> None:
+    print(f"encoded {new} of {sum(job.shards.values())} records; the others were in {work}", file=sys.stderr)
+
+
 def _progress(job: Job, shards: Sequence[str] | Mapping[str, int]) -> Any:
     return tqdm(total=sum(job.shards[name] for name in shards), desc="encoding", unit=" records")
 
 
-def _share(opened: Open, job: Job, work: Path, processes: int) -> None:
-    """Encodes all shards into the store, in several processes."""
-    names, size = list(job.shards), max(1, len(job.shards) // (processes * _TURNS))
-    tasks = [names[at : at + size] for at in range(0, len(names), size)]
-    with Workers(partial(_start, opened, work, processes), processes, "runtime.processes") as workers:
-        answers = [workers.submit(task) for task in tasks]
-        with _progress(job, names) as progress:
-            for answer in answers:
-                progress.update(int(answer.result()))
+def _share(job: Job, workers: Tasks) -> int:
+    """Encodes all shards into the store, in several processes; returns the number of records that were not there before."""
+    new, names, size = 0, list(job.shards), max(1, len(job.shards) // _TASKS)
+    with contextlib.closing(workers), _progress(job, names) as progress:
+        for answer in [workers.submit(names[at : at + size]) for at in range(0, len(names), size)]:
+            done, encoded = map(int, answer.result().split())
+            progress.update(done)
+            new += encoded
+    return new
 
 
-def _start(opened: Open, work: Path, processes: int, number: int) -> Callable[[Sequence[str]], bytes]:
+def _start(opened: Open, work: Path, number: int, processes: int) -> Callable[[Sequence[str]], bytes]:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // processes))
     return partial(_encode, opened(number, processes), work)
 
 
 def _encode(job: Job, work: Path, shards: Sequence[str]) -> bytes:
-    """Encodes some shards into the store; returns the number of their records."""
+    """Encodes some shards into the store; returns the numbers of their records, and of those that were not there before."""
     with own_files(work) as made:
-        return str(sum(job.encode(made, shards))).encode()
+        return f"{sum(job.encode(made, shards))} {made.new}".encode()

@@ -39,6 +39,8 @@ class ShardSet:
         shutil.rmtree(files, ignore_errors=True)
         files.mkdir()
         self.rows: list[File] = []
+        self.new = 0
+        """Number of records that were not in the store."""
         self._locks = dict[str, contextlib.ExitStack]()
         self._thread = ThreadPoolExecutor(1, "write shards")
         self._writing: Future[None] | None = None
@@ -68,6 +70,7 @@ class ShardSet:
                 f"{name}: {len(found.missing)} of {len(identities)} records are not encoded yet: run the parts that were not "
                 "finished again, or leave out --finish"
             )
+        self.new += len(found.missing)
         return found
 
     def add(self, name: str, found: Found, made: Callable[[], Mapping[str, bytes]]) -> None:

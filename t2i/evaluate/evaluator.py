@@ -75,7 +75,6 @@ class Evaluator:
             batch_size=self.batch_size,
             device=self.device,
             offload=self.runtime.offload,
-            processes=self.runtime.processes,
         )
         return sampler.draw(how, prompts, [(p.seed, key) for key in keys])
 

@@ -44,8 +44,6 @@ class Drawing:
     offload: bool
     """Whether only the network in use is on the device."""
     negative_prompt: str = ""
-    processes: int = 1
-    """Number of processes that share the prompts, each with a device of its own or a share of the CPU cores."""
 
 
 @runtime_checkable

@@ -1,13 +1,13 @@
 """Runtime: settings that change at most rounding, or only what is shown. A change never reruns a stage."""
 
-import contextlib
-import os
-from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field
 
+from t2i.core.launcher import Launcher, Tasks
+from t2i.core.machine import cores
 from t2i.core.params import Section
+from t2i.core.workers import Start
 
 Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 
@@ -38,6 +38,9 @@ class Runtime(Section):
     processes: int = Field(ge=1)
     """Number of processes on this machine that train together, that share the shards to encode, and the prompts when images
     are drawn: one per GPU, or several that share the CPU cores."""
+    launcher: Launcher
+    """What starts the processes that encode and draw: `{name: local}`, the `processes` of this machine, or `ray`, the actors of
+    a Ray cluster (`address`, `actors`, `gpus_per_actor`, `cpus_per_actor`); needs the extra `ray`. Training has torchrun."""
     micro_batch_size: int | None = Field(ge=1)
     """Most images per forward pass of a process; it accumulates gradients over the rest. null: no accumulation."""
     gradient_checkpointing: bool
@@ -93,6 +96,11 @@ class Runtime(Section):
             )
         return here[-1]
 
+    def workers(self, start: Start) -> Tasks | None:
+        """Returns the processes that share the work of encoding or drawing; None if this process does it alone."""
+        alone = self.launcher.count(self.processes) == 1 and self.launcher.name == "local"
+        return None if alone else self.launcher.workers(start, self.processes)
+
     def decoding_processes(self) -> int:
         """Returns the number of processes that decode images."""
         if self.decode_processes is not None:
@@ -104,15 +112,6 @@ class Runtime(Section):
         if self.attention != "auto":
             return self.attention
         return "eager" if self.torch_device() == "cpu" and precision == "bf16" else "sdpa"
-
-
-def cores() -> int:
-    """Returns the number of cores that this process may use, rounded up; a container may have a share of the machine's."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # not Linux, or no limit
-        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
-        found = min(found, -(-quota // period))
-    return found
 
 
 def numbered(device: str, number: int) -> str:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from types import TracebackType
 from typing import NamedTuple
 
@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from t2i.core.workers import Workers
+from t2i.core.launcher import Tasks
+from t2i.core.machine import cores
 from t2i.data.chance import derived_seed
 from t2i.model.family import Drawing, Family
 from t2i.model.precision import computing_in
-from t2i.model.runtime import cores, numbered
+from t2i.model.runtime import Runtime, numbered
 
 
 class Chunk(NamedTuple):
@@ -32,11 +33,15 @@ class Sampler:
 
     Args:
         opened: opens the model; called in every process.
+        runtime: says which processes share the prompts.
     """
 
-    def __init__(self, opened: Callable[[], Family]) -> None:
-        self.family, self._opened = opened(), opened
-        self._workers: Workers | None = None
+    def __init__(self, opened: Callable[[], Family], runtime: Runtime) -> None:
+        self.family, self._opened, self._runtime = opened(), opened, runtime
+
+    @cached_property
+    def _workers(self) -> Tasks | None:
+        return self._runtime.workers(partial(_start, self._opened))
 
     def __enter__(self) -> "Sampler":
         """Returns itself."""
@@ -44,8 +49,8 @@ class Sampler:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Ends the other processes."""
-        if self._workers is not None:
-            self._workers.close()
+        if workers := self.__dict__.get("_workers"):
+            workers.close()
 
     def draw(self, how: Drawing, prompts: Sequence[str], seeds: Sequence[tuple[int, str]]) -> list[Image.Image]:
         """Returns one image per prompt; the noise of each depends only on its seed and name, not on its place in the list."""
@@ -53,18 +58,16 @@ class Sampler:
         starts = range(0, len(prompts), how.batch_size)
         chunks = [Chunk(how, prompts[at : at + how.batch_size], seeds[at : at + how.batch_size]) for at in starts]
         with tqdm(total=len(prompts), desc="sampling", unit=" images") as progress:
-            for images in self._drawn(how.processes, chunks):
+            for images in self._drawn(chunks):
                 drawn += images
                 progress.update(len(images))
         return drawn
 
-    def _drawn(self, processes: int, chunks: list[Chunk]) -> Iterator[list[Image.Image]]:
-        if processes == 1 or len(chunks) < 2:
+    def _drawn(self, chunks: list[Chunk]) -> Iterator[list[Image.Image]]:
+        if len(chunks) < 2 or self._workers is None:
             for chunk in chunks:
                 yield draw_chunk(self.family, chunk)
             return
-        if self._workers is None:
-            self._workers = Workers(partial(_start, self._opened, processes), processes, "runtime.processes")
         for chunk, answer in [(chunk, self._workers.submit(chunk)) for chunk in chunks]:
             levels = np.frombuffer(answer.result(), np.uint8).reshape(len(chunk.prompts), *chunk.how.size_px, 3)
             yield [Image.fromarray(its) for its in levels]
@@ -77,7 +80,7 @@ def draw_chunk(family: Family, chunk: Chunk) -> list[Image.Image]:
         return family.sample(chunk.prompts, generators, chunk.how)
 
 
-def _start(opened: Callable[[], Family], processes: int, number: int) -> Callable[[Chunk], bytes]:
+def _start(opened: Callable[[], Family], number: int, processes: int) -> Callable[[Chunk], bytes]:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // processes))
     return partial(_draw, opened(), number)

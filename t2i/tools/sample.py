@@ -90,15 +90,24 @@ def drawing(
         device=runtime.torch_device(),
         offload=runtime.offload,
         negative_prompt=negative_prompt,
-        processes=runtime.processes,
     )
 
 
-def sample(how: Drawing, models: Mapping[str, Model], prompts: Sequence[str], out: Path, *, seed: int, num: int) -> list[Path]:
+def sample(
+    how: Drawing,
+    runtime: Runtime,
+    models: Mapping[str, Model],
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    seed: int,
+    num: int,
+) -> list[Path]:
     """Draws `num` images of every prompt with every model, and one grid of all images.
 
     Args:
         how: steps, guidance, size, precision.
+        runtime: says which processes share the prompts.
         models: the models, by the name used in the files of their images.
         prompts: the prompts to draw.
         out: the output folder for PROMPT-SEED[-NAME].png and grid.png; other files in it are kept.
@@ -117,7 +126,7 @@ def sample(how: Drawing, models: Mapping[str, Model], prompts: Sequence[str], ou
         model.opened()  # says at once if a model is missing
     for name, model in models.items():
         made_by = {"model": model.folder, "model_sha256": weights_digest(model.folder), **model.facts}
-        with Sampler(model.opened) as sampler:  # one at a time, so that the networks of the model before it are gone
+        with Sampler(model.opened, runtime) as sampler:  # one at a time, so that the networks of the model before it are gone
             drawn[name] = sampler.draw(how, [prompt for prompt, _ in wanted], [(its_seed, "") for _, its_seed in wanted])
         for (prompt, its_seed), image in zip(wanted, drawn[name], strict=True):
             files.append(out / f"{_slug(prompt)}-{its_seed}{f'-{name}' if len(models) > 1 else ''}.png")

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from t2i.core.machine import cores
 from t2i.data.batches import micro_batches
 from t2i.model.family import Family
 from t2i.model.launch import in_process_group
 from t2i.model.precision import Precision
-from t2i.model.runtime import Runtime, cores
+from t2i.model.runtime import Runtime
 from t2i.train.optim import make_optimizer
 from t2i.train.section import Train
 from t2i.train.trackers import check_installed

@@ -90,7 +90,7 @@ def test_a_new_image_is_encoded_alone(tmp_path) -> None:
     shutil.rmtree(folder / "data/local")
     tiny.make_images(folder / "data/local", 10)
     said = run(folder, ["dvc", "repro", "encode-images"])
-    assert "encoding 1 of 10 images" in said
+    assert "encoded 1 of 10 records; the others" in said
     assert before.items() < encoded_records(folder).items()
 
 

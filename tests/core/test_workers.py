@@ -10,7 +10,7 @@ from t2i.core.workers import Workers
 pytestmark = pytest.mark.slow
 
 
-def start(offset: int, number: int) -> Callable[[object], bytes]:
+def start(offset: int, number: int, processes: int) -> Callable[[object], bytes]:
     if offset < 0:
         raise ValueError(f"no offset below 0, got {offset}")
     return partial(work, offset, number)
@@ -76,6 +76,6 @@ def test_a_worker_may_have_workers() -> None:
         assert workers.submit(5).result().startswith(b"6 ")
 
 
-def start_nested(number: int) -> Callable[[object], bytes]:
+def start_nested(number: int, processes: int) -> Callable[[object], bytes]:
     inner = Workers(partial(start, 1), 1, "some.other")
     return lambda task: inner.submit(task).result()

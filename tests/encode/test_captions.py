@@ -14,6 +14,7 @@ from t2i.data.records import SPLITS
 from t2i.encode.captions import Captions, EncodeCaptions
 from t2i.encode.job import encode_set
 from t2i.model.families import sdxl, stable_diffusion
+from t2i.model.runtime import Runtime
 from tests.projects import Project, files
 
 pytestmark = pytest.mark.slow
@@ -50,7 +51,7 @@ def encoded(project: Project, out: str = "data/embeds", *, batch_size: int = 1, 
         batch_size=batch_size,
         device="cpu",
     )
-    encode_set(lambda number, processes: job, Path(out), processes=1)
+    encode_set(lambda number, processes: job, Path(out), load_section(Path("params.yaml"), "runtime", Runtime))
     return family
 
 

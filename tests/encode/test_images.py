@@ -16,6 +16,7 @@ from t2i.encode.images import Images
 from t2i.encode.job import encode_set
 from t2i.encode.views import EncodeImages
 from t2i.model.families.stable_diffusion import Family
+from t2i.model.runtime import Runtime
 from tests import tiny
 from tests.projects import Project, files
 
@@ -53,7 +54,7 @@ def encode(family: Family, out: str, *, batch_size: int, processes: int) -> None
     section, raw = load_section(Path("params.yaml"), "encode.images", EncodeImages), Path("data/raw/images")
     how: dict[str, Any] = {"batch_size": batch_size, "processes": processes, "device": "cpu", "verify": True}
     job = Images(section, family, Path("data/base"), raw, **how)
-    encode_set(lambda number, processes: job, Path(out), processes=1)
+    encode_set(lambda number, processes: job, Path(out), load_section(Path("params.yaml"), "runtime", Runtime))
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
-"""Memory: how much of what a process frees it keeps for its next use."""
+"""Machine: its cores, and how much of the memory that a process frees it keeps for its next use."""
 
+import contextlib
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h of glibc
 
@@ -15,3 +18,12 @@ def keep_freed_memory(limit: int) -> None:
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "gnu_get_libc_version"):
         for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
             library.mallopt(option, ctypes.c_int(limit))
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use, rounded up; a container may have a share of the machine's."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # not Linux, or no limit
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        found = min(found, -(-quota // period))
+    return found

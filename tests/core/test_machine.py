@@ -3,12 +3,12 @@ import sys
 
 import pytest
 
-from t2i.core.memory import keep_freed_memory
+from t2i.core.machine import keep_freed_memory
 from tests.projects import ROOT
 
 FAULTS = """
 import resource
-from t2i.core.memory import keep_freed_memory
+from t2i.core.machine import keep_freed_memory
 {call}
 for turn in range(6):
     if turn == 1:
