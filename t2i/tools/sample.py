@@ -94,14 +94,7 @@ def drawing(
 
 
 def sample(
-    how: Drawing,
-    runtime: Runtime,
-    models: Mapping[str, Model],
-    prompts: Sequence[str],
-    out: Path,
-    *,
-    seed: int,
-    num: int,
+    how: Drawing, runtime: Runtime, models: Mapping[str, Model], prompts: Sequence[str], out: Path, *, seed: int, num: int
 ) -> list[Path]:
     """Draws `num` images of every prompt with every model, and one grid of all images.
 
@@ -119,8 +112,7 @@ def sample(
         The paths of the images, then the path of the grid.
     """
     wanted = [(prompt, seed + n) for prompt in prompts for n in range(num)]
-    drawn: dict[str, list[Image.Image]] = {}
-    files: list[Path] = []
+    drawn, files = dict[str, list[Image.Image]](), list[Path]()
     out.mkdir(parents=True, exist_ok=True)
     for model in models.values():
         model.opened()  # says at once if a model is missing
@@ -128,14 +120,19 @@ def sample(
         made_by = {"model": model.folder, "model_sha256": weights_digest(model.folder), **model.facts}
         with Sampler(model.opened, runtime) as sampler:  # one at a time, so that the networks of the model before it are gone
             drawn[name] = sampler.draw(how, [prompt for prompt, _ in wanted], [(its_seed, "") for _, its_seed in wanted])
+        end = f"-{name}" if len(models) > 1 else ""
         for (prompt, its_seed), image in zip(wanted, drawn[name], strict=True):
-            files.append(out / f"{_slug(prompt)}-{its_seed}{f'-{name}' if len(models) > 1 else ''}.png")
-            with whole(files[-1]) as partial:
-                image.save(partial, "PNG", pnginfo=_made_by(how, prompt, its_seed, made_by))
+            files.append(out / f"{_slug(prompt)}-{its_seed}{end}.png")
+            _write(image, files[-1], _made_by(how, prompt, its_seed, made_by))
     rows = [(f"{prompt} ({its_seed})", [its[at] for its in drawn.values()]) for at, (prompt, its_seed) in enumerate(wanted)]
     with whole(out / "grid.png") as partial:
         draw_grid(rows, list(drawn), partial)
     return [*files, out / "grid.png"]
+
+
+def _write(image: Image.Image, path: Path, made_by: PngInfo) -> None:
+    with whole(path) as partial:
+        image.save(partial, "PNG", pnginfo=made_by)
 
 
 def _made_by(how: Drawing, prompt: str, seed: int, model: Mapping[str, Any]) -> PngInfo:
