@@ -115,15 +115,14 @@ def test_a_window_has_all_records_of_its_shards(sizes, repeats, order, seed) -> 
         assert seen == {shard: wanted[shard] for shard in window.shards.tolist() if wanted[shard]}
 
 
-@given(SIZES, REPEATS, ORDERS, SEEDS, some.integers(0, 300))
+@given(SIZES, REPEATS, ORDERS, SEEDS, some.integers(0, 60))
 def test_windows_start_with_that_of_the_position(sizes, repeats, order, seed, position) -> None:
-    epoch = made(sizes, repeats, order)
-    first, *later = islice(epoch.windows_from(position, seed), 9)
-    assert first.start <= position < first.end
-    following = [window for window in islice(epoch.windows_from(0, seed), 3000) if window.number >= first.number]
-    for window, other in zip([first, *later], following, strict=False):
-        assert window.shards.tolist() == other.shards.tolist()
-        assert window[2:] == other[2:]
+    epoch = made([size + 1 for size in sizes], repeats, order)
+    found = list(islice(epoch.windows_from(position, seed), 9))
+    assert found[0].start <= position < found[0].end
+    whole = list(islice(epoch.windows_from(0, seed), found[-1].number + 1))
+    assert [window.number for window in whole] == list(range(len(whole)))
+    assert list(map(str, found)) == list(map(str, whole[-9:]))
 
 
 def test_blocks_of_places_may_cross_windows() -> None:
@@ -163,9 +162,9 @@ def test_the_global_order_never_changes() -> None:
 
 
 def test_repeats_and_windows_are_those_of_the_caches(tmp_path) -> None:
-    records = CachedRecords(*write_caches(tmp_path, repeats={"k3": 4, "k7": 2}, per_shard=4), "train")
+    records = CachedRecords(*write_caches(tmp_path, repeats={"k3": 4, "k8": 2}, per_shard=4), "train")
     epoch = records.epoch(windows(1))
     counts = Counter(records.key(record) for record in epoch.records(range(14), seed=1))
-    assert counts == {f"k{n}": {3: 4, 7: 2}.get(n, 1) for n in range(10)}
+    assert counts == {f"k{n}": {3: 4, 8: 2}.get(n, 1) for n in range(10)}
     lengths = {int(window.shards[0]): window.end - window.start for window in epoch_of(epoch, 0, 1)}
-    assert lengths == {0: 7, 1: 5, 2: 2}
+    assert lengths == {0: 7, 1: 4, 2: 3}

@@ -55,7 +55,7 @@ def test_restored_state_goes_on_with_the_same_bits(project, train, runtime) -> N
     assert equal(second.ema.shadow, whole.ema.shadow)
 
 
-def test_windows_have_the_same_losses_resumed_and_in_micro_batches(project) -> None:
+def test_windows_have_equal_losses_resumed_and_in_micro_batches(project) -> None:
     project.fetch_and_encode()
     windows = {"order": {"name": "windows", "shards": 1}}  # of 8, 8 and 1 records
 
