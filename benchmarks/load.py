@@ -89,7 +89,7 @@ def copies(batches: Batches) -> Callable[[int], None]:
             for memory, row in zip(kept, rows[record], strict=True):
                 memory[place] = row
 
-    orders = [records.epoch.records(range(step * size, (step + 1) * size), batches.seed) for step in range(1000)]
+    orders = [batches.epoch.records(range(step * size, (step + 1) * size), batches.seed) for step in range(1000)]
     return copy
 
 

@@ -8,6 +8,7 @@ import torch
 from t2i.data.batches import Batches
 from t2i.data.cached import CachedRecords
 from t2i.data.manifest import File, describe, write_manifest
+from t2i.data.order import Global
 from t2i.data.shards import pack, write_shard
 
 MOMENTS, TEXT = (1, 8, 64, 64), (1, 77, 768)
@@ -45,6 +46,7 @@ def batches_of(records: CachedRecords, batch_size: int) -> Batches:
     return Batches(
         records,
         view_conditioning=lambda geometry, latents: {},
+        order=Global(name="global"),
         batch_size=batch_size,
         use_flips=True,
         prompt_dropout=0.1,

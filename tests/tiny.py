@@ -164,7 +164,9 @@ def write_kohya_folders(images: Path) -> None:
             (images / f"{n:04d}.{end}").rename(images / f"3_square/{n:04d}.{end}")
 
 
-def write_caches(folder: Path, embedded: int = RECORDS, repeats: dict[str, int] | None = None) -> tuple[Path, Path]:
+def write_caches(
+    folder: Path, embedded: int = RECORDS, repeats: dict[str, int] | None = None, per_shard: int = RECORDS
+) -> tuple[Path, Path]:
     latents, embeds = folder / "latents", folder / "embeds"
     for path, count in ((latents, RECORDS), (embeds, embedded)):
         path.mkdir()
@@ -177,7 +179,9 @@ def write_caches(folder: Path, embedded: int = RECORDS, repeats: dict[str, int] 
             image = {"moments": moments, "original_size": pairs, "crop": pairs.clone(), "flipped": flipped}
             text = {"hidden": torch.full((CAPTIONS, 4, 2), float(n + 1))}
             contents[f"k{n}"] = ("safetensors", pack(image if path is latents else text, ""))
-        rows = write_shard(path / "train-00000.tar", contents)
+        rows = []
+        for number, first in enumerate(range(0, count, per_shard)):
+            rows += write_shard(path / f"train-{number:05d}.tar", dict(list(contents.items())[first : first + per_shard]))
         if path is embeds:
             (embeds / "empty.safetensors").write_bytes(pack({"hidden": torch.zeros(1, 4, 2)}, ""))
             rows.append(describe(embeds / "empty.safetensors", 1))

@@ -6,6 +6,7 @@ for a place in the batch depend only on (seed, step, place): not on the number o
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from t2i.data.cached import CachedRecords, ViewConditioning, geometry, latent_size
 from t2i.data.counter import key_of, normals, uniforms
+from t2i.data.order import Epoch, Order
 from t2i.data.reader import Field, Stored
 
 
@@ -103,6 +105,8 @@ class Batches:
 
     records: CachedRecords
     view_conditioning: ViewConditioning
+    order: Order
+    """How the records of an epoch are shuffled."""
     batch_size: int
     """Images per optimizer step, over all processes."""
     use_flips: bool
@@ -116,6 +120,11 @@ class Batches:
     input_perturbation: float
     """Standard deviation of the extra noise added to the UNet's input, but not to its target."""
     seed: int
+
+    @cached_property
+    def epoch(self) -> Epoch:
+        """The records of an epoch, in their order."""
+        return self.records.epoch(self.order)
 
     def of_step(self, step: int, places: range, device: torch.device | str = "cpu") -> Batch:
         """Returns part of the batch of a step.
@@ -134,7 +143,7 @@ class Batches:
         positions = [step * self.batch_size + place for place in places]
         chosen = [
             self._choose(record, *drawn)
-            for record, drawn in zip(self.records.epoch.records(positions, self.seed), uniform[:3].T.tolist(), strict=True)
+            for record, drawn in zip(self.epoch.records(positions, self.seed), uniform[:3].T.tolist(), strict=True)
         ]
         texts = {
             name: _stacked(buffers, name, [(one.text, one.caption) for one in chosen]) for name in self.records.empty.fields

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from t2i.data.crops import Geometry, Size
 from t2i.data.index import Index
-from t2i.data.order import Epoch
+from t2i.data.order import Epoch, Order
 from t2i.data.reader import Reader, Stored
 from t2i.data.records import Split, read_repeats
 
@@ -34,14 +34,17 @@ class CachedRecords:
             raise ValueError(f"{latents} has {images} {split} records, but {embeds} has {texts}: {_OTHERS}")
         repeats = read_repeats(embeds) if split == "train" else {}
         numbers = self.numbers(repeats)
-        self.epoch = Epoch(images, {numbers[key]: count for key, count in repeats.items()})
-        """The records of an epoch of training."""
+        self._repeats = {numbers[key]: count for key, count in repeats.items()}
         self._reader = Reader()
         self.empty = self._reader.file(embeds / "empty.safetensors")
         """The conditioning of the empty prompt."""
 
     def __len__(self) -> int:
         return len(self._latents)
+
+    def epoch(self, order: Order) -> Epoch:
+        """Returns the records of an epoch of training, in an order that divides the shards of moments into windows."""
+        return Epoch(self._latents.sizes, self._repeats, order)
 
     def key(self, record: int) -> str:
         """Returns the key of a record."""

@@ -43,7 +43,9 @@ class Index(Sequence[Member]):
         self._shards = [file for name, file in sorted(files.items()) if split_of_shard(name) == split]
         self._indexed = {file.name for file in self._shards if index_name(file.name) in files}
         self._paths = [folder / file.name for file in self._shards]
-        self._ends = list(accumulate(file.count for file in self._shards))
+        self.sizes = [file.count for file in self._shards]
+        """The number of records in each shard."""
+        self._ends = list(accumulate(self.sizes))
         self._rows: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:

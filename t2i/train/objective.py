@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from t2i.core.params import Section
 from t2i.data.batches import Batch, Batches
 from t2i.data.cached import CachedRecords
+from t2i.data.order import Order
 from t2i.model.diffusion import add_noise, prediction_target, rectified, snr
 from t2i.model.family import Family
 from t2i.model.latents import sample_latents
@@ -76,11 +77,14 @@ class Objective:
         self.alphas_cumprod = family.alphas_cumprod.to(device)
         self._cumulated = cumulated_probabilities(section.timesteps(len(self.alphas_cumprod)))
 
-    def batches(self, records: CachedRecords, batch_size: int, use_flips: bool, prompt_dropout: float, seed: int) -> Batches:
+    def batches(
+        self, records: CachedRecords, order: Order, batch_size: int, use_flips: bool, prompt_dropout: float, seed: int
+    ) -> Batches:
         """Returns the batches of training."""
         return Batches(
             records,
             view_conditioning=self.family.view_conditioning,
+            order=order,
             batch_size=batch_size,
             use_flips=use_flips,
             prompt_dropout=prompt_dropout,

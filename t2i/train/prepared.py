@@ -200,7 +200,9 @@ def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRec
     """
     accelerator = make_accelerator(section.precision, runtime)
     objective = Objective(section.objective, family, accelerator.device)
-    batches = objective.batches(records, section.batch_size, section.use_flips, section.prompt_dropout, section.seed)
+    batches = objective.batches(
+        records, section.order, section.batch_size, section.use_flips, section.prompt_dropout, section.seed
+    )
     rank, processes = accelerator.process_index, accelerator.num_processes
     places = micro_batches(section.batch_size, rank, processes, runtime.micro_batch_size)
 
@@ -215,8 +217,8 @@ def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRec
     return Prepared(
         section=section,
         records=len(records),
-        images_per_epoch=len(records.epoch),
-        steps=section.total_steps(len(records.epoch)),
+        images_per_epoch=len(batches.epoch),
+        steps=section.total_steps(len(batches.epoch)),
         accelerator=accelerator,
         objective=objective,
         prefetcher=Prefetcher(batches, places, accelerator.device),

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from t2i.core.params import Regex, Section, check
+from t2i.data.order import Order
 from t2i.model.adapter import adapter_named
 from t2i.model.precision import Precision
 from t2i.train.ema import EmaSection
@@ -28,6 +29,8 @@ class Train(Section):
     """Number of passes over the training records, each as often as it is repeated; null if `steps` is set."""
     batch_size: int = Field(ge=1)
     """Images per optimizer step, over all processes and micro-batches."""
+    order: Order
+    """How an epoch is shuffled: `global`, all records, or `windows`, the records of `shards` shards at a time."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(ge=0)

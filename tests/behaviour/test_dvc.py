@@ -112,6 +112,7 @@ def test_nothing_is_stale_after_a_run_or_a_readme_edit(repository) -> None:
     [
         ("train", "prompt_dropout", 0.5),
         ("train", "use_flips", False),
+        ("train", "order", {"name": "windows", "shards": 2}),
         ("train", "learning_rate", 1e-5),
         ("train", "schedule", {"name": "linear"}),
         ("train.objective", "weighting", {"name": "min_snr", "gamma": 3.0}),

@@ -23,7 +23,7 @@ from t2i.core.params import ParamsError, check, load_section
 from t2i.data.batches import Batch, Batches, Draws, micro_batches
 from t2i.data.cached import CachedRecords
 from t2i.data.chance import hash_fraction
-from t2i.data.order import Epoch
+from t2i.data.order import Global, Order, Windows
 from t2i.data.pixels import view
 from t2i.data.records import split_of
 from t2i.fetch.selection import Kept, Selection
@@ -115,22 +115,18 @@ def test_a_section_survives_writing_and_reading(section, number, rate) -> None:
         assert section != "train" or (read.steps, read.learning_rate, read.seed) == (number, rate, -number)
 
 
-@given(st.integers(1, 60), SEEDS, st.integers(0, 200), st.integers(1, 50))
-def test_the_order_of_records_concatenates_permutations(records, seed, start, length) -> None:
-    epoch = Epoch(records, {})
-    whole = epoch.records(range(((start + length) // records + 1) * records), seed)
-    assert all(sorted(whole[at : at + records]) == list(range(records)) for at in range(0, len(whole), records))
-    assert epoch.records(range(start, start + length), seed) == whole[start : start + length]
-
-
 @cache
 def caches() -> tuple[Path, Path]:
-    return write_caches(Path(tempfile.mkdtemp()))
+    return write_caches(Path(tempfile.mkdtemp()), per_shard=3)
 
 
-def batches(batch_size: int, seed: int) -> Batches:
+ORDERS = st.just(Global(name="global")) | st.builds(Windows, name=st.just("windows"), shards=st.integers(1, 5))
+
+
+def batches(order: Order, batch_size: int, seed: int) -> Batches:
     return Batches(
         CachedRecords(*caches(), "train"),
+        order=order,
         batch_size=batch_size,
         use_flips=True,
         view_conditioning=lambda geometry, latents: {},
@@ -148,9 +144,9 @@ def tensors(batches: list[Batch]) -> dict[str, torch.Tensor]:
     return draws | {"moments": torch.cat([batch.moments for batch in batches]), "hidden": conditioning}
 
 
-@given(st.integers(1, 4), st.integers(1, 4), st.none() | st.integers(1, 9), st.integers(0, 50), SEEDS)
-def test_processes_and_micro_batches_do_not_change_a_batch(processes, share, size, step, seed) -> None:
-    own = batches(processes * share, seed)
+@given(ORDERS, st.integers(1, 4), st.integers(1, 4), st.none() | st.integers(1, 9), st.integers(0, 50), SEEDS)
+def test_processes_and_micro_batches_do_not_change_a_batch(order, processes, share, size, step, seed) -> None:
+    own = batches(order, processes * share, seed)
     shares = [places for rank in range(processes) for places in micro_batches(processes * share, rank, processes, size)]
     assert [place for places in shares for place in places] == list(range(processes * share))
     assert all(len(places) <= (size or share) for places in shares)
@@ -158,11 +154,11 @@ def test_processes_and_micro_batches_do_not_change_a_batch(processes, share, siz
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-@given(st.integers(1, 6), st.integers(0, 20), SEEDS)
-def test_the_order_does_not_depend_on_the_batch_size(batch_size, step, seed) -> None:
-    own = batches(batch_size, seed)
+@given(ORDERS, st.integers(1, 6), st.integers(0, 20), SEEDS)
+def test_the_order_does_not_depend_on_the_batch_size(order, batch_size, step, seed) -> None:
+    own = batches(order, batch_size, seed)
     seen = own.of_step(step, range(batch_size)).moments[:, 1, 0, 0].tolist()  # the moments hold the number of the record
-    assert seen == own.records.epoch.records(range(step * batch_size, (step + 1) * batch_size), seed)
+    assert seen == own.epoch.records(range(step * batch_size, (step + 1) * batch_size), seed)
 
 
 IDENTITIES = st.lists(st.text(max_size=8), unique=True, max_size=40)

@@ -7,6 +7,7 @@ import torch
 
 from t2i.data.batches import Batches, micro_batches
 from t2i.data.cached import CachedRecords
+from t2i.data.order import Global
 from tests.tiny import write_caches
 
 
@@ -20,6 +21,7 @@ def make_batches(
 ) -> Batches:
     return Batches(
         CachedRecords(*write_caches(folder), "train"),
+        order=Global(name="global"),
         batch_size=4,
         use_flips=use_flips,
         view_conditioning=lambda geometry, latents: {},
@@ -37,7 +39,7 @@ def test_repeats_decide_which_records_a_batch_has(tmp_path, batches) -> None:
     repeated = replace(batches, records=records, batch_size=14)
     seen = repeated.of_step(7, range(14)).moments[:, 1, 0, 0].int().tolist()  # the moments hold the number of the record
     assert Counter(seen) == dict.fromkeys(range(10), 1) | {3: 5}
-    assert seen == records.epoch.records(range(7 * 14, 8 * 14), 3)
+    assert seen == repeated.epoch.records(range(7 * 14, 8 * 14), 3)
 
 
 def test_a_step_may_cross_an_epoch(batches) -> None:

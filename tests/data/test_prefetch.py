@@ -6,6 +6,7 @@ import torch
 
 from t2i.data.batches import Batch, Batches, Draws
 from t2i.data.cached import CachedRecords
+from t2i.data.order import Global
 from t2i.data.prefetch import AHEAD, Prefetcher
 from tests.tiny import write_caches
 
@@ -14,6 +15,7 @@ from tests.tiny import write_caches
 def batches(tmp_path) -> Batches:
     return Batches(
         CachedRecords(*write_caches(tmp_path), "train"),
+        order=Global(name="global"),
         batch_size=6,
         use_flips=True,
         view_conditioning=lambda geometry, latents: {"size": torch.tensor([*geometry.original_size, *latents])},

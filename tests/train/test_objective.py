@@ -8,6 +8,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_dream_and_update_latents, compute_snr
 
 from t2i.data.cached import CachedRecords
+from t2i.data.order import Global
 from t2i.model.families.stable_diffusion import Family
 from t2i.train.objective import Objective, ObjectiveSection
 from tests import tiny
@@ -50,7 +51,7 @@ def test_the_loss_matches_the_diffusers_script(caches, options) -> None:
     unet = family.load_unet(random=False)
     objective = Objective(params, family, "cpu")
     records = CachedRecords(data / "latents", data / "embeds", "train")
-    batch = objective.batches(records, 8, True, 0.1, seed=0).of_step(0, range(8))
+    batch = objective.batches(records, Global(name="global"), 8, True, 0.1, seed=0).of_step(0, range(8))
     ours, ours_unweighted = objective.loss(unet, batch)
 
     scheduler = DDPMScheduler.from_pretrained(data / "base", subfolder="scheduler", **params.scheduler_changes())

@@ -34,8 +34,9 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
         ({}, {}),
         ({"init": "random", "trainable": "^conv_out"}, {}),  # the frozen random weights are those of the seed
         ({}, {"ema_device": "cpu", "micro_batch_size": 3}),
+        ({"order": {"name": "windows", "shards": 1}}, {}),
     ],
-    ids=["plain", "random", "micro-batches"],
+    ids=["plain", "random", "micro-batches", "windows"],
 )
 def test_restored_state_goes_on_with_the_same_bits(project, train, runtime) -> None:
     project.fetch_and_encode()
@@ -52,6 +53,23 @@ def test_restored_state_goes_on_with_the_same_bits(project, train, runtime) -> N
         second.take_step(step)
     assert equal(dict(second.unet.named_parameters()), dict(whole.unet.named_parameters()))
     assert equal(second.ema.shadow, whole.ema.shadow)
+
+
+def test_windows_have_equal_losses_resumed_and_in_micro_batches(project) -> None:
+    project.fetch_and_encode()
+    windows = {"order": {"name": "windows", "shards": 1}}  # of 8, 8 and 1 records
+
+    def losses(run: Prepared, steps: range) -> list[float]:
+        return [float(figures.loss) for step in steps if (figures := run.take_step(step))]
+
+    whole = losses(made(project, windows, {}), range(6))
+    first = made(project, windows, {})
+    assert losses(first, range(3)) == whole[:3]
+    second = made(project, windows, {})
+    second.restore(first.state())
+    assert losses(second, range(3, 6)) == whole[3:]
+    assert losses(made(project, windows, {"micro_batch_size": 3}), range(6)) == pytest.approx(whole, rel=1e-4)
+    assert losses(made(project, {"order": {"name": "global"}}, {"micro_batch_size": None}), range(6))[0] != whole[0]
 
 
 def test_state_holds_the_trained_weights_alone(project) -> None:

@@ -30,3 +30,15 @@ def test_an_average_of_mostly_its_first_weights_is_noted() -> None:
     (note,) = section(ema=SECTION["ema"] | {"ramp": {"name": "none"}}).notes(1400)
     assert "87%" in note
     assert "`train.ema.decay`" in note
+
+
+def test_an_order_has_a_name_and_windows_have_shards() -> None:
+    assert section(order={"name": "windows", "shards": 3}).order.shards == 3
+    for order, said in (
+        ({"name": "global", "shards": 3}, "`train.order.shards`"),
+        ({"name": "windows"}, "`train.order.shards`"),
+        ({"name": "windows", "shards": 0}, "`train.order.shards`.* 1"),
+        ({"name": "window", "shards": 3}, "`train.order.*windows"),
+    ):
+        with pytest.raises(ParamsError, match=said):
+            section(order=order)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from t2i.data.cached import CachedRecords
 from t2i.data.crops import Geometry, covering
+from t2i.data.order import Global
 from t2i.data.pixels import to_pixels, view
 from t2i.model.families.sdxl import Family as Sdxl
 from t2i.model.family import check_base
@@ -101,7 +102,7 @@ def test_the_loss_matches_the_diffusers_script(project, tmp_path, predicts) -> N
     family = Sdxl(data / "base")
     objective = Objective(section, family, "cpu")
     records = CachedRecords(data / "latents", data / "embeds", "train")
-    batch = objective.batches(records, 8, True, 0.3, seed=1).of_step(0, range(8))
+    batch = objective.batches(records, Global(name="global"), 8, True, 0.3, seed=1).of_step(0, range(8))
     dropped = (batch.conditioning["encoder_hidden_states"] == 0).flatten(1).all(dim=1)
     assert dropped.any()
     assert torch.equal(dropped, (batch.conditioning["text_embeds"] == 0).all(dim=1))  # text and pooled together
