@@ -29,9 +29,10 @@ def main(
     from t2i.core.params import load_section
     from t2i.data.caches import check_caches, stated_digests
     from t2i.model.family import open_family
-    from t2i.model.launch import in_process_group, is_first_process, join_group, relaunch
+    from t2i.model.launch import in_process_group, relaunch
     from t2i.model.runtime import Runtime
     from t2i.train.execution import check_settings
+    from t2i.train.group import joined
     from t2i.train.loop import Inputs, Outputs, train
     from t2i.train.section import Train
 
@@ -39,14 +40,15 @@ def main(
     check_settings(section, runtime)
     if runtime.processes > 1 and not in_process_group():
         raise SystemExit(relaunch("stages.train", command_line(main, call), runtime.processes))
-    join_group(runtime.torch_device())
-    family = open_family(params_file, base, "t2i fetch base", section.objective.scheduler_changes())
-    require({dataset: "t2i fetch dataset", latents: "t2i encode images"})
-    require(dict.fromkeys((embeds, validation_prompts), "t2i encode captions"))
-    if is_first_process():
-        check_caches(latents, embeds, stated_digests(dataset), params_file, base=base, hashes=False)
-    inputs, outputs = Inputs(base, latents, embeds, validation_prompts, dataset), Outputs(out, validation, report, trackers)
-    if metrics := train(section, runtime, family, inputs, outputs):
+    with joined(runtime.torch_device()) as group:
+        family = open_family(params_file, base, "t2i fetch base", section.objective.scheduler_changes())
+        of_first = {dataset: "t2i fetch dataset", validation_prompts: "t2i encode captions"} if group.first else {}
+        require(of_first | {latents: "t2i encode images", embeds: "t2i encode captions"})
+        if group.first:
+            check_caches(latents, embeds, stated_digests(dataset), params_file, base=base, hashes=False)
+        inputs, outputs = Inputs(base, latents, embeds, validation_prompts, dataset), Outputs(out, validation, report, trackers)
+        metrics = train(section, runtime, family, inputs, outputs, group)
+    if metrics:
         print(f"{metrics['steps']} steps trained in {took()}; loss {metrics['loss']:.4f}; the model is in {out}")
 
 

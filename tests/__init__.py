@@ -3,6 +3,7 @@
 import os
 
 THEIRS = (
+    "T2I_PATIENCE_SECONDS",
     "T2I_RESUME",
     "T2I_TRACEBACK",
     "T2I_WORK_DIR",

@@ -9,13 +9,16 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from t2i.core.files import flush, fresh
 from t2i.core.locks import locked
 from t2i.data.digests import sha256_of
+from t2i.train.group import Group
 
 _MANIFEST = "MANIFEST.json"
 _FINISHED = "finished"
@@ -55,8 +58,7 @@ def save(work: Path, checkpoint: Checkpoint, keep: int, spared: Path | None = No
         for name, tensors in checkpoint.tensors.items():
             whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             save_file(whole, partial / f"{name}.safetensors")
-        state = {name: getattr(checkpoint, name) for name in ("step", "threads", "processes")}
-        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        (partial / "state.json").write_text(json.dumps(_state(checkpoint)), encoding="utf-8")
         files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(files, indent=2), encoding="utf-8")
         for path in [*partial.iterdir(), partial]:
@@ -84,6 +86,39 @@ def load_newest(work: Path, *, discard_damaged: bool = False) -> Checkpoint | No
         tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
         return Checkpoint(**state, tensors=tensors)
     return None
+
+
+def shared(found: Checkpoint | None, group: Group) -> Checkpoint | None:
+    """Returns, in every process, the checkpoint that the first one has found, so that the others need no shared disk."""
+    if group.size == 1:
+        return found
+    described = group.told("checkpoint", found and {"state": _state(found), "tensors": _described(found.tensors)})
+    if described is None:
+        return None
+    tensors = found.tensors if found else _empty(described["tensors"])
+    for of_file in tensors.values():
+        for tensor in of_file.values():
+            group.send(tensor)
+    return Checkpoint(**described["state"], tensors=tensors)
+
+
+def _state(checkpoint: Checkpoint) -> dict[str, int]:
+    return {name: getattr(checkpoint, name) for name in ("step", "threads", "processes")}
+
+
+def _described(tensors: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Any]]:
+    """Returns the type and shape of each tensor, as JSON has them."""
+    return {
+        file: {name: (str(t.dtype).removeprefix("torch."), t.shape) for name, t in its.items()} for file, its in tensors.items()
+    }
+
+
+def _empty(described: dict[str, dict[str, Any]]) -> dict[str, dict[str, Tensor]]:
+    """Returns tensors of the types and shapes that `_described` returned."""
+    return {
+        file: {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, (dtype, shape) in its.items()}
+        for file, its in described.items()
+    }
 
 
 def finish(work: Path) -> None:

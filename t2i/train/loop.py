@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from t2i.core.files import fresh, size_of, to_csv, work_folder, write_json, write_text
+from t2i.core.files import fresh, size_of, to_csv, work_folder, work_root, write_json, write_text
 from t2i.core.locks import locked
 from t2i.core.signals import Interrupt, Interrupted
 from t2i.data.cached import CachedRecords
@@ -20,7 +20,6 @@ from t2i.data.records import SPLITS
 from t2i.model.adapter import Facts, deciding_files
 from t2i.model.checks import in_one_line
 from t2i.model.family import Family, file_of
-from t2i.model.launch import is_first_process
 from t2i.model.layout import read_object
 from t2i.model.runtime import Runtime
 from t2i.train import checkpoint
@@ -28,11 +27,12 @@ from t2i.train.card import Pictures, write_card
 from t2i.train.change import relative_change
 from t2i.train.checkpoint import Checkpoint
 from t2i.train.execution import take_over_threads
+from t2i.train.group import Group
 from t2i.train.history import COLUMNS, History
 from t2i.train.pace import Pace, in_words, progress_bar
 from t2i.train.prepared import Prepared, prepare
 from t2i.train.section import Train
-from t2i.train.trackers import Trackers
+from t2i.train.trackers import Trackers, flat
 from t2i.train.validation import Validator
 from t2i.train.verification import Verification
 
@@ -81,19 +81,23 @@ class Outputs:
     """Folder for the files of `runtime.trackers`."""
 
 
-def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outputs: Outputs) -> dict[str, Any]:
+def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outputs: Outputs, group: Group) -> dict[str, Any]:
     """Trains from the start or from the newest checkpoint, and writes the EMA weights as a complete pipeline or an adapter.
+
+    Only the first process of the group writes, and reads checkpoints; the others need the base and the caches.
 
     Returns:
         Metrics: the number of steps and the mean losses of the last tenth of them. Empty in all processes but the first.
 
     Raises:
         SystemExit: with code 130 or 143 after SIGINT or SIGTERM, once a checkpoint is on disk.
-        ValueError: if the caches do not match each other or the UNet, or the loss is not finite.
+        ValueError: if the caches do not match each other or the UNet, the loss is not finite, or the processes differ.
     """
-    first, made_by = is_first_process(), _made_by(section, inputs)
+    first, made_by = group.first, _made_by(section, inputs)
     code = code_digest([*DECIDED_BY, file_of(family), *deciding_files(section.adapter)])
-    work = work_folder("train", fingerprint(made_by, code))
+    group.compare("made by", flat(made_by) | {"code of t2i": code})
+    decided_by = fingerprint(made_by, code)
+    work = work_folder("train", decided_by) if first else work_root() / decided_by
     with locked(work) if first else contextlib.nullcontext():
         if first:
             checkpoint.make_room(work, restart=os.environ.get("T2I_RESUME") == "never")
@@ -103,7 +107,7 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
         names = runtime.trackers if first else []
         trackers = Trackers(names, family, runtime.tracker_project, outputs.trackers / work.name, section.model_dump())
         validator = Validator(runtime, section.precision, family, records, inputs.validation_prompts, work)
-        history = optimize(prepared, runtime, work, validator, trackers, verification)
+        history = optimize(prepared, runtime, validator, trackers, verification, group)
         trackers.finish()
         prepared.close()
         if not first:
@@ -119,11 +123,11 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
 
 
 def optimize(
-    prepared: Prepared, runtime: Runtime, work: Path, validator: Validator, trackers: Trackers, verification: Verification
+    prepared: Prepared, runtime: Runtime, validator: Validator, trackers: Trackers, verification: Verification, group: Group
 ) -> History:
     """Runs the training loop, starting from the newest checkpoint; returns the history of all steps."""
-    first, steps, batch_size = is_first_process(), prepared.steps, prepared.section.batch_size
-    step, history = _resume(prepared, work)
+    first, work, steps, batch_size = group.first, validator.work, prepared.steps, prepared.section.batch_size
+    step, history = _resume(prepared, work, group)
     if first:
         print(f"training {prepared}: steps {step} to {steps}, {batch_size} images each; checkpoints in {work}", file=sys.stderr)
         for note in prepared.section.notes(steps):
@@ -148,9 +152,9 @@ def optimize(
         while True:
             verification.check()
             validate()
-            if stopping := prepared.agree(interrupt.signal or 0):
+            if stopping := group.agree(interrupt.signal or 0):
                 save()
-                prepared.wait_for_everyone()  # a process that ends early would end the others before the checkpoint is complete
+                group.wait()  # a process that ends early would end the others before the checkpoint is complete
                 print(f"stopped after step {step} of {steps}; run the same command to resume", file=sys.stderr)
                 raise SystemExit(128 + stopping)
             if step == steps:
@@ -177,16 +181,15 @@ def optimize(
                 saved_at = time.monotonic()
 
 
-def _resume(prepared: Prepared, work: Path) -> tuple[int, History]:
-    """Restores the newest undamaged checkpoint; returns its step and history, or 0 and an empty history."""
-    prepared.wait_for_everyone()  # until the first process has removed incomplete checkpoints
-    found = checkpoint.load_newest(work, discard_damaged=is_first_process())
+def _resume(prepared: Prepared, work: Path, group: Group) -> tuple[int, History]:
+    """Restores the newest undamaged checkpoint of the first process; returns its step and history, or 0 and an empty one."""
+    found = checkpoint.shared(checkpoint.load_newest(work, discard_damaged=True) if group.first else None, group)
     if found is None:
         return 0, History()
     prepared.restore(found.tensors)
     if found.processes == prepared.processes:
         take_over_threads(found.threads, prepared.device)
-    elif is_first_process():
+    elif group.first:
         print(f"the checkpoint was made by {found.processes} processes: the last digits will differ", file=sys.stderr)
     return found.step, History(found.tensors["history"]["rows"])
 

@@ -14,7 +14,6 @@ from t2i.data.cached import CachedRecords
 from t2i.data.crops import Size
 from t2i.data.prefetch import Prefetcher
 from t2i.model.family import Family
-from t2i.model.launch import make_host_group
 from t2i.model.runtime import Runtime, device_in_words
 from t2i.train.ema import Ema
 from t2i.train.execution import Overflows, make_accelerator, prepared_unet
@@ -51,8 +50,6 @@ class Prepared:
     trained: dict[str, nn.Parameter]
     ema: Ema
     overflows: Overflows
-    host_group: Any
-    """The process group for messages between CPUs, which wait for no GPU; None: the default group."""
 
     def __str__(self) -> str:
         """Returns the number of trained parameters, the numbers of records and repeats, and the device, in words."""
@@ -154,18 +151,6 @@ class Prepared:
         finally:
             handle.remove()
 
-    def agree(self, signal: int) -> int:
-        """Returns the signal that this or any other process received (0: none), so that all stop after the same step."""
-        if self.accelerator.num_processes == 1:
-            return signal
-        largest = torch.tensor(signal)
-        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, self.host_group)
-        return int(largest)
-
-    def wait_for_everyone(self) -> None:
-        """Blocks until every process has made this call."""
-        self.accelerator.wait_for_everyone()
-
     @property
     def size_px(self) -> Size:
         """Height and width of the images that it learns from."""
@@ -229,7 +214,6 @@ def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRec
         trained=trained,
         ema=ema,
         overflows=Overflows(accelerator.scaler),
-        host_group=make_host_group(accelerator.device),
     )
 
 

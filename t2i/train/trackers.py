@@ -43,7 +43,7 @@ class Trackers:
         self._trackers = [LOGGER_TYPE_TO_CLASS[name](project, **options[name]) for name in names]
         for tracker in self._trackers:
             tracker.start()
-            tracker.store_init_configuration(_flat(parameters))
+            tracker.store_init_configuration(flat(parameters))
 
     def steps(self, step: int, rows: list[list[float]], columns: tuple[str, ...]) -> None:
         """Logs the mean figures of some steps, the last of which is `step`."""
@@ -85,12 +85,12 @@ class Trackers:
                     tracker.log_images({"validation": list(pictures)}, step)
 
 
-def _flat(parameters: Mapping[str, Any], place: str = "") -> dict[str, str | int | float]:
-    """Returns the parameters by dotted name, a form that every tracker accepts."""
-    flat: dict[str, str | int | float] = {}
+def flat(parameters: Mapping[str, Any], place: str = "") -> dict[str, str | int | float]:
+    """Returns parameters by dotted name, a form that every tracker accepts."""
+    found: dict[str, str | int | float] = {}
     for name, value in parameters.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{place}{name}.")
+            found |= flat(value, f"{place}{name}.")
         else:
-            flat[f"{place}{name}"] = value if isinstance(value, int | float) else str(value)
-    return flat
+            found[f"{place}{name}"] = value if isinstance(value, int | float) else str(value)
+    return found

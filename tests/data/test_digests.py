@@ -22,9 +22,11 @@ NOT_DECISIVE = {
         "model/vae.py",
         "train/card.py",
         "train/change.py",
+        "train/group.py",
         "train/pace.py",
         "train/trackers.py",
         "train/verification.py",
+        "train/watch.py",
     },  # a family imports all parts of a pipeline, and uses some
     "encode-images": ALWAYS  # latents: to decode back
     | {"encode/roundtrip.py", "model/latents.py"}

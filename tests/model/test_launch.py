@@ -1,15 +1,11 @@
-import os
-import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from t2i.model.launch import _free_port
 from tests.victims import launch
 
 pytestmark = pytest.mark.slow
@@ -41,50 +37,6 @@ def test_every_process_runs(tmp_path, monkeypatch) -> None:
     code = "import os, pathlib; pathlib.Path(os.environ['RANK'] + '-of-' + os.environ['WORLD_SIZE']).touch()"
     assert launch(code, tmp_path).wait(timeout=60) == 0
     assert {path.name for path in tmp_path.glob("*-of-2")} == {"0-of-2", "1-of-2"}
-
-
-GROUP = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-
-
-def joining(folder: Path, environment: dict[str, str], minutes: float) -> subprocess.Popen:
-    code = f"from t2i.model import launch; launch.JOIN_MINUTES = {minutes}; launch.join_group('cpu'); print('alone')"
-    code = f"from stages.console import run; run(lambda: exec({code!r}))"
-    environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]} | environment
-    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-def test_a_process_without_its_group_gives_up(tmp_path) -> None:
-    process = joining(tmp_path, GROUP | {"MASTER_PORT": str(_free_port())}, 0.02)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
-    waits, error = said.splitlines()
-    assert re.search(r"process 0 of 2 .*127.0.0.1:\d+", waits)
-    assert re.search(r"^error: .*WORLD_SIZE", error)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_wait_for_the_group(tmp_path, number) -> None:
-    process = joining(tmp_path, GROUP | {"MASTER_PORT": str(_free_port())}, 1)
-    assert process.stderr is not None
-    assert "process 0 of 2" in process.stderr.readline()
-    process.send_signal(number)
-    assert process.wait(timeout=10) == -number
-
-
-@pytest.mark.parametrize("lacking", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_a_part_of_a_group_is_refused(tmp_path, lacking) -> None:
-    group = {name: value for name, value in (GROUP | {"MASTER_PORT": "1"}).items() if name != lacking}
-    process = joining(tmp_path, group, 1)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert re.search(rf"^error: WORLD_SIZE=2 .*{lacking}=.*unset WORLD_SIZE", said)
-
-
-@pytest.mark.parametrize("left", [{}, {"WORLD_SIZE": "1"}, {"RANK": "1"}, {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "1"}])
-def test_what_a_job_left_behind_makes_no_group(tmp_path, left) -> None:
-    process = joining(tmp_path, left, 1)
-    assert process.communicate(timeout=60) == ("alone\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
