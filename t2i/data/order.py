@@ -51,7 +51,7 @@ class Window(NamedTuple):
     number: int
     """Its number in the endless sequence of windows, counted from 0."""
     shards: np.ndarray
-    """The numbers of its shards."""
+    """The numbers of its shards, as `Index` counts them."""
     start: int
     """Position of its first record in the endless sequence of epochs."""
     end: int
@@ -95,8 +95,8 @@ class Epoch:
     def windows_from(self, position: int, seed: int) -> Iterator[Window]:
         """Yields the window that a position is in, and all later ones, without end.
 
-        These are the shards that training needs from this position on, in order. A shard is needed again only in another
-        epoch, so a store of shards can fetch the next window during this one, and drop this one once its end is reached.
+        These are the shards that training needs from this position on, in order: a store of shards can fetch the next window
+        during this one, and drop this one at its end, except the shards that the first window of a new epoch has too.
         """
         first, place = divmod(position, len(self))
         for epoch in itertools.count(first):

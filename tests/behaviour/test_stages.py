@@ -286,7 +286,10 @@ def test_an_interrupted_run_resumes_bit_for_bit(project, monkeypatch) -> None:
     assert (project.folder / "data/reports/train/history.csv").read_bytes() == history
 
 
-@pytest.mark.parametrize("section", [{}, LORA], ids=["unet", "lora"])
+WINDOWS = {"order": {"name": "windows", "shards": 2}}
+
+
+@pytest.mark.parametrize("section", [{}, LORA, WINDOWS], ids=["unet", "lora", "windows"])
 def test_two_processes_give_the_losses_of_one(project, monkeypatch, section) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     project.params["train"] |= {"steps": 20, "batch_size": 6} | section
