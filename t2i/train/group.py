@@ -5,6 +5,7 @@ Messages go through the store (TCP, on the machine of the first process) and thr
 
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -143,7 +144,8 @@ def joined(device: str) -> Iterator[Group]:
     except BaseException as error:
         if _is_of_connection(error):
             watch.linger()  # it may know more
-            raise ValueError(f"the connection to another process broke ({in_one_line(error)}); {RESUME}") from None
+            reason = re.sub(r"^\[\S+\] ", "", in_one_line(error)).partition(". ")[0]  # without the place in gloo's code
+            raise ValueError(f"the connection to another process broke ({reason}); {RESUME}") from None
         watch.fail(str(error) or type(error).__name__)
         raise
     watch.leave()
