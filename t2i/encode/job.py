@@ -15,6 +15,7 @@ from t2i.core.launcher import Tasks
 from t2i.core.machine import cores
 from t2i.encode.part import Part
 from t2i.encode.shard_set import ShardSet, own_files, part_of_set, store_folder, whole_set
+from t2i.encode.store import Store
 from t2i.model.runtime import Runtime
 
 _TASKS = 256
@@ -138,10 +139,10 @@ def _share(job: Job, workers: Tasks) -> int:
 def _start(opened: Open, work: Path, number: int, processes: int) -> Callable[[Sequence[str]], bytes]:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // processes))
-    return partial(_encode, opened(number, processes), work)
+    return partial(_encode, opened(number, processes), Store(work))
 
 
-def _encode(job: Job, work: Path, shards: Sequence[str]) -> bytes:
+def _encode(job: Job, store: Store, shards: Sequence[str]) -> bytes:
     """Encodes some shards into the store; returns the numbers of their records, and of those that were not there before."""
-    with own_files(work) as made:
+    with own_files(store) as made:
         return f"{sum(job.encode(made, shards))} {made.new}".encode()

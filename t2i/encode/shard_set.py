@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,13 @@ class ShardSet:
     """The files of a set that exist so far. Shards are written by a thread, one at a time, while the next one is computed.
 
     Args:
-        work: the folder of the store.
+        store: where finished records stay.
         files: the folder of the shards; what was there before is removed.
         finished: whether to refuse shards with records that the store does not have.
     """
 
-    def __init__(self, work: Path, files: Path, *, finished: bool = False) -> None:
-        self.work, self.folder, self._finished = work, files, finished
+    def __init__(self, store: Store, files: Path, *, finished: bool = False) -> None:
+        self.store, self.folder, self._finished = store, files, finished
         shutil.rmtree(files, ignore_errors=True)
         files.mkdir()
         self.rows: list[File] = []
@@ -44,11 +43,6 @@ class ShardSet:
         self._locks = dict[str, contextlib.ExitStack]()
         self._thread = ThreadPoolExecutor(1, "write shards")
         self._writing: Future[None] | None = None
-
-    @cached_property
-    def store(self) -> Store:
-        """The store, as it was at the first look."""
-        return Store(self.work)
 
     def find(self, name: str, identities: Mapping[str, str]) -> Found:
         """Takes the lock of a shard until it is on disk, and returns what is already there of it.
@@ -60,7 +54,7 @@ class ShardSet:
         Raises:
             ValueError: if another process works on the shard, or not all of it is there and `finished` is set.
         """
-        lock = self.work / "locks" / name
+        lock = self.store.folder / "locks" / name
         lock.mkdir(parents=True, exist_ok=True)
         self._locks[name] = contextlib.ExitStack()
         self._locks[name].enter_context(locked(lock))
@@ -132,7 +126,7 @@ def whole_set(work: Path, made_by: Mapping[str, Any], out: Path, *, finished: bo
     with locked(work):
         (work / COMPLETE).unlink(missing_ok=True)
         _tidy(work)
-        with contextlib.closing(ShardSet(work, work / "files", finished=finished)) as made:
+        with contextlib.closing(ShardSet(Store(work), work / "files", finished=finished)) as made:
             yield made
             made.wait()
         write_manifest(made.folder, made.rows, dict(made_by))
@@ -156,16 +150,16 @@ def part_of_set(work: Path) -> Iterator[ShardSet]:
     """
     with locked(work, shared=True):
         (work / COMPLETE).unlink(missing_ok=True)
-        with own_files(work) as made:
+        with own_files(Store(work)) as made:
             yield made
 
 
 @contextmanager
-def own_files(work: Path) -> Iterator[ShardSet]:
+def own_files(store: Store) -> Iterator[ShardSet]:
     """Yields an empty set of this process, whose files are removed at the end."""
-    files = work / f"part-{platform.node()}-{os.getpid()}"
+    files = store.folder / f"part-{platform.node()}-{os.getpid()}"
     try:
-        with contextlib.closing(ShardSet(work, files)) as made:
+        with contextlib.closing(ShardSet(store, files)) as made:
             yield made
             made.wait()
     finally:

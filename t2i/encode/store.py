@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,18 +64,30 @@ class Found(NamedTuple):
 
 
 class Store:
-    """The store in a folder. Only content whose hash is right is ever taken from it; damaged content counts as missing."""
+    """The store in a folder, as it was at the first look.
+
+    Only content whose hash is right is ever taken from it; damaged content counts as missing.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._used = set[str]()
-        self._shards: dict[str, Finished] = {}
-        self._places: dict[str, Location] = {}
-        for path in sorted(folder.glob("*.json")):
+
+    @cached_property
+    def _shards(self) -> dict[str, Finished]:
+        found = {}
+        for path in sorted(self.folder.glob("*.json")):
             with contextlib.suppress(ValidationError, UnicodeDecodeError):
-                self._shards[path.stem] = finished = Finished.model_validate_json(path.read_text(encoding="utf-8"))
-                for its, (offset, size, digest) in finished.records.items():
-                    self._places[its] = Location(folder / f"{path.stem}.tar", offset, size, digest)
+                found[path.stem] = Finished.model_validate_json(path.read_text(encoding="utf-8"))
+        return found
+
+    @cached_property
+    def _places(self) -> dict[str, Location]:
+        return {
+            its: Location(self.folder / f"{name}.tar", offset, size, digest)
+            for name, finished in self._shards.items()
+            for its, (offset, size, digest) in finished.records.items()
+        }
 
     def find(self, identities: Mapping[str, str]) -> Found:
         """Returns what is here of a shard with these records, after comparing it with its hashes."""
