@@ -1,5 +1,6 @@
 """Stage `train`: fine-tunes the UNet on cached tensors."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ def main(
 ) -> None:
     """Fine-tunes the UNet and writes a complete pipeline. After an interruption, run the same command to resume."""
     call = dict(locals())  # only the options: no other local variable exists yet
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch warns with a C++ stack when another process has ended
     from t2i.core.params import load_section
     from t2i.data.caches import check_caches, stated_digests
     from t2i.model.family import open_family
