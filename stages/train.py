@@ -1,5 +1,6 @@
 """Stage `train`: fine-tunes the UNet on cached tensors."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,9 +16,7 @@ def main(
     validation_prompts: Annotated[Path, typer.Option(help="Folder of validation prompts, from `encode captions`.")] = Path(
         "data/validation-prompts"
     ),
-    dataset: Annotated[Path, typer.Option(help="Description of the dataset, from `fetch dataset`, for the model card.")] = Path(
-        "data/raw/dataset.json"
-    ),
+    dataset: Annotated[Path, typer.Option(help="For the model card, from `fetch dataset`.")] = Path("data/raw/dataset.json"),
     out: Annotated[Path, typer.Option(help="Output folder for the fine-tuned model.")] = Path("data/model"),
     validation: Annotated[Path, typer.Option(help="Output folder for what validation finds.")] = Path("data/validation"),
     report: Annotated[Path, typer.Option(help="Output folder for the metrics and curves.")] = Path("data/reports/train"),
@@ -53,6 +52,7 @@ def main(
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch warns with a C++ stack when another process has ended
     app = typer.Typer(pretty_exceptions_show_locals=False, add_completion=False)
     app.command()(main)
     run(app)

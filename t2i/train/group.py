@@ -18,8 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 from t2i.model.checks import in_one_line
 from t2i.model.launch import in_process_group
@@ -169,6 +167,9 @@ def _is_of_connection(error: BaseException) -> bool:
 
 def _store(rank: int, size: int) -> Any:
     """Returns the store of this start of the group."""
+    from torch.distributed.distributed_c10d import PrefixStore  # not every build of PyTorch has them
+    from torch.distributed.rendezvous import rendezvous
+
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     print(f"process {rank} of {size} (RANK of WORLD_SIZE) waits for the others at {place}", file=sys.stderr, flush=True)
     try:

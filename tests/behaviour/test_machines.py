@@ -154,13 +154,19 @@ def test_a_run_goes_on_with_more_and_with_fewer_machines(machines, alone) -> Non
     assert losses(machines.first) == pytest.approx(alone, rel=1.1e-5)
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_killed_process_ends_the_other_and_the_run_goes_on(machines, alone, lost) -> None:
-    at = {2 * 2 + 1: signal.SIGKILL}
-    ended = machines.train((TRAINING, TRAINING), ({}, at) if lost else (at, {}))
-    assert ended[lost].code == 128 + signal.SIGKILL
-    assert "the same command" in error(ended[1 - lost])
-    assert [process.code for process in machines.train()] == [0, 0]
+def test_killing_a_process_ends_the_other_and_the_run_goes_on(machines, alone) -> None:
+    for lost in (1, 0):
+        ended = machines.train(
+            (TRAINING, TRAINING), tuple({2 * 2 + 1: signal.SIGKILL} if lost == rank else {} for rank in (0, 1))
+        )
+        assert ended[lost].code == 128 + signal.SIGKILL
+        line = error(ended[1 - lost])
+        assert "connection" in line
+        assert "the same command" in line
+        assert ".cc" not in line
+    last = machines.train()
+    assert [process.code for process in last] == [0, 0]
+    assert "resuming after step 4 " in last[0].said
     assert losses(machines.first) == pytest.approx(alone, rel=1.1e-5)
 
 

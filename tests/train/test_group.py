@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 
 from t2i.model.launch import _free_port
 from t2i.train.group import Group
@@ -34,6 +34,16 @@ def test_a_process_without_its_group_gives_up(tmp_path) -> None:
     waits, error = said.splitlines()
     assert re.search(r"process 0 of 2 .*127.0.0.1:\d+", waits)
     assert re.search(r"^error: .*WORLD_SIZE", error)
+
+
+@pytest.mark.slow
+def test_a_process_names_those_that_do_not_come(tmp_path) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as that of torchrun, which is there before them
+    place = {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    process = joining(tmp_path, GROUP | place | {"WORLD_SIZE": "3", "RANK": "1"}, 0.02)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(r"^error: process 1 of 3 .*not there: 0, 2\)", said.splitlines()[-1])
 
 
 @pytest.mark.slow
