@@ -10,8 +10,9 @@ from t2i.train import loop
 from tests.pipeline import declared
 
 ALWAYS = {"core/files.py", "core/locks.py", "core/params.py", "core/signals.py", "data/caches.py", "data/digests.py"}
+ALWAYS |= {"core/launcher.py", "core/machine.py", "core/workers.py"}
 ALWAYS |= {"data/manifest.py", "model/base.py", "model/checks.py", "model/export.py", "model/layout.py", "model/runtime.py"}
-"""How files take their names, who may write, what is refused; the values of parameters are in the fingerprint themselves."""
+"""How files take their names, who may write, who works, what is refused; the values of parameters are in the fingerprint themselves."""
 NOT_DECISIVE = {
     "train": ALWAYS
     | {
@@ -29,10 +30,10 @@ NOT_DECISIVE = {
         "train/watch.py",
     },  # a family imports all parts of a pipeline, and uses some
     "encode-images": ALWAYS  # latents: to decode back
-    | {"encode/roundtrip.py", "model/latents.py"}
+    | {"encode/job.py", "encode/part.py", "encode/roundtrip.py", "model/latents.py"}
     | {f"model/{name}.py" for name in ("prediction", "schedule", "text")},
     "encode-captions": ALWAYS
-    | {"data/crops.py", "data/pixels.py"}
+    | {"data/crops.py", "data/pixels.py", "encode/job.py", "encode/part.py"}
     | {f"model/{name}.py" for name in ("prediction", "schedule", "vae")},
 }
 """By stage, the files that it lists in dvc.yaml and on which no number of its checkpoints or shards depends."""
