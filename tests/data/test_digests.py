@@ -12,7 +12,7 @@ from tests.pipeline import declared
 ALWAYS = {"core/files.py", "core/locks.py", "core/params.py", "core/signals.py", "data/caches.py", "data/digests.py"}
 ALWAYS |= {"core/launcher.py", "core/machine.py", "core/workers.py"}
 ALWAYS |= {"data/manifest.py", "model/base.py", "model/checks.py", "model/export.py", "model/layout.py", "model/runtime.py"}
-"""How files take their names, who may write, who works, what is refused; the values of parameters are in the fingerprint themselves."""
+"""How files take their names, who writes and works, what is refused; the values of parameters are in the fingerprint."""
 NOT_DECISIVE = {
     "train": ALWAYS
     | {
