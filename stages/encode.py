@@ -46,8 +46,10 @@ def images(
     from t2i.encode.images import open_images
     from t2i.encode.job import encode_set
     from t2i.encode.views import EncodeImages
+    from t2i.model.base import Base
     from t2i.model.runtime import Runtime
 
+    load_section(params_file, "base", Base)
     load_section(params_file, "encode.images", EncodeImages)
     runtime = load_section(params_file, "runtime", Runtime)
     require({raw: "t2i fetch dataset"})
@@ -79,8 +81,10 @@ def captions(
     from t2i.core.params import load_section
     from t2i.encode.captions import EncodeCaptions, open_captions
     from t2i.encode.job import encode_set
+    from t2i.model.base import Base
     from t2i.model.runtime import Runtime
 
+    load_section(params_file, "base", Base)
     load_section(params_file, "encode.captions", EncodeCaptions)
     runtime = load_section(params_file, "runtime", Runtime)
     require({captions: "t2i fetch dataset"})

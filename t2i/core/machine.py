@@ -15,9 +15,11 @@ def keep_freed_memory(limit: int) -> None:
     By default, glibc gives large blocks back to the system, which clears them, page by page, when they are needed again. A
     network on a CPU needs new memory at every operation, and a decoder at every image.
     """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "gnu_get_libc_version"):
-        for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-            library.mallopt(option, ctypes.c_int(limit))
+    with contextlib.suppress(OSError, AttributeError):  # the program's own C library cannot be opened, or is another one
+        if sys.platform == "linux":
+            mallopt = ctypes.CDLL(None).mallopt
+            for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+                mallopt(option, ctypes.c_int(limit))
 
 
 def cores() -> int:
