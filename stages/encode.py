@@ -46,12 +46,12 @@ def images(
     from t2i.encode.images import open_images
     from t2i.encode.job import encode_set
     from t2i.encode.views import EncodeImages
-    from t2i.model.base import Base
+    from t2i.model.family import open_family
     from t2i.model.runtime import Runtime
 
-    load_section(params_file, "base", Base)
     load_section(params_file, "encode.images", EncodeImages)
     runtime = load_section(params_file, "runtime", Runtime)
+    open_family(params_file, base, "t2i fetch base")
     require({raw: "t2i fetch dataset"})
     opened = partial(open_images, params_file, base, raw)
     if part is not None:
@@ -81,12 +81,12 @@ def captions(
     from t2i.core.params import load_section
     from t2i.encode.captions import EncodeCaptions, open_captions
     from t2i.encode.job import encode_set
-    from t2i.model.base import Base
+    from t2i.model.family import open_family
     from t2i.model.runtime import Runtime
 
-    load_section(params_file, "base", Base)
     load_section(params_file, "encode.captions", EncodeCaptions)
     runtime = load_section(params_file, "runtime", Runtime)
+    open_family(params_file, base, "t2i fetch base")
     require({captions: "t2i fetch dataset"})
     opened = partial(open_captions, params_file, base, captions, validation_prompts)
     if part is not None:
