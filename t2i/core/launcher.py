@@ -12,6 +12,9 @@ from t2i.core.machine import cores
 from t2i.core.params import Section
 from t2i.core.workers import Start, Workers, answer_to, content_of
 
+_INHERITED = ("GOMP_SPINCOUNT", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "T2I_WORK_DIR")
+"""Variables that an actor gets from the command. No others: the cluster shows and logs them, and a token may be among them."""
+
 _LOST = 3
 """How often a task is given to another actor after its actor was lost."""
 
@@ -48,7 +51,7 @@ class Ray(Section):
 
     name: Literal["ray"]
     address: str | None
-    """Address of the cluster, such as `ray://HOST:10001` or `auto`; null: one of this machine alone, for this command."""
+    """Address of the cluster; `auto`: the one of this machine; null: one of this machine alone, for this command."""
     actors: int = Field(ge=1)
     """Number of actors."""
     gpus_per_actor: float = Field(ge=0)
@@ -84,7 +87,7 @@ class _Actors:
             ) from None
         self._ray = ray
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
-        inherited = {name: value for name, value in os.environ.items() if name.startswith(("T2I_", "HF_", "OMP_", "GOMP_"))}
+        inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         here = {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if section.address is None else {}
         try:
             ray.init(
