@@ -7,9 +7,10 @@ import torch
 
 from t2i.data.batches import Batches
 from t2i.data.cached import CachedRecords
-from t2i.data.manifest import File, describe, write_manifest
+from t2i.data.manifest import describe, write_manifest
 from t2i.data.order import Global
 from t2i.data.shards import pack, write_shard
+from t2i.data.storage import File
 
 MOMENTS, TEXT = (1, 8, 64, 64), (1, 77, 768)
 RECORD_BYTES = 2 * (8 * 64 * 64 + 77 * 768)

@@ -38,10 +38,11 @@ def dataset(
     from t2i.core.files import write_json
     from t2i.core.params import load_section
     from t2i.fetch.dataset import Fetch, fetch_dataset
+    from t2i.model.runtime import Runtime
 
-    section = load_section(params_file, "fetch", Fetch)
+    section, runtime = load_section(params_file, "fetch", Fetch), load_section(params_file, "runtime", Runtime)
     print(f"fetching the dataset from source {section.source.name}", file=sys.stderr)
-    fetched = fetch_dataset(section, out)
+    fetched = fetch_dataset(section, out, runtime.storage())
     write_json(report / "metrics.json", fetched.metrics())
     kept = " and ".join(f"{count} {split}" for split, count in fetched.kept.items())
     print(f"dataset fetched in {took()}: {kept} records of {fetched.found} found")

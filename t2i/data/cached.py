@@ -1,6 +1,6 @@
 """Cached records: the moments and the conditioning of a split, joined by key; opened without reading the list of records."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from t2i.data.index import Index
 from t2i.data.order import Epoch, Order
 from t2i.data.reader import Reader, Stored
 from t2i.data.records import Split, read_repeats
+from t2i.data.storage import Storage
 
 ViewConditioning = Callable[[Geometry, Size], dict[str, Tensor]]
 """Returns what the UNet is told about a view, from its geometry and the size of its latents: `Family.view_conditioning`."""
@@ -23,19 +24,27 @@ _OTHERS = "they were made from different datasets; run `dvc repro`"
 class CachedRecords:
     """The cached records of a split, numbered in the order of the shards of moments.
 
+    Args:
+        latents: folder of the moments.
+        embeds: folder of the embeddings.
+        split: `train` or `heldout`.
+        storage: where their shards are; None: in the folders.
+
     Raises:
         ValueError: if a set is not complete, or they have different numbers of records. Methods: if a record is damaged, or is
             in one set only.
     """
 
-    def __init__(self, latents: Path, embeds: Path, split: Split) -> None:
-        self._latents, self._embeds = Index(latents, split), Index(embeds, split)
+    def __init__(self, latents: Path, embeds: Path, split: Split, storage: Storage | None = None) -> None:
+        self.storage = storage or Storage()
+        """Where the shards are."""
+        self._latents, self._embeds = (Index(folder, split, storage=self.storage) for folder in (latents, embeds))
         if (images := len(self._latents)) != (texts := len(self._embeds)):
             raise ValueError(f"{latents} has {images} {split} records, but {embeds} has {texts}: {_OTHERS}")
         repeats = read_repeats(embeds) if split == "train" else {}
         numbers = self.numbers(repeats)
         self._repeats = {numbers[key]: count for key, count in repeats.items()}
-        self._reader = Reader()
+        self._reader = Reader(self.storage)
         self.empty = self._reader.file(embeds / "empty.safetensors")
         """The conditioning of the empty prompt."""
 
@@ -45,6 +54,13 @@ class CachedRecords:
     def epoch(self, order: Order) -> Epoch:
         """Returns the records of an epoch of training, in an order that divides the shards of moments into windows."""
         return Epoch(self._latents.sizes, self._repeats, order)
+
+    def shards(self, numbers: Iterable[int]) -> dict[Path, int]:
+        """Returns the paths and sizes in bytes of shards of moments, by number, and of the embeddings of their records."""
+        found: dict[Path, int] = {}
+        for places in map(self._latents.places_in, numbers):
+            found |= self._latents.files_of(places) | self._embeds.files_of(places)
+        return found
 
     def key(self, record: int) -> str:
         """Returns the key of a record."""

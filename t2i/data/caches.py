@@ -8,7 +8,8 @@ from pathlib import Path
 
 from t2i.core.params import read_section
 from t2i.data.digests import digest_of, sha256_of
-from t2i.data.manifest import MANIFEST, check_hashes, check_made_by
+from t2i.data.manifest import check_hashes, check_made_by
+from t2i.data.storage import MANIFEST, Storage
 
 DTYPE = "float16"
 """The type of the floating-point tensors on disk."""
@@ -41,14 +42,18 @@ def stated_digests(dataset: Path) -> dict[str, str]:
         raise ValueError(f"{dataset}: damaged, or written by another version ({error!r}); run `fetch dataset` again") from None
 
 
-def check_data(raw: Path, latents: Path, embeds: Path, params_file: Path, *, base: Path, hashes: bool) -> None:
+def check_data(
+    raw: Path, latents: Path, embeds: Path, params_file: Path, *, base: Path, storage: Storage, hashes: bool
+) -> None:
     """Checks the image shards, then the caches against the dataset on disk; see `check_caches`."""
     if hashes:
-        check_hashes(raw / "images")
-    check_caches(latents, embeds, dataset_digests(raw), params_file, base=base, hashes=hashes)
+        check_hashes(raw / "images", storage=storage)
+    check_caches(latents, embeds, dataset_digests(raw), params_file, base=base, storage=storage, hashes=hashes)
 
 
-def check_caches(latents: Path, embeds: Path, dataset: dict[str, str], params_file: Path, *, base: Path, hashes: bool) -> None:
+def check_caches(
+    latents: Path, embeds: Path, dataset: dict[str, str], params_file: Path, *, base: Path, storage: Storage, hashes: bool
+) -> None:
     """Checks that the caches are complete and up to date.
 
     Args:
@@ -57,7 +62,8 @@ def check_caches(latents: Path, embeds: Path, dataset: dict[str, str], params_fi
         dataset: digests of the images and the captions that the caches should be made from.
         params_file: params.yaml; the parameters in its section `encode` that decide the caches are compared.
         base: folder of the pipeline that should have encoded them.
-        hashes: True compares the hash of every file, False only its size.
+        storage: where their shards are.
+        hashes: True compares the hash of every file that is on this disk, False only its size.
 
     Raises:
         OutOfDate: if a cache was made from other inputs; says which, what they were and what they are.
@@ -74,6 +80,6 @@ def check_caches(latents: Path, embeds: Path, dataset: dict[str, str], params_fi
         "text": text_digests(base),
     }
     for folder, wanted, section in ((latents, of_latents, "encode.images"), (embeds, of_embeds, "encode.captions")):
-        check_made_by(folder, wanted | {"dtype": DTYPE}, section)
+        check_made_by(folder, wanted | {"dtype": DTYPE}, section, storage)
         if hashes:
-            check_hashes(folder)
+            check_hashes(folder, storage=storage)

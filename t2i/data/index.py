@@ -13,12 +13,12 @@ from typing import overload
 from uuid import uuid4
 
 import numpy as np
-import torch
 
 from t2i.core.files import whole, work_root
-from t2i.data.manifest import File, check_hash, describe, read_manifest
+from t2i.data.manifest import check_hash, describe, read_manifest
 from t2i.data.members import AGAIN, Member, scan
 from t2i.data.records import split_of_shard
+from t2i.data.storage import File, Storage, mapped
 
 _COLUMNS = [("key", "S"), ("extension", "S"), ("offset", "i"), ("size", "i")]
 """Names and kinds of the columns."""
@@ -31,18 +31,25 @@ class Index(Sequence[Member]):
         folder: the set.
         split: `train` or `heldout`.
         extensions: file extensions that its records may have.
+        storage: where its shards are; None: in the folder.
 
     Raises:
         ValueError: if the set is not complete. Methods: if an index or a shard is damaged, or a record has another extension.
     """
 
-    def __init__(self, folder: Path, split: str, extensions: Collection[str] = ("safetensors",)) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        extensions: Collection[str] = ("safetensors",),
+        storage: Storage | None = None,
+    ) -> None:
         self.folder = folder
-        self._extensions = extensions
-        files = {file.name: file for file in read_manifest(folder).files}
+        self._extensions, self._storage = extensions, storage or Storage()
+        files = {file.name: file for file in read_manifest(folder, self._storage).files}
         self._shards = [file for name, file in sorted(files.items()) if split_of_shard(name) == split]
         self._indexed = {file.name for file in self._shards if index_name(file.name) in files}
-        self._paths = [folder / file.name for file in self._shards]
+        self._paths = [self._storage.path(folder, file) for file in self._shards]
         self.sizes = [file.count for file in self._shards]
         """The number of records in each shard."""
         self._ends = list(accumulate(self.sizes))
@@ -55,6 +62,15 @@ class Index(Sequence[Member]):
         """Returns the places of the records of each shard, by the name of the shard."""
         starts = [0, *self._ends]
         return {file.name: range(start, end) for file, (start, end) in zip(self._shards, pairwise(starts), strict=True)}
+
+    def places_in(self, shard: int) -> range:
+        """Returns the places of the records of a shard, by its number."""
+        return range(self._ends[shard] - self.sizes[shard], self._ends[shard])
+
+    def files_of(self, places: range) -> dict[Path, int]:
+        """Returns the paths and sizes in bytes of the shards with the records at some places."""
+        first, last = bisect.bisect_right(self._ends, places.start), bisect.bisect_left(self._ends, places.stop)
+        return {self._paths[shard]: self._shards[shard].bytes for shard in range(first, last + 1)}
 
     @overload
     def __getitem__(self, place: int) -> Member: ...
@@ -133,7 +149,8 @@ class Index(Sequence[Member]):
     def _of_shard(self, shard: int) -> np.ndarray:
         if shard not in self._rows:
             file, path = self._shards[shard], self._paths[shard]
-            rows = _read(path.with_name(index_name(path.name)) if file.name in self._indexed else _index_of_old(path, file))
+            own = file.name in self._indexed
+            rows = _read(self.folder / index_name(file.name)) if own else _index_of_old(path, file, self._storage)
             if len(rows) != file.count:
                 raise ValueError(f"{path}: expected {file.count} records, its index has {len(rows)}; {AGAIN}")
             self._rows[shard] = rows
@@ -178,16 +195,18 @@ def _write(rows: np.ndarray, path: Path) -> int:
     return len(rows)
 
 
-def _index_of_old(shard: Path, file: File) -> Path:
+def _index_of_old(shard: Path, file: File, storage: Storage) -> np.ndarray:
     """Returns the index of a shard of a set without indices; writes it on first use, after checking the shard's hash."""
     path = work_root() / "indices" / f"{file.sha256}.npy"
     if not path.exists():
+        if storage.elsewhere(file):
+            storage.content(shard)  # which fetches it
         rows = _rows(shard)
         check_hash(shard, file)
         own = path.with_name(f"{uuid4().hex}.npy")  # several threads and processes may do this at once
         _write(rows, own)
         own.replace(path)
-    return path
+    return _read(path)
 
 
 def _read(path: Path) -> np.ndarray:
@@ -203,7 +222,7 @@ def _read(path: Path) -> np.ndarray:
             start = file.tell()
         if version != (1, 0) or len(shape) != 1 or [(name, dtype[name].kind) for name in dtype.names or ()] != _COLUMNS:
             raise ValueError(f"columns {dtype} of shape {shape}")
-        rows: np.ndarray = np.frombuffer(mapped(path), dtype, offset=start)
+        rows: np.ndarray = np.frombuffer(mapped(path).data, dtype, offset=start)
         if len(rows) != shape[0]:
             raise ValueError(f"{len(rows)} of {shape[0]} rows")
     except Exception as error:  # NumPy raises many types for a damaged header
@@ -211,12 +230,3 @@ def _read(path: Path) -> np.ndarray:
             f"{path}: not a complete index ({str(error)[:100]}); run the stage that writes {path.parent} again"
         ) from None
     return rows
-
-
-def mapped(path: Path) -> memoryview:
-    """Returns the content of a file, mapped copy-on-write; unlike `mmap`, torch keeps no file descriptor for it."""
-    size = path.stat().st_size
-    if not size:
-        raise ValueError("an empty file")
-    content: memoryview = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy().data
-    return content

@@ -11,23 +11,13 @@ from tqdm import tqdm
 from t2i.core.files import write_json
 from t2i.core.params import Section
 from t2i.data.digests import sha256_of
+from t2i.data.storage import MANIFEST, File, Storage
 
-MANIFEST = "manifest.json"
 _VERSION = 2
 
 
 class OutOfDate(ValueError):
     """A set was made from other inputs; the stage that writes it makes it anew, and so does `dvc repro`."""
-
-
-class File(Section):
-    """One file of a set."""
-
-    name: str
-    count: int
-    """Number of records in the file."""
-    bytes: int
-    sha256: str
 
 
 class Manifest(Section):
@@ -50,8 +40,12 @@ def write_manifest(folder: Path, files: list[File], made_by: dict[str, Any]) -> 
     write_json(folder / MANIFEST, Manifest(version=_VERSION, made_by=made_by, files=files).model_dump())
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Returns the manifest of a set, after checking that the folder has exactly its files, with the stated sizes.
+def read_manifest(folder: Path, storage: Storage | None = None) -> Manifest:
+    """Returns the manifest of a set, after checking that the set has exactly its files, with the stated sizes.
+
+    Args:
+        folder: the set.
+        storage: where its shards are; None: in the folder.
 
     Raises:
         OutOfDate: if another version of this project wrote it.
@@ -74,31 +68,46 @@ def read_manifest(folder: Path) -> Manifest:
         raise ValueError(f"{path}: damaged: {place or 'the whole file'}: {problem['msg']}; {remedy} again") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: damaged ({error}); {remedy} again") from None
-    present = {file.name: file.stat().st_size for file in folder.iterdir() if file != path and file.name[0] != "."}
+    present = (storage or Storage()).sizes(folder, manifest.files)
     expected = {file.name: file.bytes for file in manifest.files}
     for name, size in expected.items():
         if present.get(name) != size:
             found = "nothing" if name not in present else f"{present[name]} bytes"
-            raise ValueError(f"{folder / name}: expected {size} bytes, found {found}; {remedy} again")
+            no_shards = not any(file.is_shard and file.name in present for file in manifest.files)
+            elsewhere = ", or set `runtime.store` to where the shards are" if no_shards else ""
+            raise ValueError(f"{folder / name}: expected {size} bytes, found {found}; {remedy} again{elsewhere}")
     if extra := sorted(set(present) - set(expected)):
         raise ValueError(f"{folder / extra[0]}: not in {path}; {remedy} again")
     return manifest
 
 
-def check_hashes(folder: Path, names: Collection[str] | None = None, *, shown: bool = True) -> None:
+def check_hashes(
+    folder: Path,
+    names: Collection[str] | None = None,
+    storage: Storage | None = None,
+    *,
+    shown: bool = True,
+    fetched: bool = False,
+) -> None:
     """Compares the sha256 of the files of a set with its manifest; takes some seconds for 10 GB.
 
     Args:
         folder: the set.
         names: the files to check; None: all.
+        storage: where its shards are; None: in the folder.
         shown: whether to show a progress bar, after 2 s.
+        fetched: whether to fetch the shards that are elsewhere. They are compared whenever that is done.
 
     Raises:
         ValueError: if a hash differs; says the file, the expected sha256 and the sha256 found.
     """
-    files = [file for file in read_manifest(folder).files if names is None or file.name in names]
+    storage = storage or Storage()
+    files = [file for file in read_manifest(folder, storage).files if names is None or file.name in names]
     for file in tqdm(files, desc=f"checking {folder}", unit=" files", delay=2, disable=not shown):
-        check_hash(folder / file.name, file)
+        if (path := storage.path(folder, file)) == folder / file.name:
+            check_hash(path, file)
+        elif fetched:
+            storage.content(path)
 
 
 def check_hash(path: Path, file: File) -> None:
@@ -110,7 +119,7 @@ def check_hash(path: Path, file: File) -> None:
         )
 
 
-def check_made_by(folder: Path, wanted: Mapping[str, Any], section: str) -> None:
+def check_made_by(folder: Path, wanted: Mapping[str, Any], section: str, storage: Storage | None = None) -> None:
     """Checks that a set was made from the current inputs.
 
     Args:
@@ -118,12 +127,16 @@ def check_made_by(folder: Path, wanted: Mapping[str, Any], section: str) -> None
         wanted: the expected entries of `made_by`; in nested mappings, only the keys that the manifest has are compared.
         section: the section of params.yaml whose stage writes the set, such as `encode.images`; its values are the entry
             `params`.
+        storage: where its shards are; None: in the folder.
 
     Raises:
         OutOfDate: if an entry is missing or differs; says the first difference, with both values, and the command.
         ValueError: if the set is damaged.
     """
-    made_by, remedy = read_manifest(folder).made_by, f"`t2i {section.replace('.', ' ')}` or `dvc repro` writes it again"
+    made_by, remedy = (
+        read_manifest(folder, storage).made_by,
+        f"`t2i {section.replace('.', ' ')}` or `dvc repro` writes it again",
+    )
     if missing := sorted(wanted.keys() - made_by.keys()):
         raise OutOfDate(f"{folder / MANIFEST}: does not say which `{missing[0]}` it was made with; {remedy}")
     for place, made, now in _differences(made_by, wanted, ""):

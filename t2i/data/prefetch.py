@@ -1,10 +1,12 @@
 """Prefetching: a thread gathers the next micro-batches while a training step computes."""
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 
+from t2i.data.ahead import Ahead
 from t2i.data.batches import Batch, Batches, Buffers, Gathered
 
 AHEAD = 2
@@ -18,29 +20,40 @@ class Prefetcher:
         batches: the batches of training.
         places: places in each batch that the process computes, one range per micro-batch.
         device: the device of the UNet.
+
+    Raises:
+        ValueError: if the shards of a window do not fit on this disk.
     """
 
     def __init__(self, batches: Batches, places: list[range], device: torch.device | str) -> None:
+        self._shards = Ahead(batches.records, batches.epoch, batches.seed)
         self.batches, self.places, self._device = batches, places, device
         self._buffers = [Buffers(device) for _ in range(AHEAD + 1)]
         self._thread = ThreadPoolExecutor(1, "prefetch", _use_device, (device,))
         self._pending: deque[tuple[int, Future[Gathered]]] = deque()
+        self.while_waiting: Callable[[], None] = lambda: None
+        """Called twice a second while a micro-batch is not ready, such as when a store is out of reach; may raise."""
 
     def batch(self, step: int, number: int) -> Batch:
         """Returns a micro-batch of a step on the device. Any order works; in the order of the steps, it is ready early.
 
         Raises:
             ValueError: if a record is damaged.
+            StoreLost: if a shard does not come.
         """
         wanted = step * len(self.places) + number
         while self._pending and self._pending[0][0] != wanted:  # after an interruption, or an overflow of fp16 gradients
             self._pending.popleft()[1].cancel()
         for ahead in range(wanted + len(self._pending), wanted + AHEAD + 1):
             self._pending.append((ahead, self._thread.submit(self._gather, ahead)))
-        return self.batches.on_device(self._pending.popleft()[1].result(), self._device)
+        _, gathered = self._pending.popleft()
+        while not gathered.done() and not wait([gathered], timeout=0.5).done:
+            self.while_waiting()
+        return self.batches.on_device(gathered.result(), self._device)
 
     def _gather(self, wanted: int) -> Gathered:
         step, number = divmod(wanted, len(self.places))
+        self._shards.at(step * self.batches.batch_size + self.places[number].start)
         return self.batches.gather(step, self.places[number], self._buffers[wanted % len(self._buffers)])
 
     def close(self) -> None:

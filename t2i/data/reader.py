@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2i.data.index import mapped
 from t2i.data.members import AGAIN, BLOCK, Member, is_header_of
+from t2i.data.storage import Storage
 
 _DTYPES = {
     "F16": torch.float16,
@@ -60,10 +60,14 @@ class Stored(NamedTuple):
 
 
 class Reader:
-    """Maps each shard once."""
+    """Reads records.
 
-    def __init__(self) -> None:
-        self._maps: dict[Path, np.ndarray] = {}
+    Args:
+        storage: where their shards are; None: at their paths.
+    """
+
+    def __init__(self, storage: Storage | None = None) -> None:
+        self._content = (storage or Storage()).content
         self._headers: dict[bytes, tuple[dict[str, Field], int]] = {}
 
     def content(self, member: Member) -> bytes:
@@ -85,20 +89,15 @@ class Reader:
 
     def file(self, path: Path) -> Stored:
         """Returns a single safetensors file; see `stored`."""
-        whole = self._map(path)
+        whole = self._content(path)
         return self._parsed(whole, 0, len(whole), path)
 
     def _checked(self, member: Member) -> np.ndarray:
         """Returns the bytes of a record's shard, after comparing the record's tar header with the index."""
-        whole, start = self._map(member.shard), member.offset
+        whole, start = self._content(member.shard), member.offset
         if not BLOCK <= start <= len(whole) - member.size or not is_header_of(whole[start - BLOCK : start].tobytes(), member):
             raise ValueError(f"{member.shard}: record {member.key}: not at byte {start}, where its index has it; {AGAIN}")
         return whole
-
-    def _map(self, path: Path) -> np.ndarray:
-        if path not in self._maps:
-            self._maps[path] = np.asarray(mapped(path))
-        return self._maps[path]
 
     def _parsed(self, whole: np.ndarray, start: int, end: int, *place: object) -> Stored:
         """Returns the safetensors file in some bytes of a shard; `place` names it."""

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from t2i.core.files import whole
 from t2i.data.index import write_index
-from t2i.data.manifest import File, describe
+from t2i.data.manifest import describe
 from t2i.data.members import shard_bytes
+from t2i.data.storage import File
 
 os.environ.setdefault("WDS_SECURE", "1")
 

@@ -16,6 +16,7 @@ from t2i.data.caches import DTYPE, text_digests
 from t2i.data.digests import sha256_of
 from t2i.data.records import REPEATS, SPLITS, Prompt, read_captions
 from t2i.data.shards import pack
+from t2i.data.storage import Storage
 from t2i.encode.shard_set import ShardSet
 from t2i.encode.store import identity
 from t2i.model.family import Conditioning, Family, file_of, open_family
@@ -55,6 +56,7 @@ class Captions:
         validation_prompts: output folder for the conditioning of the validation prompts, because no metric depends on it.
         batch_size: number of captions that are encoded at once.
         device: the device of the text encoders.
+        storage: where the shards are.
     """
 
     kind = "encode-captions"
@@ -69,7 +71,9 @@ class Captions:
         *,
         batch_size: int,
         device: str,
+        storage: Storage,
     ) -> None:
+        self.storage = storage
         self._section, self._family, self._validation_prompts = section, family, validation_prompts
         self._batch_size, self._device = batch_size, device
         self._rows = list(read_captions(captions))
@@ -180,6 +184,7 @@ def open_captions(
         validation_prompts,
         batch_size=runtime.encode_batch_size,
         device=numbered(runtime.torch_device(), number),
+        storage=runtime.storage(),
     )
 
 

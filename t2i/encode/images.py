@@ -17,11 +17,12 @@ from t2i.data.crops import Geometry
 from t2i.data.decoding import EXTENSIONS
 from t2i.data.digests import digest_of, sha256_of
 from t2i.data.index import Index
-from t2i.data.manifest import MANIFEST, check_hashes
+from t2i.data.manifest import check_hashes
 from t2i.data.members import Member
 from t2i.data.reader import Reader
 from t2i.data.records import SPLITS
 from t2i.data.shards import pack
+from t2i.data.storage import MANIFEST, Storage
 from t2i.encode.moments import encode_views
 from t2i.encode.pool import Pool
 from t2i.encode.roundtrip import psnr_in_fp32, psnr_of_records
@@ -69,6 +70,7 @@ class Images:
         processes: number of processes that decode images.
         device: the device of the VAE.
         verify: whether to check the hashes of the image shards.
+        storage: where the shards are.
 
     Raises:
         ValueError: if the VAE cannot encode images of this size, image shards are missing, or two records have one key.
@@ -87,7 +89,9 @@ class Images:
         processes: int,
         device: str,
         verify: bool,
+        storage: Storage,
     ) -> None:
+        self.storage = storage
         section.check_factor(family.vae_factor)
         self._section, self._family, self._raw = section, family, raw
         self._batch_size, self._device, self._verify = batch_size, device, verify
@@ -98,7 +102,7 @@ class Images:
         versions = {name: version(name) for name in ("diffusers", "pillow")}
         self.records_by = network | versions | {name: params[name] for name in DECIDE_A_RECORD}
         self.code = (*DECIDED_BY, file_of(family))
-        self._indices = [Index(raw, split, EXTENSIONS.values()) for split in SPLITS]
+        self._indices = [Index(raw, split, EXTENSIONS.values(), storage) for split in SPLITS]
         for index in self._indices:
             index.unique_keys()
         self._places = {name: (index, places) for index in self._indices for name, places in index.shards().items()}
@@ -107,7 +111,7 @@ class Images:
     def check(self, shards: Collection[str]) -> None:
         """Raises a ValueError if the hash of an image shard is wrong; does nothing if hashes are not to be checked."""
         if self._verify:
-            check_hashes(self._raw, shards)
+            check_hashes(self._raw, shards, self.storage)
 
     def encode(self, made: ShardSet, shards: Sequence[str]) -> Iterator[int]:
         """Makes some shards; yields numbers of records that are done, found or encoded.
@@ -115,7 +119,14 @@ class Images:
         Raises:
             ValueError: an image cannot be read, or moments overflow float16; names the image.
         """
-        now, ahead = tee(self._look_up(made, name) for name in shards)
+        done = 0
+
+        def looked_up() -> Iterator[_Shard]:
+            for number, name in enumerate(shards):
+                self._need(shards[done : number + 2])
+                yield self._look_up(made, name)
+
+        now, ahead = tee(looked_up())
         records = self._encoded(member for shard in ahead for member in shard.missing)
         for shard in now:
             yield len(shard.found.identities) - len(shard.missing)
@@ -124,7 +135,9 @@ class Images:
                 new[member.key] = next(records)
                 yield 1
             made.add(shard.name, shard.found, partial(packed, self._raw / shard.name, new))
+            done += 1
         made.wait()
+        self._need([])
 
     def finish(self, made: ShardSet) -> dict[str, Any]:
         """Checks what the moments have lost.
@@ -137,9 +150,9 @@ class Images:
         """
         how: dict[str, Any] = {"batch_size": self._batch_size, "device": self._device}
         members = [member for index in self._indices for member in index]
-        found = psnr_of_records(self._section, self._family, self._vae, members, made.folder, **how)
+        found = psnr_of_records(self._section, self._family, self._vae, members, made.shards(), self.storage, **how)
         if self._section.precision != "fp32":
-            exact = psnr_in_fp32(self._section, self._family, self._vae, members, **how)
+            exact = psnr_in_fp32(self._section, self._family, self._vae, members, self.storage, **how)
             _check_precision(self._section, _mean(found), _mean(exact))
         return {"records": len(members), **_check_psnr(self._section, found)}
 
@@ -151,17 +164,21 @@ class Images:
     def _vae(self) -> nn.Module:
         return self._family.load_vae(self._device)
 
+    def _need(self, shards: Sequence[str]) -> None:
+        """Has the images of some shards on this disk, and of no others."""
+        places = (self._places[name] for name in shards)
+        self.storage.need([path for index, its in places for path in index.files_of(its)])
+
     def _look_up(self, made: ShardSet, name: str) -> _Shard:
         """Returns what a shard needs. A record is identified by the bytes of its image and the views that are stored of it."""
         index, places = self._places[name]
-        members, reader = [index[at] for at in places], Reader()
+        members, reader = {index[at].key: index[at] for at in places}, Reader(self.storage)
         identities = {
-            member.key: identity(sha256(reader.content(member)).hexdigest(), self._section.views(member.split, member.key))
-            for member in members
+            key: identity(sha256(reader.content(member)).hexdigest(), self._section.views(member.split, key))
+            for key, member in members.items()
         }
         found = made.find(name, identities)
-        missing = set(found.missing)
-        return _Shard(name, found, [member for member in members if member.key in missing])
+        return _Shard(name, found, [members[key] for key in found.missing])
 
     def _encoded(self, members: Iterator[Member]) -> Iterator[dict[str, Tensor]]:
         for first in members:  # without any, no network and no process is needed
@@ -189,6 +206,7 @@ def open_images(params_file: Path, base: Path, raw: Path, number: int, processes
         processes=max(1, runtime.decoding_processes() // processes),
         device=numbered(runtime.torch_device(), number),
         verify=runtime.verify_shards,
+        storage=runtime.storage(),
     )
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from t2i.core.launcher import Tasks
 from t2i.core.machine import cores
+from t2i.data.storage import Storage
 from t2i.encode.part import Part
 from t2i.encode.shard_set import ShardSet, own_files, part_of_set, store_folder, whole_set
 from t2i.encode.store import Store
@@ -28,6 +29,8 @@ class Job(Protocol):
 
     kind: str
     """Name of the work, such as `encode-images`."""
+    storage: Storage
+    """Where the shards are."""
 
     @property
     def made_by(self) -> Mapping[str, Any]:
@@ -83,7 +86,7 @@ def encode_set(opened: Open, out: Path, runtime: Runtime, *, finished: bool = Fa
     """
     with contextlib.closing(opened(0, 1)) as job:
         work = _work_of(job)
-        with whole_set(work, job.made_by, out, finished=finished) as made:
+        with whole_set(work, job.made_by, out, job.storage, finished=finished) as made:
             job.check(job.shards)
             new = 0
             if not finished and (workers := runtime.workers(partial(_start, opened, work.absolute()))):
@@ -102,7 +105,7 @@ def encode_part(opened: Open, part: Part) -> int:
     Raises:
         ValueError: if another process makes the whole set, or encodes one of these shards.
     """
-    with contextlib.closing(opened(part.device, 1)) as job, part_of_set(_work_of(job)) as made:
+    with contextlib.closing(opened(part.device, 1)) as job, part_of_set(_work_of(job), job.storage) as made:
         shards = part.shards(list(job.shards))
         job.check(shards)
         with _progress(job, shards) as progress:
@@ -139,7 +142,8 @@ def _share(job: Job, workers: Tasks) -> int:
 def _start(opened: Open, work: Path, number: int, processes: int) -> Callable[[Sequence[str]], bytes]:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // processes))
-    return partial(_encode, opened(number, processes), Store(work))
+    job = opened(number, processes)
+    return partial(_encode, job, Store(work, job.storage))
 
 
 def _encode(job: Job, store: Store, shards: Sequence[str]) -> bytes:

@@ -1,5 +1,6 @@
 """Checks that pixels, VAE and shards fit together: decodes stored moments and compares them with the images."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,13 +11,22 @@ from t2i.data.chance import hash_fraction
 from t2i.data.members import Member, scan
 from t2i.data.reader import Reader
 from t2i.data.records import SPLITS
+from t2i.data.storage import Storage
 from t2i.encode.views import EncodeImages, views
 from t2i.model.family import Family
 from t2i.model.latents import psnr, sample_latents
 
 
 def psnr_of_records(
-    section: EncodeImages, family: Family, vae: nn.Module, images: list[Member], latents: Path, *, batch_size: int, device: str
+    section: EncodeImages,
+    family: Family,
+    vae: nn.Module,
+    images: list[Member],
+    latents: Mapping[str, Path],
+    storage: Storage,
+    *,
+    batch_size: int,
+    device: str,
 ) -> dict[str, list[float]]:
     """Returns the PSNR in decibels between source pixels and decoded moments: by key, one value per view.
 
@@ -25,35 +35,39 @@ def psnr_of_records(
         family: the checkpoint whose VAE encoded the images.
         vae: its VAE.
         images: every record of the image shards.
-        latents: the folder with the shards of moments, which have the same names as the image shards.
+        latents: the paths of the shards of moments, by the names of the image shards.
+        storage: where all these shards are.
         batch_size: the number of latents decoded at once.
         device: the device of the VAE.
 
     Raises:
         ValueError: a record has no moments.
     """
-    reader, sampled = Reader(), _sampled(section, images)
-    keys = {(member.shard.name, member.key) for member in sampled}
-    stored = {
-        (row.shard.name, row.key): row
-        for path in sorted({latents / name for name, _ in keys})
-        for row in scan(path)
-        if (path.name, row.key) in keys
-    }
-    found = {}
+    reader, sampled = Reader(storage), _sampled(section, images)
+    stored, found = dict[tuple[str, str], Member](), {}
+    for name in sorted({member.shard.name for member in sampled}):
+        storage.content(latents[name])  # which fetches it
+        stored |= {(name, row.key): row for row in scan(latents[name])}
     for member in sampled:
         if (row := stored.get((member.shard.name, member.key))) is None:
-            raise ValueError(f"{latents / member.shard.name}: no record {member.key}, which {member.shard} has")
+            raise ValueError(f"{latents[member.shard.name]}: no record {member.key}, which {member.shard} has")
         pixels = _pixels(section, member, reader)
         found[member.key] = _psnr(family, vae, pixels, reader.tensors(row)["moments"], batch_size, device)
     return found
 
 
 def psnr_in_fp32(
-    section: EncodeImages, family: Family, vae: nn.Module, images: list[Member], *, batch_size: int, device: str
+    section: EncodeImages,
+    family: Family,
+    vae: nn.Module,
+    images: list[Member],
+    storage: Storage,
+    *,
+    batch_size: int,
+    device: str,
 ) -> dict[str, list[float]]:
     """Returns what `psnr_of_records` would return if the same records had been encoded in fp32."""
-    reader, found = Reader(), {}
+    reader, found = Reader(storage), {}
     for member in _sampled(section, images):
         pixels = _pixels(section, member, reader)
         moments = torch.cat([family.encode_pixels(vae, some.to(device)).half().cpu() for some in pixels.split(batch_size)])

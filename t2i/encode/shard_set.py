@@ -19,13 +19,16 @@ from typing import Any
 from t2i.core.files import publish, whole, work_folder
 from t2i.core.locks import locked
 from t2i.data.digests import code_digest, fingerprint
-from t2i.data.manifest import File, describe, read_manifest, write_manifest
+from t2i.data.manifest import describe, read_manifest, write_manifest
 from t2i.data.shards import write_shard
+from t2i.data.storage import File, Storage
 from t2i.encode.store import COMPLETE, Found, Store
 
 
 class ShardSet:
     """The files of a set that exist so far. Shards are written by a thread, one at a time, while the next one is computed.
+
+    If the shards belong elsewhere, each of them is moved there.
 
     Args:
         store: where finished records stay.
@@ -86,6 +89,10 @@ class ShardSet:
         if self._writing is not None:
             self._writing.result()
 
+    def shards(self) -> dict[str, Path]:
+        """Returns the paths of the finished shards by name."""
+        return {row.name: self.store.storage.path(self.folder, row) for row in self.rows if row.is_shard}
+
     def close(self) -> None:
         """Waits for the thread, ignores its errors, and releases all locks."""
         self._thread.shutdown()
@@ -111,13 +118,14 @@ class ShardSet:
 
 
 @contextmanager
-def whole_set(work: Path, made_by: Mapping[str, Any], out: Path, *, finished: bool) -> Iterator[ShardSet]:
+def whole_set(work: Path, made_by: Mapping[str, Any], out: Path, storage: Storage, *, finished: bool) -> Iterator[ShardSet]:
     """Yields an empty set, which is renamed to `out` on success; its records then stay in the store for the next set.
 
     Args:
         work: the folder of the store, from `store_folder`. The stores of other settings beside it are removed on success.
         made_by: everything except code that decides the set.
         out: the final folder.
+        storage: where the shards are.
         finished: whether to refuse shards with records that the store does not have.
 
     Raises:
@@ -126,11 +134,11 @@ def whole_set(work: Path, made_by: Mapping[str, Any], out: Path, *, finished: bo
     with locked(work):
         (work / COMPLETE).unlink(missing_ok=True)
         _tidy(work)
-        with contextlib.closing(ShardSet(Store(work), work / "files", finished=finished)) as made:
+        with contextlib.closing(ShardSet(Store(work, storage), work / "files", finished=finished)) as made:
             yield made
             made.wait()
         write_manifest(made.folder, made.rows, dict(made_by))
-        read_manifest(made.folder)
+        read_manifest(made.folder, storage)
         publish(made.folder, out)
         made.store.prune()
         _tidy(work)
@@ -142,15 +150,19 @@ def whole_set(work: Path, made_by: Mapping[str, Any], out: Path, *, finished: bo
 
 
 @contextmanager
-def part_of_set(work: Path) -> Iterator[ShardSet]:
+def part_of_set(work: Path, storage: Storage) -> Iterator[ShardSet]:
     """Yields an empty set whose records go to the store only, for a process that encodes some of the shards.
+
+    Args:
+        work: the folder of the store.
+        storage: where the shards are.
 
     Raises:
         ValueError: another process is making the whole set.
     """
     with locked(work, shared=True):
         (work / COMPLETE).unlink(missing_ok=True)
-        with own_files(Store(work)) as made:
+        with own_files(Store(work, storage)) as made:
             yield made
 
 

@@ -23,8 +23,8 @@ from pydantic import ValidationError
 from t2i.core.files import flush, write_text
 from t2i.core.params import Section
 from t2i.data.digests import sha256_of
-from t2i.data.manifest import File
 from t2i.data.members import scan
+from t2i.data.storage import File, Storage
 
 COMPLETE = "complete"
 
@@ -67,10 +67,14 @@ class Store:
     """The store in a folder, as it was at the first look.
 
     Only content whose hash is right is ever taken from it; damaged content counts as missing.
+
+    Args:
+        folder: the store.
+        storage: where its shards are.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, storage: Storage) -> None:
+        self.folder, self.storage = folder, storage
         self._used = set[str]()
 
     @cached_property
@@ -84,8 +88,10 @@ class Store:
     @cached_property
     def _places(self) -> dict[str, Location]:
         return {
-            its: Location(self.folder / f"{name}.tar", offset, size, digest)
-            for name, finished in self._shards.items()
+            its: Location(self.storage.path(self.folder, file), offset, size, digest)
+            for finished in self._shards.values()
+            for file in finished.files
+            if file.is_shard
             for its, (offset, size, digest) in finished.records.items()
         }
 
@@ -104,9 +110,7 @@ class Store:
         Raises:
             ValueError: if their hash is wrong.
         """
-        with place.path.open("rb") as file:
-            file.seek(place.offset)
-            content = file.read(place.size)
+        content = self.storage.content(place.path)[place.offset : place.offset + place.size].tobytes()
         if _hash(content) != place.digest:
             raise ValueError(f"{place.path}: damaged at byte {place.offset}; run the same command again")
         return content
@@ -116,7 +120,8 @@ class Store:
         rows = []
         for file in self._shards[digest].files:
             name = path.stem + file.name.removeprefix(digest)
-            _link(self.folder / file.name, path.with_name(name))
+            if self._stays(file):
+                _link(self.folder / file.name, path.with_name(name))
             rows.append(file.model_copy(update={"name": name}))
         return rows
 
@@ -136,6 +141,9 @@ class Store:
         records = {
             found.identities[member.key]: (member.offset, member.size, _hash(contents[member.key])) for member in scan(path)
         }
+        for row, file in zip(rows, files, strict=True):
+            if not self._stays(file):
+                path.with_name(row.name).unlink()
         write_text(self.folder / f"{digest}.json", Finished(files=files, records=records).model_dump_json())
         self._used.add(digest)
 
@@ -147,9 +155,18 @@ class Store:
                 path.unlink()
         (self.folder / COMPLETE).touch()
 
+    def _stays(self, file: File) -> bool:
+        """Hands a file of the store over to where the shards are; returns whether it stays in the folder."""
+        path = self.folder / file.name
+        if path.exists():
+            self.storage.put(path, file)
+        return path.exists()
+
     def _is_whole(self, file: File) -> bool:
         path = self.folder / file.name
-        return path.is_file() and path.stat().st_size == file.bytes and sha256_of(path) == file.sha256
+        if path.is_file():
+            return path.stat().st_size == file.bytes and sha256_of(path) == file.sha256
+        return self.storage.elsewhere(file)
 
     def _place(self, its: str) -> Location | None:
         if its not in self._places:

@@ -133,14 +133,13 @@ class Evaluator:
     def _errors(self, family: Family) -> dict[Split, Float[Tensor, "records timesteps"]]:
         """Returns the denoising errors of the same number of records of each split."""
         unet = frozen(family.load_unet(random=False).to(DTYPES[self.section.precision]), self.device)
-        records = {split: CachedRecords(self.data.latents, self.data.embeds, split) for split in SPLITS}
+        records = {split: CachedRecords(self.data.latents, self.data.embeds, split, self.data.storage) for split in SPLITS}
         count = min(self.section.prompts, *map(len, records.values()))
         return {
             split: denoising_errors(
                 unet,
                 family,
-                its,
-                fixed_records(its, count, self.section.seed),
+                fixed_records(its, count, self.section.seed, family.view_conditioning),
                 self.section.timesteps_per_record,
                 self.section.seed,
                 precision=self.section.precision,

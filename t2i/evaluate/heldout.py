@@ -14,6 +14,7 @@ from t2i.data.manifest import read_manifest
 from t2i.data.pixels import size_of, to_image, view
 from t2i.data.reader import Reader
 from t2i.data.records import Split, read_captions
+from t2i.data.storage import Storage
 from t2i.evaluate.section import Evaluate
 
 
@@ -24,6 +25,12 @@ class DataFolders:
     raw: Path
     latents: Path
     embeds: Path
+    storage: Storage
+    """Where their shards are."""
+
+    def images(self, split: Split) -> Index:
+        """Returns the index of the images of a split."""
+        return Index(self.raw / "images", split, EXTENSIONS.values(), self.storage)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ def some_keys(data: DataFolders, split: Split, most: int, seed: int) -> list[str
     Raises:
         ValueError: the split has fewer than two records, too few to compute the metrics.
     """
-    keys = [member.key for member in Index(data.raw / "images", split, EXTENSIONS.values())]
+    keys = [member.key for member in data.images(split)]
     if len(keys) < 2:
         advice = f"add records, or change `fetch.heldout_fraction` or `fetch.max_{split}_records`"
         raise ValueError(f"{data.raw}: {len(keys)} {split} record(s), wanted 2 or more: {advice}")
@@ -64,8 +71,8 @@ def some_keys(data: DataFolders, split: Split, most: int, seed: int) -> list[str
 
 def images_of(data: DataFolders, split: Split, keys: Sequence[str]) -> Iterator[Image.Image]:
     """Yields the centred views of records of a split, resized as in `encode images`."""
-    made = read_manifest(data.latents).made_by["params"]
-    images, reader = Index(data.raw / "images", split, EXTENSIONS.values()), Reader()
+    made = read_manifest(data.latents, data.storage).made_by["params"]
+    images, reader = data.images(split), Reader(data.storage)
     for key in keys:
         image = decode(reader.content(images.find(key)), made["background"])
         yield to_image(view(image, size_of(made["resolution_px"]), made["interpolation"], (0.5, 0.5), False).pixels)

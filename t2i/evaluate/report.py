@@ -167,7 +167,7 @@ def _training(family: Family, outputs: StageOutputs, most: int, device: str) -> 
 
 def _moments(family: Family, data: DataFolders, seed: int, device: str) -> list[Row]:
     """Returns rows of a held-out record's key, its image, and the image decoded from its cached moments."""
-    records = CachedRecords(data.latents, data.embeds, "heldout")
+    records = CachedRecords(data.latents, data.embeds, "heldout", data.storage)
     keys = some_keys(data, "heldout", _SHOWN, seed)
     numbers = records.numbers(keys)
     stored = torch.stack([records.moments(numbers[key])[0] for key in keys])

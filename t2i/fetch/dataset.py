@@ -17,6 +17,7 @@ from t2i.data.decoding import MAX_PIXELS
 from t2i.data.manifest import write_manifest
 from t2i.data.records import ENOUGH_HELDOUT, SPLITS, Split, split_of
 from t2i.data.shards import write_shard
+from t2i.data.storage import Storage
 from t2i.fetch.screening import OnBad, Screen, checked_captions, image_check
 from t2i.fetch.selection import Kept, Selection
 from t2i.fetch.source import Record
@@ -107,12 +108,17 @@ class Fetched(NamedTuple):
         return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
-def fetch_dataset(section: Fetch, out: Path) -> Fetched:
+def fetch_dataset(section: Fetch, out: Path, storage: Storage) -> Fetched:
     """Writes images/{split}-00000.tar, captions.jsonl, dataset.json and skipped.csv into `out`.
 
     The source is read once, from start to end. Each drawn image is read, decoded to check that it is complete, and appended to
     an unnamed spool file beside `out`. While the shards are written, the images are on disk twice. Memory holds the captions
     and spool positions of the kept records (about a kilobyte each), and the images of one shard.
+
+    Args:
+        section: the parameters.
+        out: output folder.
+        storage: where the image shards belong.
 
     Raises:
         ValueError: if a record cannot be used (with `on_bad: error`), too many cannot be used, or a split is empty.
@@ -132,7 +138,7 @@ def fetch_dataset(section: Fetch, out: Path) -> Fetched:
         kept = {split: selection.in_order() for split, selection in selections.items()}
         counts = {split: len(records) for split, records in kept.items()}
         _check_counts(counts, len(screen.skipped))
-        _write_images(kept, folder / "images", section.records_per_shard, spool)
+        _write_images(kept, folder / "images", section.records_per_shard, storage, spool)
         _write_captions(kept, folder / "captions.jsonl")
         screen.write(folder / "skipped.csv")
         tags = most_frequent(caption for record in kept["train"] for caption in record.captions)
@@ -202,7 +208,9 @@ def _write_captions(kept: dict[Split, list[Kept]], path: Path) -> None:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _write_images(kept: dict[Split, list[Kept]], folder: Path, records_per_shard: int, spool: IO[bytes]) -> None:
+def _write_images(
+    kept: dict[Split, list[Kept]], folder: Path, records_per_shard: int, storage: Storage, spool: IO[bytes]
+) -> None:
     folder.mkdir()
     rows = []
     with tqdm(total=sum(map(len, kept.values())), desc="images", unit=" images") as progress:
@@ -212,6 +220,10 @@ def _write_images(kept: dict[Split, list[Kept]], folder: Path, records_per_shard
                 for record in records[start : start + records_per_shard]:
                     spool.seek(record.offset)
                     members[record.key] = (record.extension, spool.read(record.size))
-                rows += write_shard(folder / f"{split}-{number:05d}.tar", members)
+                path = folder / f"{split}-{number:05d}.tar"
+                files = write_shard(path, members)
+                for file in files:
+                    storage.put(path, file)
+                rows += files
                 progress.update(len(members))
     write_manifest(folder, rows, {})

@@ -2,13 +2,14 @@
 
 import heapq
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2i.data.batches import collate
-from t2i.data.cached import CachedRecords
+from t2i.data.cached import CachedRecords, ViewConditioning
 from t2i.data.chance import derived_seed, hash_fraction
 from t2i.model.diffusion import add_noise, prediction_target
 from t2i.model.family import Family
@@ -16,9 +17,27 @@ from t2i.model.latents import sample_latents
 from t2i.model.precision import Precision, computing_in
 
 
-def fixed_records(records: CachedRecords, most: int, seed: int) -> list[int]:
-    """Returns the numbers of at most `most` records, chosen by hash, so that new records change few of the choices."""
-    return heapq.nsmallest(most, range(len(records)), key=lambda record: hash_fraction(f"{seed}:{records.key(record)}"))
+class FixedRecord(NamedTuple):
+    """A record to measure UNets on, in memory."""
+
+    key: str
+    moments: Float[Tensor, "m h w"]
+    """Of its first view."""
+    conditioning: dict[str, Tensor]
+    """Of its first view and its first caption, without a batch axis."""
+
+
+def fixed_records(records: CachedRecords, most: int, seed: int, of_view: ViewConditioning) -> list[FixedRecord]:
+    """Returns at most `most` records, chosen by hash, so that new records change few of the choices."""
+    numbers = heapq.nsmallest(most, range(len(records)), key=lambda record: hash_fraction(f"{seed}:{records.key(record)}"))
+    return [
+        FixedRecord(
+            records.key(number),
+            records.moments(number)[0].clone(),
+            {name: tensor.clone() for name, tensor in records.conditioning(number, of_view).items()},
+        )
+        for number in numbers
+    ]
 
 
 def timestep_grid(schedule: int, stretches: int) -> list[int]:
@@ -30,8 +49,7 @@ def timestep_grid(schedule: int, stretches: int) -> list[int]:
 def denoising_errors(
     unet: nn.Module,
     family: Family,
-    records: CachedRecords,
-    places: Sequence[int],
+    records: Sequence[FixedRecord],
     timesteps_per_record: int,
     seed: int,
     *,
@@ -41,18 +59,18 @@ def denoising_errors(
 ) -> Float[Tensor, "records timesteps"]:
     """Returns the unweighted squared error of each record at each timestep of the grid, in fp64 on the CPU.
 
-    Uses the mean latents of the first view, the first caption and no dropout. The noise depends only on the seed, the
+    Uses the mean latents and no dropout. The noise depends only on the seed, the
     record and the timestep.
     """
     grid = timestep_grid(len(family.alphas_cumprod), timesteps_per_record)
-    pairs = [(place, timestep) for place in places for timestep in grid]
+    pairs = [(record, timestep) for record in records for timestep in grid]
     errors = []
     for at in range(0, len(pairs), batch_size):
         chunk = pairs[at : at + batch_size]
-        moments = torch.stack([records.moments(place)[0] for place, _ in chunk]).float()
-        conditioning = collate([records.conditioning(place, family.view_conditioning) for place, _ in chunk])
+        moments = torch.stack([record.moments for record, _ in chunk]).float()
+        conditioning = collate([record.conditioning for record, _ in chunk])
         latents = sample_latents(moments, None, family.scaling_factor, family.shift_factor)
-        noise = torch.stack([_noise(latents.shape[1:], seed, records.key(place), timestep) for place, timestep in chunk])
+        noise = torch.stack([_noise(latents.shape[1:], seed, record.key, timestep) for record, timestep in chunk])
         timesteps = torch.tensor([timestep for _, timestep in chunk])
         a = family.alphas_cumprod[timesteps]
         noisy_latents, target = add_noise(latents, noise, a), prediction_target(latents, noise, a, family.prediction_type)
@@ -61,7 +79,7 @@ def denoising_errors(
                 unet, noisy_latents.to(device), timesteps.to(device), {name: t.to(device) for name, t in conditioning.items()}
             )
         errors.append((prediction.cpu().float() - target).square().mean(dim=(1, 2, 3)))
-    return torch.cat(errors).double().view(len(places), len(grid))
+    return torch.cat(errors).double().view(len(records), len(grid))
 
 
 def _noise(shape: torch.Size, seed: int, key: str, timestep: int) -> Tensor:

@@ -8,6 +8,9 @@ from t2i.core.launcher import Launcher, Tasks
 from t2i.core.machine import cores
 from t2i.core.params import Section
 from t2i.core.workers import Start
+from t2i.data.bucket import Bucket, StoreUrl
+from t2i.data.remote import Remote, ShardCache
+from t2i.data.storage import Storage
 
 Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 
@@ -41,6 +44,11 @@ class Runtime(Section):
     launcher: Launcher
     """What starts the processes that encode and draw: `{name: local}`, the `processes` of this machine, or `ray`, the actors of
     a Ray cluster (`address`, `actors`, `gpus_per_actor`, `cpus_per_actor`); needs the extra `ray`. Training has torchrun."""
+    store: StoreUrl | None
+    """Where the shards of images, moments and embeddings are, as a URL of fsspec, such as `s3://bucket/folder`; null: in their
+    folders in data/. Only manifests and indices stay there, so that another place reruns nothing. s3 needs the extra `s3`."""
+    shard_cache: ShardCache
+    """The copies on this disk of shards that are in use, if `store` is set."""
     micro_batch_size: int | None = Field(ge=1)
     """Most images per forward pass of a process; it accumulates gradients over the rest. null: no accumulation."""
     gradient_checkpointing: bool
@@ -95,6 +103,10 @@ class Runtime(Section):
                 f"set it to {', '.join(['auto', *here[:-1]])} or {here[-1]}"
             )
         return here[-1]
+
+    def storage(self) -> Storage:
+        """Returns where the shards are."""
+        return Remote(Bucket(self.store), self.shard_cache, verify=self.verify_shards) if self.store else Storage()
 
     def workers(self, start: Start) -> Tasks | None:
         """Returns the processes that share the work of encoding or drawing; None if this process does it alone."""

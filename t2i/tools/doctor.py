@@ -15,6 +15,7 @@ from t2i.data.decoding import EXTENSIONS
 from t2i.data.index import Index
 from t2i.data.manifest import check_hashes, read_manifest
 from t2i.data.records import SPLITS
+from t2i.data.storage import Storage
 from t2i.encode.roundtrip import psnr_of_records
 from t2i.encode.store import COMPLETE
 from t2i.fetch.base import check_origin, configure, configure_clip
@@ -169,39 +170,41 @@ def _work(*, deep: bool) -> Iterator[Finding]:
 
 def _caches(sections: Sections, family: Family, params_file: Path, base: Path, data: Path, *, deep: bool) -> Iterator[Finding]:
     found: list[Finding] = []
+    storage = sections.runtime.storage()
     for folder in (data / "raw/images", data / "latents", data / "embeds"):
         if folder.is_dir():
-            found += tried(str(folder), partial(_whole, folder, deep=deep))
+            found += tried(str(folder), partial(_whole, folder, storage, deep=deep))
         else:
             found.append(Finding("note", str(folder), "not there yet; `dvc repro` creates it"))
         yield found[-1]
     if all(finding.state == "ok" for finding in found):
-        yield from (fitting := list(tried("caches", partial(_fitting, params_file, base, data))))
+        yield from (fitting := list(tried("caches", partial(_fitting, params_file, base, data, storage))))
         if deep and fitting[-1].state == "ok":
-            yield from tried("round trip", partial(_decoded, sections, family, data))
+            yield from tried("round trip", partial(_decoded, sections, family, data, storage))
 
 
-def _whole(folder: Path, *, deep: bool) -> str:
-    files = read_manifest(folder).files
+def _whole(folder: Path, storage: Storage, *, deep: bool) -> str:
+    files = read_manifest(folder, storage).files
     if deep:
-        check_hashes(folder)
+        check_hashes(folder, storage=storage, fetched=True)
     counted = f"{len(files)} files, {in_bytes(sum(file.bytes for file in files))}"
     return f"{counted}, checksums correct" if deep else f"{counted}, sizes correct (--deep verifies checksums)"
 
 
-def _fitting(params_file: Path, base: Path, data: Path) -> str:
+def _fitting(params_file: Path, base: Path, data: Path, storage: Storage) -> str:
     latents, embeds = data / "latents", data / "embeds"
-    check_maps(len(read_manifest(latents).files) + len(read_manifest(embeds).files))
-    check_caches(latents, embeds, dataset_digests(data / "raw"), params_file, base=base, hashes=False)
-    counts = {split: len(CachedRecords(latents, embeds, split)) for split in SPLITS}
+    check_maps(sum(len(read_manifest(folder, storage).files) for folder in (latents, embeds)))
+    check_caches(latents, embeds, dataset_digests(data / "raw"), params_file, base=base, storage=storage, hashes=False)
+    counts = {split: len(CachedRecords(latents, embeds, split, storage)) for split in SPLITS}
     return f"match the base, dataset and parameters; {counts['train']} training and {counts['heldout']} held-out records"
 
 
-def _decoded(sections: Sections, family: Family, data: Path) -> str:
-    images = [member for split in SPLITS for member in Index(data / "raw/images", split, EXTENSIONS.values())]
+def _decoded(sections: Sections, family: Family, data: Path, storage: Storage) -> str:
+    images = [member for split in SPLITS for member in Index(data / "raw/images", split, EXTENSIONS.values(), storage)]
     device, batch_size = sections.runtime.torch_device(), sections.runtime.encode_batch_size
     latents, vae = data / "latents", family.load_vae(device)
-    found = psnr_of_records(sections.encode_images, family, vae, images, latents, batch_size=batch_size, device=device)
+    shards = {file.name: storage.path(latents, file) for file in read_manifest(latents, storage).files}
+    found = psnr_of_records(sections.encode_images, family, vae, images, shards, storage, batch_size=batch_size, device=device)
     worst = min(found, key=lambda key: min(found[key]))
     mean = sum(map(sum, found.values())) / sum(map(len, found.values()))
     if mean < sections.encode_images.min_psnr:

@@ -9,7 +9,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from t2i.data.digests import sha256_of
-from t2i.data.manifest import MANIFEST, read_manifest
+from t2i.data.manifest import read_manifest
+from t2i.data.storage import MANIFEST, Storage
 from t2i.evaluate.advice import StageMetrics
 from t2i.evaluate.verdict import verdict
 from t2i.model.layout import read_object
@@ -103,13 +104,13 @@ def parsed(parameters: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def digests(stages: Stages, card: Card, data: Path, folder: Path) -> dict[str, Any]:
+def digests(stages: Stages, card: Card, data: Path, folder: Path, storage: Storage) -> dict[str, Any]:
     """Returns the content of digests.json: sha256 of files, code and shards, and the MD5 that DVC recorded of each stage."""
     return {
         "commit": card.revision.commit,
         "uncommitted_changes": card.revision.changed,
         "dataset": {name: read_object(data / "raw/dataset.json")[name] for name in ("images", "captions")},
-        "shards": {name: {file.name: file.sha256 for file in read_manifest(data / name).files} for name in _SETS},
+        "shards": {name: {file.name: file.sha256 for file in read_manifest(data / name, storage).files} for name in _SETS},
         "code": code_files(),
         "stages": {
             stage: {kind: {short(path): digest for path, digest in entries.items()} for kind, entries in read.items()}

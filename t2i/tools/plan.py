@@ -62,7 +62,7 @@ def plan(params_file: Path, base: Path, raw: Path, records: int | None) -> list[
     train, runtime = sections.train, sections.runtime
     check_settings(train, runtime)
     family = _base(sections, base)
-    dataset = _imagined(sections.fetch, records) if records else _fetched(raw)
+    dataset = _imagined(sections.fetch, records) if records else _fetched(raw, sections.runtime)
     with enough_memory(runtime):
         encoders = probe_encoders(family, runtime, sections.encode_images.size_px, dataset.a_caption)
         forward = probe_forward(family, runtime, sections.evaluate.precision, encoders)
@@ -116,13 +116,13 @@ def _memory(runtime: Runtime, whole: int, state: int, free: int, *, timed: bool)
         yield "", f"{in_bytes(free)} are free, not enough for a training step"
 
 
-def _fetched(raw: Path) -> RecordCounts:
+def _fetched(raw: Path, runtime: Runtime) -> RecordCounts:
     """Returns the counts of the dataset that `fetch dataset` wrote."""
     if not (raw / "dataset.json").is_file():
         raise ValueError(
             f"{raw}: no dataset found; run `t2i fetch dataset`, or give a number of records, such as --records 10000"
         )
-    files, captions = read_manifest(raw / "images").files, list(read_captions(raw / "captions.jsonl"))
+    files, captions = read_manifest(raw / "images", runtime.storage()).files, list(read_captions(raw / "captions.jsonl"))
     if not captions:
         raise ValueError(f"{raw / 'captions.jsonl'}: no records; run `t2i fetch dataset` again")
     return RecordCounts(

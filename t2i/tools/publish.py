@@ -82,7 +82,7 @@ def _write(out: Path, place: str, licence: str | None) -> Card:
         card = facts(_PARAMS, _DATA, _PRESETS, samples, place, licence)
         write_text(folder / "params.yaml", card.parameters)
         write_text(folder / "README.md", render_card(card))
-        write_json(folder / _DIGESTS, digests(stages, card, _DATA, folder))
+        write_json(folder / _DIGESTS, digests(stages, card, _DATA, folder, sections.runtime.storage()))
         check_private(folder)
     for note in _notes(card):
         print(f"note: {note}", file=sys.stderr)
@@ -116,7 +116,7 @@ def _draw(sections: Sections, out: Path) -> list[Sample]:
 
     Samples that nearly equal a training image are left out. The files have no metadata.
     """
-    folders = DataFolders(_DATA / "raw", _DATA / "latents", _DATA / "embeds")
+    folders = DataFolders(_DATA / "raw", _DATA / "latents", _DATA / "embeds", sections.runtime.storage())
     copied = {row["key"] for row in read_json(_DATA / "reports/evaluate/nearest.json") if row["copied"]}
     keys = [
         key for key in some_keys(folders, "heldout", sections.evaluate.prompts, sections.evaluate.seed) if key not in copied

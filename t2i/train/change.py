@@ -1,10 +1,24 @@
 """Change: how far training moved the weights of the UNet."""
 
+import sys
 from pathlib import Path
 
 from safetensors import safe_open
 
 from t2i.model.pretrained import Change
+
+_LEAST = 1e-6
+"""Relative change of the weights below which a run has taught nothing; a step of AdamW at a rate of 1e-6 gives about 1e-5."""
+
+
+def say_if_unchanged(unet: Path, change: Change) -> None:
+    """Prints a note if a run has taught nothing; see `relative_change`."""
+    if (moved := relative_change(unet, change)) < _LEAST:
+        print(
+            f"note: the run taught nothing: its weights differ from the base's by {moved:.1e} of their norm; raise "
+            "`train.learning_rate`, or train longer",
+            file=sys.stderr,
+        )
 
 
 def relative_change(unet: Path, change: Change) -> float:

@@ -7,6 +7,8 @@ import contextlib
 import json
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from t2i.core.files import flush, fresh
 from t2i.core.locks import locked
+from t2i.data.bucket import StoreLost
 from t2i.data.digests import sha256_of
 from t2i.train.group import Group
 
@@ -150,3 +153,13 @@ def damage(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"unreadable ({error})"
     return None
+
+
+@contextmanager
+def saved_if_lost(save: Callable[[], None]) -> Iterator[None]:
+    """Saves a checkpoint if the block ends because no shard comes from the store any more."""
+    try:
+        yield
+    except StoreLost:
+        save()
+        raise

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from t2i.core.patience import patience_seconds
 from t2i.model.checks import in_one_line
 from t2i.model.launch import in_process_group
-from t2i.train.watch import RESUME, Watch, patience_seconds
+from t2i.train.watch import RESUME, Watch
 
 JOIN_MINUTES = 10
 """How long a process waits for the others of its group to start."""

@@ -17,6 +17,7 @@ from t2i.core.signals import Interrupt, Interrupted
 from t2i.data.cached import CachedRecords
 from t2i.data.digests import code_digest, digest_of, fingerprint, sha256_of
 from t2i.data.records import SPLITS
+from t2i.data.storage import Storage
 from t2i.model.adapter import Facts, deciding_files
 from t2i.model.checks import in_one_line
 from t2i.model.family import Family, file_of
@@ -24,7 +25,7 @@ from t2i.model.layout import read_object
 from t2i.model.runtime import Runtime
 from t2i.train import checkpoint
 from t2i.train.card import Pictures, write_card
-from t2i.train.change import relative_change
+from t2i.train.change import say_if_unchanged
 from t2i.train.checkpoint import Checkpoint
 from t2i.train.execution import take_over_threads
 from t2i.train.group import Group
@@ -46,18 +47,10 @@ DECIDED_BY = (
 )
 """The code that determines the contents of a checkpoint: a run only resumes from checkpoints of the same code."""
 
-LEAST_CHANGE = 1e-6
-"""Relative change of the weights below which a run has taught nothing; a step of AdamW at a rate of 1e-6 gives about 1e-5."""
-
-TAUGHT_NOTHING = (
-    "the run taught nothing: its weights differ from the base's by {:.1e} of their norm; raise `train.learning_rate`, or "
-    "train longer"
-)
-
 
 @dataclass(frozen=True)
 class Inputs:
-    """The paths that training reads."""
+    """What training reads."""
 
     base: Path
     latents: Path
@@ -65,6 +58,8 @@ class Inputs:
     validation_prompts: Path
     dataset: Path
     """dataset.json, for the model card."""
+    storage: Storage
+    """Where the shards of latents and embeddings are."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +86,18 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
 
     Raises:
         SystemExit: with code 130 or 143 after SIGINT or SIGTERM, once a checkpoint is on disk.
+        StoreLost: if no shard comes from the store any more, once a checkpoint is on disk.
         ValueError: if the caches do not match each other or the UNet, the loss is not finite, or the processes differ.
     """
     first, made_by = group.first, _made_by(section, inputs)
-    code = code_digest([*DECIDED_BY, file_of(family), *deciding_files(section.adapter)])
-    group.compare("made by", flat(made_by) | {"code of t2i": code})
-    decided_by = fingerprint(made_by, code)
+    decided_by = _agreed(made_by, section, family, group)
     work = work_folder("train", decided_by) if first else work_root() / decided_by
     with locked(work) if first else contextlib.nullcontext():
         if first:
             checkpoint.make_room(work, restart=os.environ.get("T2I_RESUME") == "never")
-        verification = Verification(work, (inputs.latents, inputs.embeds) if runtime.verify_shards and first else ())
-        records = {split: CachedRecords(inputs.latents, inputs.embeds, split) for split in SPLITS}
+        folders = (inputs.latents, inputs.embeds) if runtime.verify_shards and first else ()
+        verification = Verification(work, folders, inputs.storage)
+        records = {split: CachedRecords(inputs.latents, inputs.embeds, split, inputs.storage) for split in SPLITS}
         prepared = prepare(section, runtime, family, records["train"])
         names = runtime.trackers if first else []
         trackers = Trackers(names, family, runtime.tracker_project, outputs.trackers / work.name, section.model_dump())
@@ -120,6 +115,13 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
         write_json(outputs.report / "metrics.json", metrics := history.last_tenth())
         checkpoint.finish(work)
     return metrics
+
+
+def _agreed(made_by: dict[str, Any], section: Train, family: Family, group: Group) -> str:
+    """Returns the fingerprint of what decides the result; raises a ValueError if it differs between the processes."""
+    code = code_digest([*DECIDED_BY, file_of(family), *deciding_files(section.adapter)])
+    group.compare("made by", flat(made_by) | {"code of t2i": code})
+    return fingerprint(made_by, code)
 
 
 def optimize(
@@ -148,7 +150,7 @@ def optimize(
                 checkpoint.save(work, made, runtime.keep_checkpoints, spared=verification.spared())
 
     saved_at = time.monotonic()
-    with Interrupt() as interrupt, progress, prepared.before_each_forward(interrupt.check):
+    with Interrupt() as interrupt, progress, prepared.before_each_forward(interrupt.check), checkpoint.saved_if_lost(save):
         while True:
             verification.check()
             validate()
@@ -205,8 +207,8 @@ def _export(
 ) -> None:
     """Writes the EMA weights as a pipeline or an adapter, with its card; says so if they hardly differ from the base."""
     weights, adapter = prepared.ema.shadow, section.adapter
-    if section.init == "base" and (moved := relative_change(inputs.base / "unet", adapter.change(weights))) < LEAST_CHANGE:
-        print(f"note: {TAUGHT_NOTHING.format(moved)}", file=sys.stderr)
+    if section.init == "base":
+        say_if_unchanged(inputs.base / "unet", adapter.change(weights))
     size = 2 * sum(weight.nbytes for weight in weights.values()) if adapter.keeps_base else size_of(inputs.base)
     with fresh(out, size) as folder:
         facts = _facts(section, prepared, inputs)

@@ -137,7 +137,8 @@ class Prepared:
     def before_each_forward(self, check: Callable[[], None]) -> Iterator[None]:
         """Calls `check` before each call of the UNet that may be given up: its exception ends a step or a validation early.
 
-        With several processes, a training step is never given up, because the others wait for its gradients.
+        Also calls it while such a step waits for data. With several processes, a training step is never given up, because the
+        others wait for its gradients.
         """
 
         def hook(unet: nn.Module, inputs: object) -> None:
@@ -145,6 +146,8 @@ class Prepared:
             if self.processes == 1 or not unet.training:
                 check()
 
+        if self.processes == 1:
+            self.prefetcher.while_waiting = check
         handle = self.unet.register_forward_pre_hook(hook)
         try:
             yield

@@ -22,7 +22,7 @@ from t2i.data.chance import derived_seed
 from t2i.data.digests import digest_of, fingerprint
 from t2i.data.reader import read_tensors
 from t2i.data.records import Split
-from t2i.model.denoising import denoising_errors, fixed_records
+from t2i.model.denoising import FixedRecord, denoising_errors, fixed_records
 from t2i.model.family import Family, decoded
 from t2i.model.precision import Precision
 from t2i.model.runtime import Runtime
@@ -92,20 +92,19 @@ class Validator:
         return rows
 
     @cached_property
-    def _measured(self) -> dict[Split, list[int]]:
+    def _measured(self) -> dict[Split, list[FixedRecord]]:
         """The records of each split that errors are measured on."""
-        p = self.runtime.validation
+        p, of_view = self.runtime.validation, self.family.view_conditioning
         count = min(p.records, *map(len, self.records.values()))
-        return {split: fixed_records(records, count, p.seed) for split, records in self.records.items()}
+        return {split: fixed_records(records, count, p.seed, of_view) for split, records in self.records.items()}
 
     def _errors(self, unet: nn.Module, device: torch.device) -> dict[Split, Tensor]:
         p, errors = self.runtime.validation, {}
-        for split, records in self.records.items():
+        for split, records in self._measured.items():
             of_each = denoising_errors(
                 unet,
                 self.family,
                 records,
-                self._measured[split],
                 p.timesteps_per_record,
                 p.seed,
                 precision=self.precision,

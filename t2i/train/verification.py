@@ -16,6 +16,7 @@ from t2i.core.files import write_json
 from t2i.data.index import Index
 from t2i.data.manifest import check_hashes
 from t2i.data.records import SPLITS
+from t2i.data.storage import Storage
 
 _FIRST_SECONDS = 2.0
 """How long the first step waits, so that damage to a small set is found before it."""
@@ -27,24 +28,25 @@ class Verification:
     Args:
         work: the work folder of the run.
         folders: the sets, which must have the same records; empty to check nothing.
+        storage: where their shards are. Those that are fetched are compared then, before they are used.
     """
 
-    def __init__(self, work: Path, folders: Sequence[Path]) -> None:
+    def __init__(self, work: Path, folders: Sequence[Path], storage: Storage) -> None:
         self._work, self._marker = work, work / "unverified.json"
         if folders and not self._marker.exists():  # an earlier start may have left it: what it computed is not verified yet
             write_json(self._marker, _results(work))
         self._verified = dict(json.loads(self._marker.read_text(encoding="utf-8"))) if folders else {}
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, args=(folders,), daemon=True, name="verification")
+        self._thread = threading.Thread(target=self._run, args=(folders, storage), daemon=True, name="verification")
         self._thread.start()
         self._thread.join(_FIRST_SECONDS)
 
-    def _run(self, folders: Sequence[Path]) -> None:
+    def _run(self, folders: Sequence[Path], storage: Storage) -> None:
         try:
             for folder in folders:
-                check_hashes(folder, shown=False)
+                check_hashes(folder, storage=storage, shown=False)
             for split in SPLITS:
-                keys = [Index(folder, split).unique_keys() for folder in folders]
+                keys = [Index(folder, split, storage=storage).unique_keys() for folder in folders]
                 if not all(np.array_equal(keys[0], its) for its in keys):
                     raise ValueError(f"{' and '.join(map(str, folders))} have different {split} records; run `dvc repro`")
             if folders:

@@ -8,26 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-_PATIENCE_SECONDS = 600.0
-"""How long a process may be silent."""
-
 _LEFT = "left"
 _FAILED = "failed: "
 
 RESUME = "run the same command on all machines to resume from the newest checkpoint"
-
-
-def patience_seconds() -> float:
-    """Returns how long a process may be silent: T2I_PATIENCE_SECONDS if it is set, else ten minutes.
-
-    Raises:
-        ValueError: if it is set to anything but a positive number.
-    """
-    text = os.environ.get("T2I_PATIENCE_SECONDS") or str(_PATIENCE_SECONDS)
-    with contextlib.suppress(ValueError):
-        if 0 < (seconds := float(text)) < 1e6:
-            return seconds
-    raise ValueError(f"T2I_PATIENCE_SECONDS is {text!r}: set it to a number of seconds between 0 and 1e6, or unset it")
 
 
 class Watch:

@@ -10,12 +10,14 @@ from t2i.train import loop
 from tests.pipeline import declared
 
 ALWAYS = {"core/files.py", "core/locks.py", "core/params.py", "core/signals.py", "data/caches.py", "data/digests.py"}
-ALWAYS |= {"core/launcher.py", "core/machine.py", "core/workers.py"}
+ALWAYS |= {"core/launcher.py", "core/machine.py", "core/patience.py", "core/workers.py"}
+ALWAYS |= {f"data/{name}.py" for name in ("bucket", "copies", "remote", "storage")}
 ALWAYS |= {"data/manifest.py", "model/base.py", "model/checks.py", "model/export.py", "model/layout.py", "model/runtime.py"}
 """How files take their names, who writes and works, what is refused; the values of parameters are in the fingerprint."""
 NOT_DECISIVE = {
     "train": ALWAYS
     | {
+        "data/ahead.py",
         "model/launch.py",
         "model/tensor_file.py",
         "model/text.py",

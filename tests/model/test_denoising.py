@@ -16,14 +16,14 @@ def test_errors_match_diffusers_for_any_batch_size(project) -> None:
     base = project.folder / "data/base"
     family, records = Family(base), CachedRecords(project.folder / "data/latents", project.folder / "data/embeds", "heldout")
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
-    places = fixed_records(records, 3, seed=0)
-    errors = denoising_errors(unet, family, records, places, 2, 7, precision="fp32", batch_size=4, device="cpu")
+    fixed = fixed_records(records, 3, 0, family.view_conditioning)
+    errors = denoising_errors(unet, family, fixed, 2, 7, precision="fp32", batch_size=4, device="cpu")
     assert errors.shape == (3, 2)
-    one_by_one = denoising_errors(unet, family, records, places, 2, 7, precision="fp32", batch_size=1, device="cpu")
+    one_by_one = denoising_errors(unet, family, fixed, 2, 7, precision="fp32", batch_size=1, device="cpu")
     torch.testing.assert_close(errors, one_by_one, rtol=1e-4, atol=0)
-    alone = denoising_errors(unet, family, records, places[1:2], 2, 7, precision="fp32", batch_size=4, device="cpu")
+    alone = denoising_errors(unet, family, fixed[1:2], 2, 7, precision="fp32", batch_size=4, device="cpu")
     torch.testing.assert_close(errors[1:2], alone, rtol=1e-4, atol=0)
-    rounded = denoising_errors(unet, family, records, places, 2, 7, precision="bf16", batch_size=4, device="cpu")
+    rounded = denoising_errors(unet, family, fixed, 2, 7, precision="bf16", batch_size=4, device="cpu")
     torch.testing.assert_close(errors, rounded, rtol=2e-2, atol=0)
 
     scheduler, kept = DDPMScheduler.from_pretrained(base, subfolder="scheduler"), {}
@@ -34,8 +34,8 @@ def test_errors_match_diffusers_for_any_batch_size(project) -> None:
             kept["prediction"] = unet(noisy_latents, timesteps, **conditioning)[0]
             return (kept["prediction"],)
 
-    spied = denoising_errors(Spy(), family, records, places[:1], 2, 7, precision="fp32", batch_size=2, device="cpu")
-    mean = records.moments(places[0])[0].float().chunk(2)[0] * family.scaling_factor
+    spied = denoising_errors(Spy(), family, fixed[:1], 2, 7, precision="fp32", batch_size=2, device="cpu")
+    mean = fixed[0].moments.float().chunk(2)[0] * family.scaling_factor
     a = scheduler.alphas_cumprod[kept["timesteps"]].view(-1, 1, 1, 1)
     noise = (kept["noisy"] - a.sqrt() * mean) / (1 - a).sqrt()
     theirs = (kept["prediction"] - noise).square().mean(dim=(1, 2, 3))
@@ -44,7 +44,12 @@ def test_errors_match_diffusers_for_any_batch_size(project) -> None:
 
 def test_the_seed_chooses_the_records(project) -> None:
     project.fetch_and_encode()
+    family = Family(project.folder / "data/base")
     records = CachedRecords(project.folder / "data/latents", project.folder / "data/embeds", "train")
-    assert fixed_records(records, 5, 0) == fixed_records(records, 9, 0)[:5]
-    assert fixed_records(records, 5, 0) != fixed_records(records, 5, 1)
-    assert len(fixed_records(records, 10_000, 0)) == len(records)
+
+    def keys(most: int, seed: int) -> list[str]:
+        return [record.key for record in fixed_records(records, most, seed, family.view_conditioning)]
+
+    assert keys(5, 0) == keys(9, 0)[:5]
+    assert keys(5, 0) != keys(5, 1)
+    assert len(keys(10_000, 0)) == len(records)

@@ -33,7 +33,7 @@ def test_planned_bytes_equal_written_bytes(project, views) -> None:
     fetch.dataset()
     sections = load_sections(project.folder / "params.yaml")
     encoders = probe_encoders(Family(project.folder / "data/base"), sections.runtime, (32, 32), "a square")
-    planned = cache_bytes(sections, _fetched(project.folder / "data/raw"), encoders)
+    planned = cache_bytes(sections, _fetched(project.folder / "data/raw", sections.runtime), encoders)
     encode.images()
     encode.captions()
     written = [

@@ -1,6 +1,6 @@
 import pytest
 
-from t2i.train.watch import patience_seconds
+from t2i.core.patience import patience_seconds
 
 
 @pytest.mark.parametrize(("text", "seconds"), [(None, 600.0), ("", 600.0), ("2.5", 2.5), ("3600", 3600.0)])

@@ -1,0 +1,155 @@
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from t2i.data.bucket import Bucket, StoreLost
+from t2i.data.digests import sha256_of
+from t2i.data.remote import Remote, ShardCache
+from t2i.data.storage import File, Storage
+
+SIZE = 1000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A set of four shards in a store, and an index in its folder."""
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"train-{number:05d}.tar").write_bytes(bytes([number]) * SIZE)
+    (folder / "train-00000.npy").write_bytes(b"index")
+    return folder
+
+
+@pytest.fixture
+def rows(folder: Path, tmp_path: Path) -> list[File]:
+    """Their rows in the manifest, once the shards are in the store."""
+    paths = sorted(folder.iterdir())
+    rows = [File(name=path.name, count=1, bytes=path.stat().st_size, sha256=sha256_of(path)) for path in paths]
+    storage = remote(tmp_path)
+    for path, row in zip(paths, rows, strict=True):
+        storage.put(path, row)
+    assert [path.name for path in folder.iterdir()] == ["train-00000.npy"]
+    return rows
+
+
+def remote(tmp_path: Path, shards: float = 10, *, verify: bool = True) -> Remote:
+    """Returns the store with a cache for some shards."""
+    cache = ShardCache(folder=str(tmp_path / "cache"), gb=shards * SIZE / 1e9)
+    return Remote(Bucket(str(tmp_path / "store")), cache, verify=verify)
+
+
+def paths_of(storage: Storage, folder: Path, rows: list[File]) -> list[Path]:
+    return [storage.path(folder, row) for row in rows if row.is_shard]
+
+
+def cached(tmp_path: Path) -> set[int]:
+    """Returns the numbers of the shards in the cache."""
+    return {path.read_bytes()[0] for path in (tmp_path / "cache").glob("*/*.tar")}
+
+
+def test_a_set_is_complete_if_its_shards_are_in_the_store(folder, rows, tmp_path) -> None:
+    assert remote(tmp_path).sizes(folder, rows) == {row.name: row.bytes for row in rows}
+    assert Storage().sizes(folder, rows) == {"train-00000.npy": 5}
+    next((tmp_path / "store").iterdir()).unlink()
+    assert len(remote(tmp_path).sizes(folder, rows)) == 4
+
+
+def test_a_shard_is_fetched_when_it_is_read(folder, rows, tmp_path) -> None:
+    storage = remote(tmp_path)
+    paths = paths_of(storage, folder, rows)
+    assert paths[2].name == "train-00002.tar"
+    assert not paths[2].exists()
+    assert storage.content(paths[2]).tobytes() == bytes([2]) * SIZE
+    assert cached(tmp_path) == {2}
+    assert storage.content(storage.path(folder, rows[0])).tobytes() == b"index"
+
+
+def test_a_shard_in_its_folder_is_not_fetched(folder, rows, tmp_path) -> None:
+    own = folder / "train-00001.tar"
+    own.write_bytes(bytes([1]) * SIZE)
+    storage = remote(tmp_path)
+    assert storage.path(folder, rows[2]) == own
+    assert storage.content(own)[0] == 1
+    assert cached(tmp_path) == set()
+
+
+def test_the_least_recently_used_copy_gives_way(folder, rows, tmp_path) -> None:
+    storage = remote(tmp_path, shards=2)
+    paths = paths_of(storage, folder, rows)
+    first = storage.content(paths[0])
+    for number in (1, 0, 2):
+        storage.content(paths[number])
+    assert cached(tmp_path) == {0, 2}
+    storage.content(paths[3])
+    assert cached(tmp_path) == {2, 3}
+    assert first.tobytes() == bytes([0]) * SIZE, "what was read is still there"
+
+
+def test_what_is_needed_is_fetched_ahead_and_stays(folder, rows, tmp_path) -> None:
+    storage = remote(tmp_path, shards=3)
+    paths = paths_of(storage, folder, rows)
+    storage.need(paths[:2])
+    deadline = time.monotonic() + 20
+    while cached(tmp_path) != {0, 1}:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for number in (2, 3, 2, 3):
+        storage.content(paths[number])
+        assert cached(tmp_path) == {0, 1, number}
+    storage.need(paths[2:])
+    storage.content(paths[2])
+    storage.content(paths[3])
+    storage.content(paths[0])
+    assert cached(tmp_path) == {0, 2, 3}
+
+
+def test_a_copy_in_use_by_another_process_stays(folder, rows, tmp_path) -> None:
+    theirs, ours = remote(tmp_path, shards=2), remote(tmp_path, shards=2)
+    paths = paths_of(theirs, folder, rows)
+    assert paths == paths_of(ours, folder, rows)
+    theirs.content(paths[0])
+    for number in (1, 2, 3):
+        ours.content(paths[number])
+    assert 0 in cached(tmp_path)
+
+
+@pytest.mark.parametrize(("verify", "read"), [(True, 1), (False, 7)])
+def test_copies_of_earlier_runs_are_compared_if_wanted(folder, rows, tmp_path, verify, read) -> None:
+    paths = paths_of(storage := remote(tmp_path), folder, rows)
+    storage.content(paths[1])
+    paths[1].write_bytes(bytes([7]) * SIZE)
+    again = remote(tmp_path, verify=verify)
+    assert again.content(paths_of(again, folder, rows)[1])[0] == read
+
+
+def test_what_changed_in_the_store_is_never_used(folder, rows, tmp_path) -> None:
+    (tmp_path / "store" / f"{rows[1].sha256}.tar").write_bytes(bytes([9]) * SIZE)
+    storage = remote(tmp_path)
+    with pytest.raises(StoreLost, match=r"its sha256 is \w{16}: it was changed there; .* writes train-00000.tar again"):
+        storage.content(paths_of(storage, folder, rows)[0])
+    assert cached(tmp_path) == set()
+    assert not list((tmp_path / "cache").glob("*/*.partial"))
+
+
+def test_a_shard_larger_than_the_cache_is_refused(folder, rows, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"needed together have 1 kB, but `runtime.shard_cache.gb` is 9e-07: increase it"):
+        remote(tmp_path, shards=0.9).path(folder, rows[1])
+    storage = remote(tmp_path, shards=2)
+    with pytest.raises(ValueError, match=r"needed together have 3 kB"):
+        storage.need(paths_of(storage, folder, rows)[:3])
+
+
+def test_threads_that_read_one_shard_fetch_it_once(folder, rows, tmp_path, monkeypatch) -> None:
+    blocks, fetched = Bucket.blocks, []
+    monkeypatch.setattr(Bucket, "blocks", lambda bucket, name, size: fetched.append(name) or blocks(bucket, name, size))
+    storage = remote(tmp_path)
+    path = paths_of(storage, folder, rows)[0]
+    threads = [threading.Thread(target=storage.content, args=(path,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fetched) == 1
