@@ -166,8 +166,7 @@ class Images:
 
     def _need(self, shards: Sequence[str]) -> None:
         """Has the images of some shards on this disk, and of no others."""
-        places = (self._places[name] for name in shards)
-        self.storage.need([path for index, its in places for path in index.files_of(its)])
+        self.storage.need([path for name in shards for path in self._places[name][0].files_of(self._places[name][1])])
 
     def _look_up(self, made: ShardSet, name: str) -> _Shard:
         """Returns what a shard needs. A record is identified by the bytes of its image and the views that are stored of it."""

@@ -118,7 +118,7 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
 
 
 def _agreed(made_by: dict[str, Any], section: Train, family: Family, group: Group) -> str:
-    """Returns the fingerprint of what decides the result; raises a ValueError if it differs between the processes."""
+    """Returns the fingerprint of what decides the result. Raises a ValueError if processes differ in it."""
     code = code_digest([*DECIDED_BY, file_of(family), *deciding_files(section.adapter)])
     group.compare("made by", flat(made_by) | {"code of t2i": code})
     return fingerprint(made_by, code)

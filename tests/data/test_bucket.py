@@ -63,7 +63,12 @@ def test_a_folder_is_a_bucket_too(tmp_path, folder) -> None:
 def test_a_file_is_put_once_but_again_if_it_is_incomplete(url, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_bytes(b"0123456789")
     puts, put = [], MemoryFileSystem.put_file
-    monkeypatch.setattr(MemoryFileSystem, "put_file", lambda *arguments, **options: (puts.append(1), put(*arguments)))
+
+    def put_file(*arguments, **options) -> None:
+        puts.append(arguments)
+        put(*arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
     kept(url, b"012").put(tmp_path / "file", "a.tar")
     Bucket(url).put(tmp_path / "file", "a.tar")
     assert len(puts) == 1

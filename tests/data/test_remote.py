@@ -144,7 +144,12 @@ def test_a_shard_larger_than_the_cache_is_refused(folder, rows, tmp_path) -> Non
 
 def test_threads_that_read_one_shard_fetch_it_once(folder, rows, tmp_path, monkeypatch) -> None:
     blocks, fetched = Bucket.blocks, []
-    monkeypatch.setattr(Bucket, "blocks", lambda bucket, name, size: fetched.append(name) or blocks(bucket, name, size))
+
+    def counted(bucket, name, size):
+        fetched.append(name)
+        return blocks(bucket, name, size)
+
+    monkeypatch.setattr(Bucket, "blocks", counted)
     storage = remote(tmp_path)
     path = paths_of(storage, folder, rows)[0]
     threads = [threading.Thread(target=storage.content, args=(path,)) for _ in range(8)]
