@@ -120,20 +120,39 @@ def plan(
     records: Annotated[
         int | None, typer.Option(min=2, help="Plan for this number of records. The dataset does not have to be fetched.")
     ] = None,
+    captions: Annotated[int, typer.Option(min=1, help="Captions of each record, with --records.")] = 1,
+    parts: Annotated[int | None, typer.Option(min=1, help="Also show what one of this number of parts encodes.")] = None,
     base_size: Annotated[
         Literal["sd15", "sd21", "sdxl"] | None,
-        typer.Option(help="Only show what this base needs on GPUs of each size. Nothing has to be fetched."),
+        typer.Option(
+            help="Only show what this base needs on GPUs of each size, or with --records, what this number of records takes. "
+            "Nothing has to be fetched."
+        ),
     ] = None,
+    resolution_px: Annotated[
+        int | None, typer.Option(min=8, help="Side of the images, with --base-size and --records. Default: 512; sdxl: 1024.")
+    ] = None,
+    tflops: Annotated[
+        float,
+        typer.Option(min=0.001, help="Speed of a GPU in TFLOP/s, as reached in practice, with --base-size and --records."),
+    ] = 100.0,
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Estimates what a run needs before you start it: disk space, memory, steps, and time, from short measurements."""
-    from t2i.tools.cards import table
     from t2i.tools.plan import plan
 
-    if base_size:
+    if base_size and records is None:
+        from t2i.tools.cards import table
+
         print("\n".join(table(base_size)))
         return
-    for name, estimate in plan(params_file, base, raw, records):
+    if base_size and records:
+        from t2i.tools.forecast import forecast
+
+        lines = forecast(base_size, records, resolution_px, captions=captions, parts=parts, tflops=tflops)
+    else:
+        lines = plan(params_file, base, raw, records, captions, parts)
+    for name, estimate in lines:
         print(f"{name:22} {estimate}")
 
 
