@@ -120,7 +120,7 @@ def plan(
     records: Annotated[
         int | None, typer.Option(min=2, help="Plan for this number of records. The dataset does not have to be fetched.")
     ] = None,
-    captions: Annotated[int, typer.Option(min=1, help="Captions of each record, with --records.")] = 1,
+    captions: Annotated[int | None, typer.Option(min=1, help="Captions of each record, with --records. Default: 1.")] = None,
     parts: Annotated[int | None, typer.Option(min=1, help="Also show what one of this number of parts encodes.")] = None,
     base_size: Annotated[
         Literal["sd15", "sd21", "sdxl"] | None,
@@ -133,27 +133,27 @@ def plan(
         int | None, typer.Option(min=8, help="Side of the images, with --base-size and --records. Default: 512; sdxl: 1024.")
     ] = None,
     tflops: Annotated[
-        float,
-        typer.Option(min=0.001, help="Speed of a GPU in TFLOP/s, as reached in practice, with --base-size and --records."),
-    ] = 100.0,
+        float | None, typer.Option(min=0.001, help="TFLOP/s that a GPU reaches, with --base-size and --records. Default: 100.")
+    ] = None,
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Estimates what a run needs before you start it: disk space, memory, steps, and time, from short measurements."""
-    from t2i.tools.plan import plan
+    if (captions and not records) or ((resolution_px or tflops) and not (records and base_size)):
+        raise typer.BadParameter("--captions needs --records; --resolution-px and --tflops need --records and --base-size")
+    if base_size and records:
+        from t2i.tools.forecast import forecast
 
-    if base_size and records is None:
+        lines = forecast(base_size, records, resolution_px, captions=captions or 1, parts=parts, tflops=tflops or 100.0)
+    elif base_size:
         from t2i.tools.cards import table
 
         print("\n".join(table(base_size)))
         return
-    if base_size and records:
-        from t2i.tools.forecast import forecast
-
-        lines = forecast(base_size, records, resolution_px, captions=captions, parts=parts, tflops=tflops)
     else:
-        lines = plan(params_file, base, raw, records, captions, parts)
-    for name, estimate in lines:
-        print(f"{name:22} {estimate}")
+        from t2i.tools.plan import plan
+
+        lines = plan(params_file, base, raw, records, captions or 1, parts)
+    print("\n".join(f"{name:22} {estimate}" for name, estimate in lines))
 
 
 @app.command()

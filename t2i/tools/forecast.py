@@ -49,12 +49,17 @@ def forecast(
         captions: the number of captions of each record.
         parts: the number of parts that share the encoding; None: there are no parts.
         tflops: operations that a GPU computes, in 10^12 per second.
+
+    Raises:
+        ValueError: if the side is not a multiple of 8.
     """
-    size_px = size_px or SIZES[name].sizes_px[0]
+    if (size_px := size_px or SIZES[name].sizes_px[0]) % VAE_FACTOR:
+        raise ValueError(f"`--resolution-px` is {size_px}, wanted a multiple of {VAE_FACTOR}, the pixels of a latent")
     dataset, sizes, counted = forecast_of(name, records, size_px, captions)
     view, caption, image = (number / tflops / 1e12 for number in counted)
     rates = Rates(view, caption, image, f"a GPU at {tflops:g} TFLOP/s")
     encoding, at_each_use = Work(1, captions).seconds(rates), Work(1, 1).seconds(rates)
+    epochs = "1 epoch" if captions == 1 else f"{figure(encoding / at_each_use)} epochs"
     of_record, of_image = (counted.view + captions * counted.caption) / 1e12, counted.image / 1e12
     settings = f"`records_per_shard: {RECORDS_PER_SHARD}`, `train.order: {{name: windows, shards: {ORDER.shards}}}`"
     lines = [
@@ -65,10 +70,7 @@ def forecast(
         ("time, encode", f"{clock(records * encoding)} for {rates.by}"),
         ("time, train", f"{clock(records * image)} per epoch for {rates.by}: {1 / image:.3g} images per second"),
         *reading_lines(sizes, dataset, ORDER, rates),
-        ("caching", f"pays after {_epochs(encoding / at_each_use)}: without it, each takes {at_each_use / image:.0%} longer"),
+        ("caching", f"pays if training has more than {epochs}; without it, each epoch takes {at_each_use / image:.0%} longer"),
+        ("", "in less than 1 epoch, some of what is encoded is never used: set `fetch.max_train_records`"),
     ]
     return [*lines, *(part_lines(sizes, dataset, VIEWS, parts, rates) if parts else ())]
-
-
-def _epochs(number: float) -> str:
-    return f"{figure(number)} epoch{'s' * (number > 1)}"

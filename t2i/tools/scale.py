@@ -86,7 +86,7 @@ def part_lines(sizes: Sizes, dataset: RecordCounts, views: dict[Split, int], par
         shares = [Part(number, parts) for number in range(1, min(parts, len(of_set)) + 1)]
         size = max(sum(shard.bytes for shard in share.shards(of_set)) for share in shares)
         longest = clock(max(sum(share.shards(seconds)) for share in shares))
-        count = f"{len(shares[0].shards(of_set)):,} of {len(of_set):,} shards"
+        count = f"at most {len(shares[0].shards(of_set)):,} of {len(of_set):,} shards"
         yield f"part, encode {kind}", f"{count}, writes {in_bytes(size)}, {longest} for {rates.by}"
     if (idle := parts - max(map(len, times.values()))) > 0:
         yield "", f"{idle:,} of {parts:,} parts have no shard: use fewer parts"

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from typer.testing import CliRunner
 
@@ -37,8 +39,10 @@ def test_times_are_those_of_the_operations(known) -> None:
     lines = dict(forecast("sd15", 3_600_000, captions=2, parts=10, tflops=100.0))
     assert lines["time, encode"] == "about 13 h 00 min for a GPU at 100 TFLOP/s"  # 3.6 M x 1.3 TFLOP
     assert lines["time, train"] == "about 24 h 00 min per epoch for a GPU at 100 TFLOP/s: 41.7 images per second"
-    assert lines["caching"] == "pays after 1.08 epochs: without it, each takes 50% longer"  # 1.3 / 1.2 and 1.2 / 2.4
-    assert lines["part, encode images"].startswith("704 of 7,032 shards")
+    assert (
+        lines["caching"] == "pays if training has more than 1.08 epochs; without it, each epoch takes 50% longer"
+    )  # 1.3 / 1.2 and 1.2 / 2.4
+    assert lines["part, encode images"].startswith("at most 704 of 7,032 shards")
 
 
 def test_a_forecast_needs_no_file(known, tmp_path, monkeypatch) -> None:
@@ -47,6 +51,21 @@ def test_a_forecast_needs_no_file(known, tmp_path, monkeypatch) -> None:
     assert done.exit_code == 0, done.exception
     assert "1,000 for training, of one view at 256 px and 1 caption\n" in done.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--captions", "2"], "--captions needs --records"),
+        (["--base-size", "sd15", "--tflops", "50"], "--tflops need --records"),
+        (["--records", "50", "--resolution-px", "512"], "--base-size"),
+        (["--records", "50", "--base-size", "sd15", "--resolution-px", "500"], "multiple of 8"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(arguments, wanted) -> None:
+    done = CliRunner().invoke(app, ["plan", *arguments])
+    assert done.exit_code != 0
+    assert wanted in re.sub(r"[\s│]+", " ", f"{done.output}{done.exception}")
 
 
 def test_the_documentation_has_the_tables() -> None:

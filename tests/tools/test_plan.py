@@ -97,8 +97,8 @@ def test_more_records_than_can_be_mapped_are_planned_too(project) -> None:
     plan = planned("--records", "10000000", "--captions", "3", "--parts", "64")
     assert plan["records"] == "7,000,000 train, 128 held-out; 21,000,384 captions"
     assert "`fetch.records_per_shard`" in plan["too many files"]
-    assert plan["part, encode images"].startswith("13,673 of 875,016 shards")
-    assert plan["part, encode captions"].startswith("13,673 of 875,016 shards")
+    assert plan["part, encode images"].startswith("at most 13,673 of 875,016 shards")
+    assert plan["part, encode captions"].startswith("at most 13,673 of 875,016 shards")
 
 
 def test_windows_need_a_part_of_the_set(project) -> None:

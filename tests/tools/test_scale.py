@@ -27,9 +27,9 @@ def test_a_hundred_million_records_are_counted_without_a_list_of_them() -> None:
 def test_the_largest_part_is_described() -> None:
     sizes, dataset = of_records(90, 10, captions=3)
     lines = dict(part_lines(sizes, dataset, VIEWS, 4, RATES))
-    assert lines["part, encode images"].startswith("3 of 10 shards")
+    assert lines["part, encode images"].startswith("at most 3 of 10 shards")
     assert lines["part, encode images"].endswith("about 0 min 06 s for a computer")  # 3 shards of 10 records with 2 views
-    assert lines["part, encode captions"].startswith("5 of 20 shards")
+    assert lines["part, encode captions"].startswith("at most 5 of 20 shards")
     assert "" not in lines
 
 
