@@ -36,6 +36,7 @@ def test_planned_bytes_equal_written_bytes(project, views) -> None:
     metadata = project.folder / "images" / "metadata.jsonl"
     metadata.write_text(metadata.read_text().replace('"square 3"', '["square 3", "the third", "three"]'))
     project.params["encode"]["images"] |= {"crop": {"name": "random", "views": views}, "flip": views > 1}
+    project.params["encode"]["captions"]["records_per_shard"] = 5
     project.write()
     fetch.base()
     fetch.dataset()
