@@ -19,7 +19,7 @@ import typer
 from ruamel.yaml import YAML
 
 from benchmarks.measured import ROOT, measured
-from t2i.tools.cards import SIZES
+from t2i.tools.published import SIZES, VAE
 
 STAGES = ("fetch base", "fetch dataset", "encode images", "encode captions", "train", "evaluate base", "evaluate model")
 
@@ -68,15 +68,10 @@ def make_base(family: Family) -> None:
 
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(ROOT / "base/openmoji/tokenizer", model_max_length=77)
-    text = CLIPTextModel(_text(tokenizer, hidden_size=768, num_hidden_layers=12, num_attention_heads=12))
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[128, 256, 512, 512],
-        layers_per_block=2,
-        sample_size=512,
-    )
-    unet = UNet2DConditionModel(**SIZES["sd15" if family == "stable_diffusion" else "sdxl"].unet)
+    published = SIZES["sd15" if family == "stable_diffusion" else "sdxl"]
+    text = CLIPTextModel(_text(tokenizer, published.text[0]))
+    vae = AutoencoderKL(**VAE, sample_size=512)
+    unet = UNet2DConditionModel(**published.unet)
     scheduler = PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -89,25 +84,17 @@ def make_base(family: Family) -> None:
     if family == "stable_diffusion":
         pipeline = StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
     else:
-        config = _text(tokenizer, hidden_size=1280, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280)
-        second = CLIPTextModelWithProjection(config)
+        second = CLIPTextModelWithProjection(_text(tokenizer, published.text[1]))
         pipeline = StableDiffusionXLPipeline(vae, text, second, tokenizer, tokenizer, unet, scheduler, add_watermarker=False)
     pipeline.to(torch.float16).save_pretrained("base")
     shutil.copytree(ROOT / "base/openmoji/clip", "base/clip")
 
 
-def _text(tokenizer: Any, *, hidden_size: int, **sizes: int) -> Any:
+def _text(tokenizer: Any, sizes: dict[str, Any]) -> Any:
     from transformers import CLIPTextConfig
 
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=hidden_size,
-        intermediate_size=4 * hidden_size,
-        max_position_embeddings=77,
-        **special,
-        **sizes,
-    )
+    return CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **special, **sizes)
 
 
 def _images(folder: Path, count: int) -> None:

@@ -126,9 +126,8 @@ def report(
     outputs = StageOutputs(data, validation_prompts, samples, reports, validation, model)
     text = params_file.read_text(encoding="utf-8")
     verdict, warnings = evaluate_report(shown, section, family, tuned, outputs, text, pictures, page, runtime.torch_device())
-    print("\n".join([verdict.title, *verdict.reasons]))
-    for warning in warnings:
-        print(f"warning: {warning.what} {warning.to_try}")
+    told = (f"warning: {warning.what} {warning.to_try}" for warning in warnings)
+    print("\n".join([verdict.title, *verdict.reasons, *told]))
     print(f"report written to {page} in {took()}; image grid: {pictures / 'grid.png'}")
 
 

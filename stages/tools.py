@@ -120,21 +120,40 @@ def plan(
     records: Annotated[
         int | None, typer.Option(min=2, help="Plan for this number of records. The dataset does not have to be fetched.")
     ] = None,
+    captions: Annotated[int | None, typer.Option(min=1, help="Captions of each record, with --records. Default: 1.")] = None,
+    parts: Annotated[int | None, typer.Option(min=1, help="Also show what one of this number of parts encodes.")] = None,
     base_size: Annotated[
         Literal["sd15", "sd21", "sdxl"] | None,
-        typer.Option(help="Only show what this base needs on GPUs of each size. Nothing has to be fetched."),
+        typer.Option(
+            help="Only show what this base needs on GPUs of each size, or with --records, what this number of records takes. "
+            "Nothing has to be fetched."
+        ),
+    ] = None,
+    resolution_px: Annotated[
+        int | None, typer.Option(min=8, help="Side of the images, with --base-size and --records. Default: 512; sdxl: 1024.")
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option(min=0.001, help="TFLOP/s that a GPU reaches, with --base-size and --records. Default: 100.")
     ] = None,
     params_file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Estimates what a run needs before you start it: disk space, memory, steps, and time, from short measurements."""
-    from t2i.tools.cards import table
-    from t2i.tools.plan import plan
+    if (captions and not records) or ((resolution_px or tflops) and not (records and base_size)):
+        raise typer.BadParameter("--captions needs --records; --resolution-px and --tflops need --records and --base-size")
+    if base_size and records:
+        from t2i.tools.forecast import forecast
 
-    if base_size:
+        lines = forecast(base_size, records, resolution_px, captions=captions or 1, parts=parts, tflops=tflops or 100.0)
+    elif base_size:
+        from t2i.tools.cards import table
+
         print("\n".join(table(base_size)))
         return
-    for name, estimate in plan(params_file, base, raw, records):
-        print(f"{name:22} {estimate}")
+    else:
+        from t2i.tools.plan import plan
+
+        lines = plan(params_file, base, raw, records, captions or 1, parts)
+    print("\n".join(f"{name:22} {estimate}" for name, estimate in lines))
 
 
 @app.command()

@@ -39,13 +39,16 @@ def _holder(named: Path) -> str:
 
 
 def holder(folder: Path) -> int | None:
-    """Returns the ID of the process that holds a folder's lock, or None; 0 if it is not known. Does not take the lock."""
+    """Returns the ID of a process that holds a folder's lock, alone or shared, or None; 0 if it is not known.
+
+    Holds the lock for an instant if nobody else does.
+    """
     path = folder / "lock"
     if not path.exists():
         return None
     with path.open("a") as file:
         try:
-            portalocker.lock(file, _TOGETHER)
+            portalocker.lock(file, _ALONE)
         except portalocker.LockException:
             return _named(folder / "process")[0]
     return None

@@ -1,29 +1,19 @@
 """Ahead: has the shards fetched that training reads next, in the order in which it needs them."""
 
-from itertools import takewhile
-
-from t2i.data.cached import CachedRecords
-from t2i.data.order import Epoch
+from t2i.data.batches import Batches
 
 
 class Ahead:
     """Keeps the window of shards on this disk that training is in, and as many shards of the next ones as fit beside it.
 
-    Args:
-        records: the records of training.
-        epoch: their order.
-        seed: decides the order.
-
     Raises:
-        ValueError: if a window of the first epoch does not fit on this disk.
+        ValueError: if a window may not fit on this disk.
     """
 
-    def __init__(self, records: CachedRecords, epoch: Epoch, seed: int) -> None:
-        self._records, self._epoch, self._seed = records, epoch, seed
+    def __init__(self, batches: Batches) -> None:
+        self._records, self._epoch, self._seed = batches.records, batches.epoch, batches.seed
         self._window = range(0)
-        if records.storage.most_bytes is not None:
-            for window in takewhile(lambda window: window.start < len(epoch), epoch.windows_from(0, seed)):
-                records.storage.check_room(sum(records.shards(window.shards.tolist()).values()))
+        self._records.storage.check_room(self._records.window_bytes(batches.order))
 
     def at(self, position: int) -> None:
         """Says that training has come to a position in the endless sequence of epochs; returns at once.

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from t2i.data.crops import Geometry, Size
+from t2i.data.footprint import shard_sizes, window_bytes
 from t2i.data.index import Index
 from t2i.data.order import Epoch, Order
 from t2i.data.reader import Reader, Stored
@@ -36,6 +37,7 @@ class CachedRecords:
     """
 
     def __init__(self, latents: Path, embeds: Path, split: Split, storage: Storage | None = None) -> None:
+        self._split = split
         self.storage = storage or Storage()
         """Where the shards are."""
         self._latents, self._embeds = (Index(folder, split, storage=self.storage) for folder in (latents, embeds))
@@ -61,6 +63,11 @@ class CachedRecords:
         for places in map(self._latents.places_in, numbers):
             found |= self._latents.files_of(places) | self._embeds.files_of(places)
         return found
+
+    def window_bytes(self, order: Order) -> int:
+        """Returns the most bytes that a window has of both sets."""
+        latents, embeds = (shard_sizes(index.files, self._split) for index in (self._latents, self._embeds))
+        return window_bytes(latents, embeds, order)
 
     def key(self, record: int) -> str:
         """Returns the key of a record."""

@@ -46,7 +46,9 @@ class Index(Sequence[Member]):
     ) -> None:
         self.folder = folder
         self._extensions, self._storage = extensions, storage or Storage()
-        files = {file.name: file for file in read_manifest(folder, self._storage).files}
+        self.files = read_manifest(folder, self._storage).files
+        """The files of the whole set."""
+        files = {file.name: file for file in self.files}
         self._shards = [file for name, file in sorted(files.items()) if split_of_shard(name) == split]
         self._indexed = {file.name for file in self._shards if index_name(file.name) in files}
         self._paths = [self._storage.path(folder, file) for file in self._shards]

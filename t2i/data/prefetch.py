@@ -26,7 +26,7 @@ class Prefetcher:
     """
 
     def __init__(self, batches: Batches, places: list[range], device: torch.device | str) -> None:
-        self._shards = Ahead(batches.records, batches.epoch, batches.seed)
+        self._shards = Ahead(batches)
         self.batches, self.places, self._device = batches, places, device
         self._buffers = [Buffers(device) for _ in range(AHEAD + 1)]
         self._thread = ThreadPoolExecutor(1, "prefetch", _use_device, (device,))

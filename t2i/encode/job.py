@@ -121,7 +121,9 @@ def _work_of(job: Job) -> Path:
 
 
 def _say(job: Job, new: int, work: Path) -> None:
-    print(f"encoded {new} of {sum(job.shards.values())} records; the others were in {work}", file=sys.stderr)
+    every = sum(job.shards.values())
+    others = "" if new == every else f"; {'the others' if new else 'all of them'} were in {work}"
+    print(f"encoded {new} of {every} records{others}", file=sys.stderr)
 
 
 def _progress(job: Job, shards: Sequence[str] | Mapping[str, int]) -> Any:

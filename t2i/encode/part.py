@@ -3,7 +3,9 @@
 import os
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+Shard = TypeVar("Shard")
 
 
 class Part(NamedTuple):
@@ -17,9 +19,9 @@ class Part(NamedTuple):
     def __str__(self) -> str:
         return f"part {self.number} of {self.of}"
 
-    def shards(self, names: Sequence[str]) -> list[str]:
-        """Returns the shards of this part."""
-        return list(names[self.number - 1 :: self.of])
+    def shards(self, all_shards: Sequence[Shard]) -> list[Shard]:
+        """Returns the shards of this part, of all shards of a set."""
+        return list(all_shards[self.number - 1 :: self.of])
 
 
 def part_of(text: str) -> Part:

@@ -58,8 +58,8 @@ class EncodeImages(Section):
     seed: int
     """Decides the positions of random crops."""
     precision: Literal["fp32", "bf16"]
-    """Precision of the VAE. In bf16, a GPU is faster, and an image whose moments overflow is encoded in fp32. The
-    stage fails if the mean PSNR is then more than 0.1 dB lower than in fp32."""
+    """Precision of the VAE. bf16 is meant for GPUs that compute it faster than fp32, which has not been measured here; an image
+    whose moments overflow is encoded in fp32. The stage fails if the mean PSNR is more than 0.1 dB lower than in fp32."""
     psnr_records: int = Field(ge=1)
     """Number of records per split that are decoded from their moments, to measure what the VAE loses."""
     min_psnr: float

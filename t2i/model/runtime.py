@@ -137,4 +137,5 @@ def device_in_words(device: object) -> str:
     """Returns a device in words, such as `cuda` or `cpu with 2 threads`."""
     import torch
 
-    return f"cpu with {torch.get_num_threads()} threads" if str(device) == "cpu" else str(device)
+    is_cpu = torch.device(str(device)).type == "cpu"  # cpu:0 in a group of processes
+    return f"cpu with {torch.get_num_threads()} threads" if is_cpu else str(device)

@@ -6,54 +6,17 @@ in fp32: an upper bound for bf16 and fp16, where autocast keeps some of them in 
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from t2i.model.adapter import adapter_named
 from t2i.tools.memory import FP32_BYTES, OPTIMIZER_BYTES
-
-BaseSize = Literal["sd15", "sd21", "sdxl"]
+from t2i.tools.published import SIZES, BaseSize, unet_inputs, unet_of
 
 CARDS_GB = (8, 12, 16, 24, 40, 48, 80)
-
-
-class Published(NamedTuple):
-    """What the table shows of a base."""
-
-    unet: dict[str, Any]
-    """What its published configuration changes in diffusers' UNet2DConditionModel."""
-    sizes_px: tuple[int, ...]
-    """Sides of the images, squares."""
-    trainable: tuple[str, ...] = ("",)
-    """Values of `train.trainable`."""
-
-
-SIZES: dict[BaseSize, Published] = {
-    "sd15": Published({"cross_attention_dim": 768, "attention_head_dim": 8}, (512, 768)),
-    "sd21": Published(
-        {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}, (512, 768)
-    ),
-    "sdxl": Published(
-        {
-            "block_out_channels": [320, 640, 1280],
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            "transformer_layers_per_block": [1, 2, 10],
-            "attention_head_dim": [5, 10, 20],
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-        (1024,),
-        ("", "attn"),
-    ),
-}
 _LORA = adapter_named("lora").Adapter(name="lora", rank=16, alpha=16.0, dropout=0.0, targets="attention_mlp", dora=False)
-_TOKENS = 77
 _USABLE = 0.9
 """Fraction of a card that training can use: the rest is for CUDA itself, and gaps between tensors."""
 _STATES = {
@@ -119,7 +82,7 @@ def table(name: BaseSize) -> Iterator[str]:
 def _choices(name: BaseSize) -> list[Trained]:
     """Returns what the table shows: values of `train.trainable`, then a LoRA, whose base is kept in 2 bytes per parameter."""
     with torch.device("meta"):
-        shapes = {key: weight.shape for key, weight in _unet(name).named_parameters()}
+        shapes = {key: weight.shape for key, weight in unet_of(name).named_parameters()}
     whole, none = sum(shape.numel() for shape in shapes.values()), adapter_named("none").Adapter(name="none")
     choices = []
     for pattern in SIZES[name].trainable:
@@ -135,14 +98,14 @@ def activations(name: BaseSize, size_px: int) -> Activations:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        unet, blocks = _unet(name), [0]
+        unet, blocks = unet_of(name), [0]
         kept = _Kept(unet)
         for module in unet.modules():
             if type(module).__name__ in ("ResnetBlock2D", "BasicTransformerBlock"):  # what checkpointing computes again at once
                 module.register_forward_pre_hook(lambda *_: blocks.append(-kept.total))
                 module.register_forward_hook(lambda *_: blocks.append(blocks.pop() + kept.total))
         whole = _forward(unet, size_px, kept)
-        unet = _unet(name)
+        unet = unet_of(name)
         unet.enable_gradient_checkpointing()
         return Activations(whole, _forward(unet, size_px, _Kept(unet)) + max(blocks))
 
@@ -164,18 +127,7 @@ class _Kept:
 
 
 def _forward(unet: Any, size_px: int, kept: _Kept) -> int:
-    latents = torch.empty(1, 4, size_px // 8, size_px // 8)
-    captions = torch.empty(1, _TOKENS, unet.config["cross_attention_dim"])
-    pooled = (unet.config.get("projection_class_embeddings_input_dim") or 0) - 6 * (
-        unet.config.get("addition_time_embed_dim") or 0
-    )
-    added = {"added_cond_kwargs": {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}} if pooled else {}
+    inputs = unet_inputs(unet, size_px)
     with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
-        unet(latents, torch.zeros(1, dtype=torch.long), encoder_hidden_states=captions, **added)
+        unet(**inputs)
     return kept.total
-
-
-def _unet(name: BaseSize) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(**SIZES[name].unet).train()

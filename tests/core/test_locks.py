@@ -15,6 +15,12 @@ def test_a_shared_lock_keeps_out_only_those_who_want_it_alone(tmp_path) -> None:
     assert holder(tmp_path) is None
 
 
+def test_the_holder_of_a_shared_lock_is_seen(tmp_path) -> None:
+    with locked(tmp_path, shared=True):
+        assert holder(tmp_path) == os.getpid()
+    assert holder(tmp_path) is None
+
+
 def test_a_holder_on_another_machine_is_named_with_it(tmp_path, monkeypatch) -> None:
     here = platform.node()
     with locked(tmp_path):

@@ -1,9 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.synthetic import write_caches
+from benchmarks.synthetic import batches_of, write_caches
 from t2i.data.ahead import Ahead
 from t2i.data.cached import CachedRecords
 from t2i.data.order import Global, Windows
@@ -33,7 +34,7 @@ def ahead(folder: Path, most_shards: float | None, order: Any) -> tuple[Ahead, C
     size = max(path.stat().st_size for path in (*latents.glob("*.tar"), *embeds.glob("*.tar")))
     storage = Watched(None if most_shards is None else int(most_shards * size))
     records = CachedRecords(latents, embeds, "train", storage)
-    return Ahead(records, records.epoch(order), 0), records, storage
+    return Ahead(replace(batches_of(records, 2), order=order)), records, storage
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ NOT_DECISIVE = {
     "train": ALWAYS
     | {
         "data/ahead.py",
+        "data/footprint.py",
         "model/launch.py",
         "model/tensor_file.py",
         "model/text.py",

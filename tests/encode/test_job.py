@@ -100,6 +100,18 @@ def test_four_parts_at_once_killed_again_and_again_make_the_same_bytes(fetched) 
     assert files(Path("data/latents")) == wanted
 
 
+def test_a_command_says_what_it_encoded_and_what_was_there(fetched, capfd) -> None:
+    start_over(fetched, "captions")
+    encode.captions(part="1/2")
+    encode.captions()
+    assert "encoded 9 of 24 records; the others were in data/work/encode-captions-" in capfd.readouterr().err
+    encode.captions()
+    assert "encoded 0 of 24 records; all of them were in data/work/encode-captions-" in capfd.readouterr().err
+    start_over(fetched, "captions")
+    encode.captions()
+    assert "encoded 24 of 24 records\n" in capfd.readouterr().err
+
+
 def test_a_changed_raw_shard_is_made_again_alone(fetched) -> None:
     before = {path.stem: (path.read_bytes(), path.stat().st_ino) for path in store("images").glob("*.tar")}
     raw, reader = Path("data/raw/images"), Reader()

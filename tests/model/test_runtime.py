@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from t2i.core.params import load_section
-from t2i.model.runtime import Runtime
+from t2i.model.runtime import Runtime, device_in_words
 from tests.projects import ROOT
 
 
@@ -48,3 +48,8 @@ def test_attention_in_bf16_follows_the_device(machine_with, there, attention) ->
     machine_with(there)
     runtime = load_section(ROOT / "params.yaml", "runtime", Runtime).model_copy(update={"device": "auto"})
     assert runtime.attention_here("bf16") == attention
+
+
+def test_a_cpu_in_a_group_of_processes_is_said_with_its_threads() -> None:
+    assert device_in_words("cpu:0") == device_in_words(torch.device("cpu")) == f"cpu with {torch.get_num_threads()} threads"
+    assert device_in_words("cuda:1") == "cuda:1"

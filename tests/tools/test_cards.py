@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from t2i.tools import cards
+from t2i.tools import cards, published
 from t2i.tools.cards import Activations, activations, table
 from tests.projects import ROOT
 
@@ -51,14 +51,14 @@ def test_activations_are_what_autograd_keeps(monkeypatch) -> None:
             super().__init__()
             self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
 
-        def forward(self, latents: object, timesteps: object, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        def forward(self, sample: object, timestep: object, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
             return self.second(self.first(encoder_hidden_states))
 
         def enable_gradient_checkpointing(self) -> None:
             pass
 
-    monkeypatch.setattr(cards, "_unet", lambda name: Model())
-    monkeypatch.setattr(cards, "_TOKENS", 2)
+    monkeypatch.setattr(cards, "unet_of", lambda name: Model())
+    monkeypatch.setattr(published, "TOKENS", 2)
     activations.cache_clear()
     assert activations("sd15", 512) == Activations(48, 48)
     activations.cache_clear()

@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from t2i.fetch.base import fetch_base
 from t2i.model.single_file import LAYOUTS
-from t2i.tools.cards import SIZES
+from t2i.tools.published import SIZES, VAE
 from t2i.tools.single_file import original_tensors, stored_tensors, write_single_file
 from tests import tiny
 from tests.projects import base_section
@@ -159,20 +159,9 @@ def test_layers_removed_by_clip_skip_are_put_back_without_effect(tmp_path) -> No
     assert not torch.allclose(images(read), images(kind.from_pretrained(whole)), atol=1e-3)
 
 
-# The published sizes, on the device `meta`. The UNets are in t2i/tools/cards.py.
-VAE = {
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-}
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
-CLIP_BIG_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
 TEXT = {
-    "sd15": {"text_encoder": CLIPTextConfig(**CLIP_L)},
-    "sd21": {"text_encoder": CLIPTextConfig(**CLIP_H)},
-    "sdxl": {"text_encoder": CLIPTextConfig(**CLIP_L), "text_encoder_2": CLIPTextConfig(**CLIP_BIG_G, projection_dim=1280)},
+    name: {f"text_encoder{f'_{n}' if n > 1 else ''}": CLIPTextConfig(**text) for n, text in enumerate(size.text, start=1)}
+    for name, size in SIZES.items()
 }
 
 

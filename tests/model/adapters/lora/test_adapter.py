@@ -11,7 +11,7 @@ from t2i.model.adapters.lora.dropout import Dropout
 from t2i.model.adapters.lora.files import why_not_kohya
 from t2i.model.adapters.lora.merging import by_module, check_fit
 from t2i.model.adapters.lora.targets import TARGETS
-from t2i.tools.cards import SIZES
+from t2i.tools.published import SIZES
 
 LORA: dict[str, Any] = {
     "name": "lora",

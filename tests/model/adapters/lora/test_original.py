@@ -4,7 +4,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
 from t2i.model.adapters.lora.original import original_name
-from t2i.tools.cards import SIZES
+from t2i.tools.published import SIZES
 
 SMALL = {"sample_size": 16, "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 2}
 SD1 = SMALL | {"block_out_channels": [4, 8, 8, 8]}
