@@ -41,14 +41,13 @@ def main(
         raise SystemExit(relaunch("stages.train", command_line(main, call), runtime.processes))
     with joined(runtime.torch_device()) as group:
         family = open_family(params_file, base, "t2i fetch base", section.objective.scheduler_changes())
-        storage = runtime.storage()
         of_first = {dataset: "t2i fetch dataset", validation_prompts: "t2i encode captions"} if group.first else {}
         require(of_first | {latents: "t2i encode images", embeds: "t2i encode captions"})
+        inputs = Inputs(base, latents, embeds, validation_prompts, dataset, runtime.storage())
         if group.first:
-            check_caches(latents, embeds, stated_digests(dataset), params_file, base=base, storage=storage, hashes=False)
-        inputs = Inputs(base, latents, embeds, validation_prompts, dataset, storage)
-        outputs = Outputs(out, validation, report, trackers)
-        metrics = train(section, runtime, family, inputs, outputs, group)
+            stated = stated_digests(dataset)
+            check_caches(latents, embeds, stated, params_file, base=base, storage=inputs.storage, hashes=False)
+        metrics = train(section, runtime, family, inputs, Outputs(out, validation, report, trackers), group)
     if metrics:
         print(f"{metrics['steps']} steps trained in {took()}; loss {metrics['loss']:.4f}; the model is in {out}")
 
