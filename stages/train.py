@@ -45,8 +45,7 @@ def main(
         require(of_first | {latents: "t2i encode images", embeds: "t2i encode captions"})
         inputs = Inputs(base, latents, embeds, validation_prompts, dataset, runtime.storage())
         if group.first:
-            stated = stated_digests(dataset)
-            check_caches(latents, embeds, stated, params_file, base=base, storage=inputs.storage, hashes=False)
+            check_caches(latents, embeds, stated_digests(dataset), params_file, base=base, storage=inputs.storage, hashes=False)
         metrics = train(section, runtime, family, inputs, Outputs(out, validation, report, trackers), group)
     if metrics:
         print(f"{metrics['steps']} steps trained in {took()}; loss {metrics['loss']:.4f}; the model is in {out}")
