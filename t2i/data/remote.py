@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from t2i.core.files import flush, in_bytes, work_root
+from t2i.core.files import in_bytes, work_root
 from t2i.core.params import LocalPath, Section
 from t2i.data.bucket import Bucket, StoreLost
 from t2i.data.copies import Copy, remove, unfinished, use
@@ -183,7 +183,6 @@ class Remote(Storage):
                 f"{self._bucket.url}/{_name(file)}: its sha256 is {hashed.hexdigest()[:16]}: it was changed there; remove it, "
                 f"and run the stage that writes {file.name} again"
             )
-        flush(to)
 
     def _make_room(self, arriving: Path) -> None:
         """Removes copies that nobody needs, the least recently used first, until there is room for all that arrive."""

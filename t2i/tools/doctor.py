@@ -193,7 +193,8 @@ def _whole(folder: Path, storage: Storage, *, deep: bool) -> str:
 
 def _fitting(params_file: Path, base: Path, data: Path, storage: Storage) -> str:
     latents, embeds = data / "latents", data / "embeds"
-    check_maps(sum(len(read_manifest(folder, storage).files) for folder in (latents, embeds)))
+    files = [file for folder in (latents, embeds) for file in read_manifest(folder, storage).files]
+    check_maps(sum(not storage.elsewhere(file) for file in files))
     check_caches(latents, embeds, dataset_digests(data / "raw"), params_file, base=base, storage=storage, hashes=False)
     counts = {split: len(CachedRecords(latents, embeds, split, storage)) for split in SPLITS}
     return f"match the base, dataset and parameters; {counts['train']} training and {counts['heldout']} held-out records"

@@ -94,6 +94,24 @@ def test_a_new_image_is_encoded_alone(tmp_path) -> None:
     assert before.items() < encoded_records(folder).items()
 
 
+def test_moving_the_shards_to_a_store_makes_nothing_stale(repository, tmp_path) -> None:
+    folder = Path(shutil.copytree(repository, tmp_path / "checkout"))
+
+    def move(params: dict[str, Any]) -> None:
+        params["runtime"]["store"] = str(tmp_path / "store")
+        with (folder / "params.yaml").open("w", encoding="utf-8") as file:
+            YAML(typ="safe").dump(params, file)
+
+    move(YAML(typ="safe").load((folder / "params.yaml").read_text()))
+    stages = ("fetch-dataset", "encode-images", "encode-captions")
+    said = [run(folder, ["dvc", "repro", "--force", "--single-item", stage]) for stage in stages]
+    assert "encoded 0 of 16 records" in said[1]
+    assert not list((folder / "data").glob("*/**/*.tar"))
+    assert stale(folder) == set()
+    shutil.rmtree(folder / "data/model")
+    run(folder, ["dvc", "repro"])
+
+
 def encoded_records(folder: Path) -> dict[str, bytes]:
     reader = Reader()
     found = [member for split in SPLITS for member in Index(folder / "data/latents", split)]
