@@ -1,5 +1,6 @@
 """Prefetching: a thread gathers the next micro-batches while a training step computes."""
 
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -33,6 +34,8 @@ class Prefetcher:
         self._pending: deque[tuple[int, Future[Gathered]]] = deque()
         self.while_waiting: Callable[[], None] = lambda: None
         """Called twice a second while a micro-batch is not ready, such as when a store is out of reach; may raise."""
+        self.waited_seconds = 0.0
+        """How long `batch` has waited so far."""
 
     def batch(self, step: int, number: int) -> Batch:
         """Returns a micro-batch of a step on the device. Any order works; in the order of the steps, it is ready early.
@@ -47,8 +50,10 @@ class Prefetcher:
         for ahead in range(wanted + len(self._pending), wanted + AHEAD + 1):
             self._pending.append((ahead, self._thread.submit(self._gather, ahead)))
         _, gathered = self._pending.popleft()
+        began = time.perf_counter()
         while not gathered.done() and not wait([gathered], timeout=0.5).done:
             self.while_waiting()
+        self.waited_seconds += time.perf_counter() - began
         return self.batches.on_device(gathered.result(), self._device)
 
     def _gather(self, wanted: int) -> Gathered:

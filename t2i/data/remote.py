@@ -31,6 +31,16 @@ class ShardCache(Section):
     gb: float = Field(gt=0)
     """Most that it holds, in GB. Training needs one window of `train.order`; with two, it does not wait for the store."""
 
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return Path(self.folder) if self.folder else work_root() / "shards"
+
+    @property
+    def most_bytes(self) -> int:
+        """Most that it holds, in bytes."""
+        return int(self.gb * 1e9)
+
 
 class Remote(Storage):
     """Shards at a URL. A shard that is in the folder of its set is taken from there.
@@ -45,8 +55,8 @@ class Remote(Storage):
 
     def __init__(self, bucket: Bucket, cache: ShardCache, *, verify: bool) -> None:
         super().__init__()
-        self._bucket, self.most_bytes, self._verify = bucket, int(cache.gb * 1e9), verify
-        self._cache = Path(cache.folder) if cache.folder else work_root() / "shards"
+        self._bucket, self.most_bytes, self._verify = bucket, cache.most_bytes, verify
+        self._cache = cache.path
         self._files: dict[Path, File] = {}
         """The shards of the store, by the paths of their copies."""
         self._used: OrderedDict[Path, Copy] = OrderedDict()

@@ -130,6 +130,11 @@ def _needs(sections: Sections, base: Path, data: Path) -> Iterator[Finding]:
     model = 2 * size_of(base) if not train.adapter.keeps_base else 4 * FP32_BYTES * trained  # the new one beside the old one
     yield _room("checkpoints", kept, work, "free some space, or set T2I_WORK_DIR to a folder on another disk")
     yield _room("model", model, data, "free some space")
+    if sections.runtime.store:
+        cache = sections.runtime.shard_cache
+        there = size_of(cache.path) if cache.path.is_dir() else 0
+        remedy = "free some space, or change `runtime.shard_cache`"
+        yield _room("shard cache", cache.most_bytes - there, cache.path, remedy)
 
 
 def _memory(sections: Sections, trained: int, whole: int) -> Finding:

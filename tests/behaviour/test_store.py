@@ -2,8 +2,11 @@
 
 import gc
 import json
+import os
 import shutil
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,6 +144,20 @@ def test_a_store_that_is_gone_ends_training_with_a_checkpoint(unbroken, stored: 
     assert list(Path("work").glob("train-*/step-0000000[3-9]")), "no checkpoint of what was trained"
     s3.come_back()
     assert trained(stored, "work", monkeypatch) == unbroken
+
+
+def test_a_signal_ends_the_waiting_for_a_store(stored: Project, s3: S3, monkeypatch) -> None:
+    def cut_off() -> None:
+        s3.cut_off()
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    after_step(3, monkeypatch, cut_off)
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        trained(stored, "work", monkeypatch)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 60, "it waited for the store, whose patience is ten minutes"
+    assert list(Path("work").glob("train-*/step-0000000[3-9]")), "no checkpoint of what was trained"
 
 
 def test_a_window_that_does_not_fit_is_refused_before_the_first_step(stored: Project, monkeypatch) -> None:
