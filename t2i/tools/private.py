@@ -10,15 +10,15 @@ from typing import Any
 
 from t2i.tools.preset import leaves
 
-_PLACES = ("base.", "fetch.")
-"""The parameters that can be paths begin with these."""
+_PLACES = ("base.", "fetch.", "runtime.store", "runtime.shard_cache.folder")
+"""The parameters that can be paths, or the address of a private store, begin with these."""
 _STATED = re.compile(r'("_?name_or_path"\s*:\s*)"((?:/|[A-Za-z]:\\\\)[^"]*)"')
 """Where configurations of transformers and diffusers state the folder that a model was loaded from."""
 
 
 def short(path: str) -> str:
-    """Returns an absolute path as its last name, and any other text as it is."""
-    if path.startswith("~") or PurePosixPath(path).is_absolute():
+    """Returns an absolute path or a URL as its last name, and any other text as it is."""
+    if path.startswith("~") or "://" in path or PurePosixPath(path).is_absolute():
         return PurePosixPath(path).name
     return PureWindowsPath(path).name if PureWindowsPath(path).is_absolute() else path
 

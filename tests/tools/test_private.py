@@ -15,6 +15,7 @@ from t2i.tools.private import check_private, short, without_paths, without_state
         ("/home/someone/vae@main", "vae@main"),
         ("data/local/photos", "data/local/photos"),
         ("owner/name", "owner/name"),
+        ("s3://bucket-of-a-team/project", "project"),
     ],
 )
 def test_only_absolute_paths_are_shortened(path, wanted) -> None:
@@ -25,6 +26,8 @@ def test_paths_of_parameters_are_shortened_and_prompts_are_not() -> None:
     text = "base: {local: /home/a/base, clip: /home/a/base/clip}\n# in /home/a/base\nencode: {prompts: [/imagine a cat]}\n"
     public = without_paths(text, parsed(text))
     assert public == "base: {local: base, clip: clip}\n# in base\nencode: {prompts: [/imagine a cat]}\n"
+    text = "runtime: {store: s3://secret/shards, shard_cache: {folder: /mnt/b/cache, gb: 1}}\n"
+    assert without_paths(text, parsed(text)) == "runtime: {store: shards, shard_cache: {folder: cache, gb: 1}}\n"
 
 
 @pytest.mark.parametrize(
