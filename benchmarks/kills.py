@@ -35,21 +35,22 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _params(folder / "params.yaml", steps, {"processes": processes, "micro_batch_size": micro_batch_size})
-        _start(folder, "unbroken").wait()
+        _finish(*_start(folder, "unbroken"))
         before = _result(folder, "unbroken")
         for number in range(kills):
-            process = _start(folder, "killed")
+            process, log = _start(folder, "killed")
             pause = chance.uniform(0, most_seconds)
             try:
                 process.wait(pause)
             except subprocess.TimeoutExpired:
                 pass
             else:
+                _finish(process, log)
                 sys.exit(f"the run ended before kill {number + 1}: give more --steps or fewer --kills")
             process.send_signal(signal.SIGTERM if chance.random() < 1 / 3 else signal.SIGKILL)
             process.wait()
             print(f"kill {number + 1} of {kills}, {pause:.1f} s after its start: exit code {process.returncode}", flush=True)
-        _start(folder, "killed").wait()
+        _finish(*_start(folder, "killed"))
         after = _result(folder, "killed")
     differing = sorted(name for name in before | after if before.get(name) != after.get(name))
     if differing:
@@ -65,20 +66,30 @@ def _params(path: Path, steps: int | None, runtime: dict[str, Any]) -> None:
         YAML(typ="safe").dump(params, file)
 
 
-def _start(folder: Path, name: str) -> subprocess.Popen[bytes]:
+def _start(folder: Path, name: str) -> tuple[subprocess.Popen[bytes], Path]:
+    """Starts a run; returns it, and the log of this start alone: what an earlier start left may still write to its own."""
     outputs = {"out": "model", "validation": "validation", "report": "report"}
     arguments = [word for option, out in outputs.items() for word in (f"--{option}", str(folder / name / out))]
     work = {"T2I_WORK_DIR": str(folder / name / "work"), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
     command = [sys.executable, "-m", "stages.train", "--params", str(folder / "params.yaml"), *arguments]
-    with (folder / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | work, stdout=log, stderr=log)
+    descriptor, log = tempfile.mkstemp(".log", dir=folder)
+    with open(descriptor, "wb") as file:
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | work, stdout=file, stderr=file), Path(log)
+
+
+def _finish(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Waits for the end of a run. If that is an error, exits with its messages and the end of its log."""
+    if code := process.wait():
+        said = log.read_text(errors="replace")
+        errors = [line for line in said.splitlines() if line.startswith("error:")]
+        sys.exit("\n".join([f"a run ended by itself, with exit code {code}:", *errors, "the end of its log:", said[-2000:]]))
 
 
 def _result(folder: Path, name: str) -> dict[str, bytes]:
     """Returns the bytes of each file that a run wrote, except its checkpoints."""
     found = [path for out in ("model", "report", "validation") for path in (folder / name / out).rglob("*") if path.is_file()]
     if not found:
-        sys.exit(f"the run {name!r} wrote nothing: {(folder / f'{name}.log').read_text(errors='replace')[-500:]}")
+        sys.exit(f"the run {name!r} wrote nothing")
     return {str(path.relative_to(folder / name)): path.read_bytes() for path in found}
 
 

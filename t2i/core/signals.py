@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -66,25 +67,34 @@ _SHELLS = {"ash", "bash", "cmd.exe", "dash", "fish", "ksh", "powershell.exe", "p
 
 
 def end_with_parent() -> None:
-    """Starts a thread that sends this process SIGTERM when the process that started it ends, on every system.
+    """Starts a thread that sends this process SIGTERM when the process that started it ends or has ended, on every system.
 
     If a shell started it, as DVC's does, what started the shell counts too.
     """
     threading.Thread(target=_end_with, args=(list(_starters()),), daemon=True, name="end with parent").start()
 
 
-def _starters() -> Iterator[psutil.Process]:
+def _starters() -> Iterator[psutil.Process | None]:
+    """Yields the processes that started this one; None for one that has ended, whose place another parent has taken."""
     with contextlib.suppress(psutil.Error):
         parent = psutil.Process().parent()
         while parent is not None:
             yield parent
             parent = parent.parent() if parent.name() in _SHELLS else None
-    with contextlib.suppress(psutil.Error):
-        if named := os.environ.get(STARTED_BY):
-            yield psutil.Process(int(named))
+    spawned_by = multiprocessing.parent_process()
+    for number in (os.environ.get(STARTED_BY), spawned_by and spawned_by.pid):
+        if number:
+            yield _process(int(number))
 
 
-def _end_with(started_by: list[psutil.Process]) -> None:
+def _process(number: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(number)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _end_with(started_by: list[psutil.Process | None]) -> None:
     while all(map(_lives, started_by)):
         time.sleep(0.5)
     if os.name == "posix":
@@ -93,8 +103,8 @@ def _end_with(started_by: list[psutil.Process]) -> None:
         _thread.interrupt_main(signal.SIGTERM)  # os.kill would end the process at once
 
 
-def _lives(process: psutil.Process) -> bool:
+def _lives(process: psutil.Process | None) -> bool:
     try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        return process is not None and bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False

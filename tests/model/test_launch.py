@@ -32,6 +32,14 @@ def lives(number: int) -> bool:
         return False
 
 
+def left(processes: list[int]) -> list[int]:
+    """Returns the processes that have not ended within 10 s."""
+    deadline = time.monotonic() + 10
+    while any(map(lives, processes)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return [number for number in processes if lives(number)]
+
+
 def test_every_process_runs(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PET_NNODES", "2")  # torchrun takes its options from such variables
     code = "import os, pathlib; pathlib.Path(os.environ['RANK'] + '-of-' + os.environ['WORLD_SIZE']).touch()"
@@ -57,6 +65,24 @@ time.sleep(60)
     assert len(list(tmp_path.glob("stopped-*"))) == 2
 
 
+def test_no_process_outlives_a_parent_that_is_killed_while_it_starts(tmp_path) -> None:
+    code = """
+import os, pathlib, time
+from t2i.core.signals import end_with_parent
+pathlib.Path('started-' + str(os.getpid())).touch()
+while not pathlib.Path('killed').exists():
+    time.sleep(0.01)
+end_with_parent()
+time.sleep(60)
+"""
+    parent = launch(code, tmp_path)
+    processes = [int(path.name.removeprefix("started-")) for path in started(parent, tmp_path)]
+    parent.kill()
+    parent.wait()
+    (tmp_path / "killed").touch()
+    assert not left(processes)
+
+
 def test_a_second_ctrl_c_ends_every_process_at_once(tmp_path) -> None:
     code = """
 import os, pathlib, time
@@ -73,7 +99,4 @@ with Interrupt():
     time.sleep(1.5)
     parent.send_signal(signal.SIGINT)
     assert parent.wait(timeout=10) == 130
-    deadline = time.monotonic() + 10
-    while any(map(lives, processes)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [number for number in processes if lives(number)]
+    assert not left(processes)
