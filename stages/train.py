@@ -30,7 +30,7 @@ def main(
     from t2i.model.family import open_family
     from t2i.model.launch import in_process_group, relaunch
     from t2i.model.runtime import Runtime
-    from t2i.train.execution import check_settings
+    from t2i.train.engine import check_settings
     from t2i.train.group import joined
     from t2i.train.loop import Inputs, Outputs, train
     from t2i.train.section import Train

@@ -32,12 +32,16 @@ class Prefetcher:
         Raises:
             ValueError: if a record is damaged.
         """
+        return self.batches.on_device(self.gathered(step, number), self._device)
+
+    def gathered(self, step: int, number: int) -> Gathered:
+        """Returns a micro-batch of a step as it is stored; its memory is used again once the next one was asked for."""
         wanted = step * len(self.places) + number
         while self._pending and self._pending[0][0] != wanted:  # after an interruption, or an overflow of fp16 gradients
             self._pending.popleft()[1].cancel()
         for ahead in range(wanted + len(self._pending), wanted + AHEAD + 1):
             self._pending.append((ahead, self._thread.submit(self._gather, ahead)))
-        return self.batches.on_device(self._pending.popleft()[1].result(), self._device)
+        return self._pending.popleft()[1].result()
 
     def _gather(self, wanted: int) -> Gathered:
         step, number = divmod(wanted, len(self.places))

@@ -29,7 +29,7 @@ from t2i.tools.memory import (
 )
 from t2i.tools.probe import Encoders, probe_encoders, probe_forward, probe_step
 from t2i.tools.sections import Sections, load_sections
-from t2i.train.execution import check_settings
+from t2i.train.engine import check_settings
 
 
 @dataclass(frozen=True)

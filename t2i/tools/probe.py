@@ -19,7 +19,7 @@ from t2i.model.precision import Precision, computing_in
 from t2i.model.pretrained import frozen
 from t2i.model.runtime import Runtime
 from t2i.tools.memory import is_out_of_memory
-from t2i.train.prepared import Prepared, prepare
+from t2i.train.engines.torch.engine import Prepared, prepare
 from t2i.train.section import Train
 
 _MOST_IN_A_BATCH = 8
