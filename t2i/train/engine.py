@@ -111,6 +111,11 @@ def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRec
     return torch_engine.prepare(section, runtime, family, records)
 
 
+def device_of_messages(runtime: Runtime) -> str:
+    """Returns the device that PyTorch connects processes by. JAX connects its devices itself: to PyTorch, they are on CPUs."""
+    return "cpu" if runtime.engine == "jax" else runtime.torch_device()
+
+
 def check_settings(section: Train, runtime: Runtime) -> list[range]:
     """Checks what can be known before anything is loaded: that this machine supports the settings of training.
 

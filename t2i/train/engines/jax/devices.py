@@ -59,8 +59,7 @@ class Devices:
 
     def __str__(self) -> str:
         first = self._mesh.devices.flat[0]
-        kind = f"cpu with {torch.get_num_threads()} threads" if first.platform == "cpu" else first.device_kind
-        return f"JAX on {len(self)} x {kind}"
+        return f"JAX on {len(self)} x {first.device_kind}"
 
     def of_parts(self, parts: Array) -> Array:
         """Returns, in a compiled function, an array [parts, images, ...] divided along its second axis."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from t2i.core.files import work_root
 from t2i.data.batches import micro_batches
+from t2i.model.launch import in_process_group
 from t2i.model.runtime import Runtime
 from t2i.train.section import Train
 from t2i.train.trackers import check_installed
@@ -19,7 +20,7 @@ _PLATFORMS = {"auto": None, "cpu": "cpu", "cuda": "cuda"}
 
 
 def check_settings(section: Train, runtime: Runtime) -> list[range]:
-    """Checks that JAX is installed and supports the settings; starts JAX.
+    """Checks that JAX is installed and supports the settings; starts JAX, unless it has to be connected to others first.
 
     Returns:
         The places in the batch that the first device computes, one range per forward pass.
@@ -29,7 +30,7 @@ def check_settings(section: Train, runtime: Runtime) -> list[range]:
     """
     check_supported(section, runtime)
     check_installed(runtime.trackers)
-    devices = started(runtime).device_count()
+    devices = 1 if in_process_group() else started(runtime).device_count()
     return micro_batches(section.batch_size // devices, 0, 1, images_at_once(section, runtime, devices))
 
 
