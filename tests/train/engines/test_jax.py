@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -224,21 +225,46 @@ def test_a_killed_run_resumes_with_the_same_bits(simple) -> None:
 
 
 @here
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(simple) -> None:
+    simple.params["runtime"] |= {"engine": "jax", "log_every_steps": 1}
+    simple.write()
+    assert victim(command("train")).code == 0
+    history = Path("data/reports/train/history.csv")
+    alone = [list(map(float, line.split(","))) for line in history.read_text(encoding="utf-8").splitlines()[1:]]
+    for path in (Path("data/model"), *Path("data/work").glob("train-*")):
+        shutil.rmtree(path)
+    history.unlink()
+    words = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    ended = subprocess.run(
+        [sys.executable, *words, "-m", "stages.train"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "JAX on 2 x cpu" in ended.stderr
+    together = [list(map(float, line.split(","))) for line in history.read_text(encoding="utf-8").splitlines()[1:]]
+    torch.testing.assert_close(torch.tensor(together), torch.tensor(alone), rtol=1e-5, atol=0)
+
+
+@here
 def test_draws_have_the_integers_of_torch() -> None:
     def action() -> Tensors:
         import jax
+        from torchax import default_env
 
         from t2i.data.counter import key_of, normals, words_on
         from t2i.train.engines.jax.devices import tensor_of
-        from t2i.train.engines.jax.network import TORCH
 
         key, places = key_of(3, "noise"), range(5, 9)
 
         def drawn(step: Any, of_place: Any) -> Any:
-            with TORCH:
-                one, all_places = TORCH.j2t_iso((step, of_place))
+            with default_env():
+                one, all_places = default_env().j2t_iso((step, of_place))
                 words = torch.stack(words_on("jax", key, one, all_places, 7))
-                return TORCH.t2j_iso((words, normals(key, one, all_places, (4, 3, 5), "jax")))
+                return default_env().t2j_iso((words, normals(key, one, all_places, (4, 3, 5), "jax")))
 
         words, noise = map(tensor_of, jax.jit(drawn)(jax.numpy.int32(11), jax.numpy.arange(5, 9, dtype=jax.numpy.int32)))
         assert torch.equal(words, torch.stack(words_on("cpu", key, 11, places, 7)))

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchax import default_env
 
 from t2i.data.batches import Gathered
 from t2i.data.cached import CachedRecords
@@ -17,7 +18,7 @@ from t2i.model.family import Family
 from t2i.model.runtime import Runtime
 from t2i.train.engine import Tensors
 from t2i.train.engines.jax.devices import Devices, alone, tensor_of
-from t2i.train.engines.jax.network import TORCH, Network
+from t2i.train.engines.jax.network import Network
 from t2i.train.engines.jax.settings import check_supported, images_at_once
 from t2i.train.engines.jax.step import Named, State, Step, averaged, step_numbers
 from t2i.train.history import Figures
@@ -161,7 +162,7 @@ def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRec
     """
     check_supported(section, runtime)
     devices = Devices(runtime)
-    with TORCH:
+    with default_env():
         objective = Objective(section.objective, family, "jax")
     batches = objective.batches(
         records, section.order, section.batch_size, section.use_flips, section.prompt_dropout, section.seed

@@ -6,16 +6,13 @@ from typing import Any
 
 import jax
 import torch
-import torchax
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
+from torchax import default_env
 
 from t2i.model.precision import DTYPES, Precision
 from t2i.train.engines.jax.devices import Array, array_of, tensor_of
-
-TORCH: Any = torchax.default_env()
-"""The context in which operations of PyTorch compute with JAX."""
 
 
 class WithWeights(nn.Module):
@@ -48,7 +45,7 @@ class Network:
         self.unet, self._dtype = unet, DTYPES[precision]
         self._cast: set[str] = set()
         self._predicted = jax.jit(self._predict)
-        TORCH.override_op_definition(torch.nn.functional.scaled_dot_product_attention, _attention)
+        default_env().override_op_definition(torch.nn.functional.scaled_dot_product_attention, _attention)
         _remove_dropouts(unet)
         if checkpointing:
             unet.enable_gradient_checkpointing(_computed_again)
@@ -62,8 +59,8 @@ class Network:
                 module.register_forward_pre_hook(_in_fp32)
 
     def __call__(self, weights: Mapping[str, Array]) -> WithWeights:
-        """Returns the UNet with weights, for use inside a compiled function and the context TORCH."""
-        tensors = TORCH.j2t_iso(dict(weights))
+        """Returns the UNet with weights, for use inside a compiled function and the context `default_env`."""
+        tensors = default_env().j2t_iso(dict(weights))
         return WithWeights(self.unet, {n: t.to(self._dtype) if n in self._cast else t for n, t in tensors.items()})
 
     def lent(self, weights: Mapping[str, Array], rows: int) -> Any:
@@ -88,9 +85,9 @@ class Network:
         return lent
 
     def _predict(self, weights: Mapping[str, Array], inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Array:
-        with TORCH, torch.no_grad():
-            given, named = TORCH.j2t_iso(inputs)
-            return TORCH.t2j_iso(self(weights)(*given, **named, return_dict=False)[0].float())
+        with default_env(), torch.no_grad():
+            given, named = default_env().j2t_iso(inputs)
+            return default_env().t2j_iso(self(weights)(*given, **named, return_dict=False)[0].float())
 
     def _cast_inputs(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         del module
@@ -125,11 +122,11 @@ def _computed_again(block: Callable[..., Any], *inputs: Any) -> Any:
     tensors = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
     def computed(arrays: list[Array]) -> Any:
-        given = dict(zip(tensors, TORCH.j2t_iso(arrays), strict=True))
+        given = dict(zip(tensors, default_env().j2t_iso(arrays), strict=True))
         whole = [given.get(place, leaf) for place, leaf in enumerate(leaves)]
-        return TORCH.t2j_iso(block(*tree_unflatten(whole, spec)))
+        return default_env().t2j_iso(block(*tree_unflatten(whole, spec)))
 
-    return TORCH.j2t_iso(jax.checkpoint(computed)(TORCH.t2j_iso([leaves[place] for place in tensors])))
+    return default_env().j2t_iso(jax.checkpoint(computed)(default_env().t2j_iso([leaves[place] for place in tensors])))
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: None = None, **options: Any) -> Tensor:
@@ -137,6 +134,6 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: None = None
     assert attn_mask is None
     assert not options.get("dropout_p")
     assert not options.get("is_causal")
-    arrays = (TORCH.t2j_iso(tensor.transpose(1, 2)) for tensor in (query, key, value))
-    attended: Tensor = TORCH.j2t_iso(jax.nn.dot_product_attention(*arrays, scale=options.get("scale")))
+    arrays = (default_env().t2j_iso(tensor.transpose(1, 2)) for tensor in (query, key, value))
+    attended: Tensor = default_env().j2t_iso(jax.nn.dot_product_attention(*arrays, scale=options.get("scale")))
     return attended.transpose(1, 2)

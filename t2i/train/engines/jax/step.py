@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from torch import Tensor
+from torchax import default_env
 
 from t2i.data.batches import Batch, Batches, Draws
 from t2i.train.engines.jax.devices import Array, Devices
-from t2i.train.engines.jax.network import TORCH, Network
+from t2i.train.engines.jax.network import Network
 from t2i.train.objective import Objective
 from t2i.train.optim import AdamW
 from t2i.train.section import Train
@@ -62,9 +63,9 @@ class Step:
         """Returns a batch in fp32 with its draws and places."""
         places = jax.lax.with_sharding_constraint(jnp.arange(self.section.batch_size, dtype=jnp.int32), self.devices.of_images)
         batch = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, stored)
-        with TORCH:
-            draws = self.batches.draws(*TORCH.j2t_iso((step, places, batch["moments"], batch["timesteps"])))
-            return {**batch, "places": places, "draws": TORCH.t2j_iso(dict(vars(draws)))}
+        with default_env():
+            draws = self.batches.draws(*default_env().j2t_iso((step, places, batch["moments"], batch["timesteps"])))
+            return {**batch, "places": places, "draws": default_env().t2j_iso(dict(vars(draws)))}
 
     def _in_parts(self, whole: Array) -> Array:
         """Divides an array [images, ...] into [parts, images, ...] without moving an image to another device."""
@@ -74,12 +75,12 @@ class Step:
 
     def _loss(self, trained: Named, frozen: Named, part: dict[str, Any], step: Array) -> tuple[Array, Array]:
         """Returns the loss and the unweighted loss of a part of a batch."""
-        with TORCH:
-            given = TORCH.j2t_iso(part)
+        with default_env():
+            given = default_env().j2t_iso(part)
             batch = Batch(given["moments"], given["conditioning"], Draws(**given["draws"]))
-            self.section.adapter.place(self.network.unet, self.section.seed, TORCH.j2t_iso(step), given["places"])
+            self.section.adapter.place(self.network.unet, self.section.seed, default_env().j2t_iso(step), given["places"])
             losses: tuple[Tensor, Tensor] = self.objective.loss(self.network(frozen | trained), batch)
-            loss, mse = TORCH.t2j_iso(losses)
+            loss, mse = default_env().t2j_iso(losses)
         return loss, mse
 
 
