@@ -20,7 +20,7 @@ from t2i.train.engine import Tensors
 from t2i.train.engines.jax.devices import Devices, alone, tensor_of
 from t2i.train.engines.jax.network import Network
 from t2i.train.engines.jax.settings import check_supported, images_at_once
-from t2i.train.engines.jax.step import Named, State, Step, averaged, step_numbers
+from t2i.train.engines.jax.step import CompiledStep, Named, State, averaged, step_numbers
 from t2i.train.history import Figures
 from t2i.train.objective import Objective
 from t2i.train.optim import learning_rate, trainable
@@ -40,7 +40,7 @@ class Prepared:
         rows: images per forward pass in evaluation.
     """
 
-    def __init__(self, step: Step, prefetcher: Prefetcher, trained: dict[str, nn.Parameter], rows: int) -> None:
+    def __init__(self, step: CompiledStep, prefetcher: Prefetcher, trained: dict[str, nn.Parameter], rows: int) -> None:
         self.section, self.unet, self.devices = step.section, step.network.unet, step.devices
         self.objective, self._network, self._prefetcher, self._rows = step.objective, step.network, prefetcher, rows
         self.records, self.images_per_epoch = len(step.batches.records), len(step.batches.epoch)
@@ -177,5 +177,5 @@ def prepare(section: Train, runtime: Runtime, family: Family, records: CachedRec
     trained = section.adapter.inject(unet, section.precision) or trainable(unet, section.trainable)
     network = Network(unet, section.precision, checkpointing=runtime.gradient_checkpointing)
     at_once = images_at_once(section, runtime, len(devices))
-    step = Step(section, network, objective, batches, devices, at_once)
+    step = CompiledStep(section, network, objective, batches, devices, at_once)
     return Prepared(step, Prefetcher(batches, [devices.places(section.batch_size)], "cpu"), trained, runtime.encode_batch_size)

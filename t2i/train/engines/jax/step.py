@@ -24,7 +24,7 @@ State = dict[str, Named]
 
 
 @dataclass(frozen=True)
-class Step:
+class CompiledStep:
     """Computes steps of training."""
 
     section: Train
