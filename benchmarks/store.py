@@ -41,7 +41,7 @@ from t2i.data.remote import Remote, ShardCache
 from t2i.data.storage import MANIFEST, File
 from t2i.model.family import open_family
 from t2i.model.runtime import Runtime
-from t2i.train.prepared import prepare
+from t2i.train.engines.torch.engine import prepare
 from t2i.train.section import Train
 
 _SECRETS = {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark", "AWS_DEFAULT_REGION": "us-east-1"}

@@ -30,7 +30,7 @@ def main(
     from t2i.model.family import open_family
     from t2i.model.launch import in_process_group, relaunch
     from t2i.model.runtime import Runtime
-    from t2i.train.execution import check_settings
+    from t2i.train.engine import check_settings, device_of_messages
     from t2i.train.group import joined
     from t2i.train.loop import Inputs, Outputs, train
     from t2i.train.section import Train
@@ -39,7 +39,7 @@ def main(
     check_settings(section, runtime)
     if runtime.processes > 1 and not in_process_group():
         raise SystemExit(relaunch("stages.train", command_line(main, call), runtime.processes))
-    with joined(runtime.torch_device()) as group:
+    with joined(device_of_messages(runtime)) as group:
         family = open_family(params_file, base, "t2i fetch base", section.objective.scheduler_changes())
         of_first = {dataset: "t2i fetch dataset", validation_prompts: "t2i encode captions"} if group.first else {}
         require(of_first | {latents: "t2i encode images", embeds: "t2i encode captions"})

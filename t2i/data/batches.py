@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from t2i.data.cached import CachedRecords, ViewConditioning, geometry, latent_size
-from t2i.data.counter import key_of, normals, uniforms
+from t2i.data.counter import Places, Step, key_of, normals, uniforms
 from t2i.data.order import Epoch, Order
 from t2i.data.reader import Field, Stored
 
@@ -165,17 +165,21 @@ class Batches:
         conditioning = {name: buffers.to(device, tensor) for name, tensor in gathered.conditioning.items()}
         timesteps = buffers.to(device, gathered.timesteps)
         buffers.copied()
+        return Batch(moments, conditioning, self.draws(step, places, moments, timesteps))
+
+    def draws(self, step: Step, places: Places, moments: Float[Tensor, "b m h w"], timesteps: Int[Tensor, " b"]) -> Draws:
+        """Draws the noise for places in the batch of a step, on the device of their moments; `gather` draws the timesteps."""
         _, channels, height, width = moments.shape
 
         def drawn(purpose: str, *shape: int) -> Tensor:
-            return normals(key_of(self.seed, purpose), step, places, shape, device)
+            return normals(key_of(self.seed, purpose), step, places, shape, moments.device)
 
         shape = (channels // 2, height, width)
         epsilon, noise = drawn("epsilon", *shape), drawn("noise", *shape)
         if self.noise_offset:
             noise = noise + self.noise_offset * drawn("offset", shape[0], 1, 1)
         input_noise = noise + self.input_perturbation * drawn("perturbation", *shape) if self.input_perturbation else noise
-        return Batch(moments, conditioning, Draws(noise, input_noise, epsilon, timesteps))
+        return Draws(noise, input_noise, epsilon, timesteps)
 
     def _of_view(self, chosen: Choice) -> dict[str, Tensor]:
         return self.view_conditioning(geometry(chosen.image, chosen.view), latent_size(chosen.image))

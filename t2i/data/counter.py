@@ -20,6 +20,12 @@ _FACTOR, _INCREMENT = 1664525, 1013904223
 Key = tuple[int, int, int, int]
 """Four int32, exclusive-ored with the counter: each (seed, purpose) has numbers of its own."""
 
+Step = int | Tensor
+"""The number of a step; or, for a function that is compiled for all steps, an int32 tensor []."""
+
+Places = range | Tensor
+"""Places in the batch of a step; or an int32 tensor [places]."""
+
 
 @lru_cache(maxsize=1024)
 def key_of(seed: int, *purpose: str | int) -> Key:
@@ -29,7 +35,7 @@ def key_of(seed: int, *purpose: str | int) -> Key:
     return one, two, three, four
 
 
-def words(key: Key, step: int, places: Any, indices: Any) -> tuple[Any, Any, Any, Any]:
+def words(key: Key, step: Step, places: Any, indices: Any) -> tuple[Any, Any, Any, Any]:
     """Returns four int32 for each place and index.
 
     Args:
@@ -69,30 +75,29 @@ def uniforms(key: Key, step: int, places: Sequence[int]) -> np.ndarray:
 
 
 def words_on(
-    device: torch.device | str, key: Key, step: int, places: range, count: int
+    device: torch.device | str, key: Key, step: Step, places: Places, count: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns `words` for the indices below `count`: int32 [places, count], on a device, without copying anything to it."""
-    of_place = torch.arange(places.start, places.stop, places.step, dtype=torch.int32, device=device)[:, None]
-    return words(key, step, of_place, torch.arange(count, dtype=torch.int32, device=device))
+    """Returns `words` for the indices below `count`: int32 [places, count], on a device, without copying a range to it."""
+    if isinstance(places, range):
+        places = torch.arange(places.start, places.stop, places.step, dtype=torch.int32, device=device)
+    return words(key, step, places[:, None], torch.arange(count, dtype=torch.int32, device=device))
 
 
-def normals(key: Key, step: int, places: range, shape: Sequence[int], device: torch.device | str) -> Tensor:
+def normals(key: Key, step: Step, places: Places, shape: Sequence[int], device: torch.device | str) -> Tensor:
     """Returns standard normal numbers [places, *shape] in fp32, by the transform of Box and Muller (1958).
 
     The largest magnitude is 5.8: the logarithm is of 24 bits.
     """
     count = math.prod(shape)
-    quarter = -(-count // 4)
-    x, y, z, w = words_on(device, key, step, places, quarter)
-    drawn = torch.empty(len(places), 4, quarter, device=device)
-    for at, length, angle in ((0, x, y), (2, z, w)):
-        radius = _fraction(length).add_(2**-24).log_().mul_(-2).sqrt_()
-        turned = _fraction(angle).mul_(2 * math.pi)
-        torch.mul(radius, turned.cos(), out=drawn[:, at])
-        torch.mul(radius, turned.sin_(), out=drawn[:, at + 1])
-    return drawn.flatten(1)[:, :count].reshape(len(places), *shape)
+    x, y, z, w = words_on(device, key, step, places, -(-count // 4))
+    drawn = []
+    for length, angle in ((x, y), (z, w)):
+        radius = (-2 * (_fraction(length) + 2**-24).log()).sqrt()
+        turned = 2 * math.pi * _fraction(angle)
+        drawn += [radius * turned.cos(), radius * turned.sin()]
+    return torch.cat(drawn, dim=1)[:, :count].reshape(len(places), *shape)
 
 
 def _fraction(word: Tensor) -> Tensor:
     """Returns the upper 24 bits as a number in [0, 1)."""
-    return ((word >> 8) & 0xFFFFFF).float().mul_(2**-24)
+    return ((word >> 8) & 0xFFFFFF).float() * 2**-24

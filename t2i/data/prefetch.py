@@ -44,6 +44,10 @@ class Prefetcher:
             ValueError: if a record is damaged.
             StoreLost: if a shard does not come.
         """
+        return self.batches.on_device(self.gathered(step, number), self._device)
+
+    def gathered(self, step: int, number: int) -> Gathered:
+        """Returns a micro-batch of a step as it is stored; its memory is used again once the next one was asked for."""
         wanted = step * len(self.places) + number
         while self._pending and self._pending[0][0] != wanted:  # after an interruption, or an overflow of fp16 gradients
             self._pending.popleft()[1].cancel()
@@ -54,7 +58,7 @@ class Prefetcher:
         while not gathered.done() and not wait([gathered], timeout=0.5).done:
             self.while_waiting()
         self.waited_seconds += time.perf_counter() - began
-        return self.batches.on_device(gathered.result(), self._device)
+        return gathered.result()
 
     def _gather(self, wanted: int) -> Gathered:
         step, number = divmod(wanted, len(self.places))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i.core.params import resolve_plugin
+from t2i.data.counter import Places, Step
 from t2i.data.crops import Size
 from t2i.model.family import Family
 from t2i.model.precision import Precision
@@ -59,7 +60,7 @@ class Adapter(Protocol):
         """
         ...
 
-    def place(self, unet: nn.Module, seed: int, step: int, places: range) -> None:
+    def place(self, unet: nn.Module, seed: int, step: Step, places: Places) -> None:
         """Says which places in the batch of a step the UNet computes next, so that random layers draw by them alone."""
         ...
 

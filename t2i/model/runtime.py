@@ -35,6 +35,8 @@ class Validation(Section):
 class Runtime(Section):
     """Section `runtime`, which DVC does not track: a run can resume with other values, such as more processes."""
 
+    engine: Literal["torch", "jax"]
+    """What computes the steps of training: PyTorch, or JAX, for TPUs; needs the extra `jax`."""
     device: Device
     """`cuda`: a GPU of NVIDIA, or of AMD with PyTorch for ROCm. `mps`: of Apple. `xpu`: of Intel. `auto`: the one of these
     that PyTorch finds, else the CPU."""

@@ -23,7 +23,7 @@ from t2i.tools.probe import Encoders, probe_encoders, probe_forward, probe_step
 from t2i.tools.scale import Lines, Rates, caching, clock, part_lines, reading_lines, set_lines, work_of
 from t2i.tools.sections import Sections, load_sections
 from t2i.tools.sizes import Sizes, sizes_of
-from t2i.train.execution import check_settings
+from t2i.train.engine import check_settings
 from t2i.train.section import Train
 
 

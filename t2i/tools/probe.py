@@ -19,7 +19,8 @@ from t2i.model.precision import Precision, computing_in
 from t2i.model.pretrained import frozen
 from t2i.model.runtime import Runtime
 from t2i.tools.memory import is_out_of_memory
-from t2i.train.prepared import Prepared, prepare
+from t2i.train import engine
+from t2i.train.engines.torch.engine import Prepared, prepare
 from t2i.train.section import Train
 
 _MOST_IN_A_BATCH = 8
@@ -97,7 +98,10 @@ def probe_step(section: Train, runtime: Runtime, family: Family, encoders: Encod
     """
     own = sum(map(len, micro_batches(section.batch_size, 0, runtime.processes, runtime.micro_batch_size)))
     section = section.model_copy(update={"batch_size": own, "steps": section.ema.every_steps, "epochs": None})
-    prepared = prepare(section, runtime, family, _cache(encoders, own, folder))
+    cache = _cache(encoders, own, folder)
+    if runtime.engine != "torch":
+        return _compiled_step(engine.prepare(section, runtime, family, cache))
+    prepared = prepare(section, runtime, family, cache)
     whole = prepared.prefetcher
     parts = {n: replace(prepared, prefetcher=Prefetcher(whole.batches, whole.places[:n], prepared.device)) for n in (1, 2)}
 
@@ -110,6 +114,19 @@ def probe_step(section: Train, runtime: Runtime, family: Family, encoders: Encod
     for part in parts.values():
         part.prefetcher.close()
     return one + (count - 1) * more
+
+
+def _compiled_step(prepared: engine.Prepared) -> float:
+    """Returns the seconds of a step, with EMA update, of an engine that compiles it: the first step is not counted."""
+    found = []
+    for _ in range(4):
+        started = time.perf_counter()
+        figures = prepared.take_step(prepared.steps - 1)
+        assert figures is not None
+        float(figures.loss)  # waits for the device
+        found.append(time.perf_counter() - started)
+    prepared.close()
+    return min(found[1:])
 
 
 def probe_forward(family: Family, runtime: Runtime, precision: Precision, encoders: Encoders) -> float:

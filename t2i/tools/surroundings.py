@@ -20,7 +20,7 @@ from t2i.data.manifest import OutOfDate
 from t2i.model.base import Base
 from t2i.model.launch import in_process_group
 from t2i.tools.sections import Sections
-from t2i.train.execution import check_settings
+from t2i.train.engine import check_settings
 
 
 class Finding(NamedTuple):

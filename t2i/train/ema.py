@@ -61,6 +61,14 @@ class EmaSection(Section):
         n = max(0, updates * self.every_steps - self.start_step)
         return 0.0 if n == 0 else min(self.ramp(n), self.decay) ** steps
 
+    def decay_at(self, step: int, updates: int, *, last: bool) -> float | None:
+        """Returns the decay after optimizer step `step`, counted from 1, and `updates` earlier updates; None: no update.
+
+        There is an update if `every_steps` divides the step, or if it is the last one.
+        """
+        rest = step % self.every_steps
+        return None if rest and not last else self.decay_after(updates, rest or self.every_steps)
+
     def share_of_copy(self, steps: int) -> float:
         """Returns the share that the last copied weights have in the average after a run of `steps` steps, in [0, 1].
 
@@ -84,11 +92,10 @@ class Ema:
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor], step: int, *, last: bool) -> None:
-        """Updates the shadow after optimizer step `step` if `every_steps` divides it, or if it is the last step."""
-        rest = step % self.section.every_steps
-        if rest and not last:
+        """Updates the shadow after optimizer step `step` if an update is due."""
+        decay = self.section.decay_at(step, self.updates, last=last)
+        if decay is None:
             return
-        decay = self.section.decay_after(self.updates, rest or self.section.every_steps)
         now = [weights[name].detach().to(self.device, torch.float32) for name in self.shadow]
         torch._foreach_lerp_(list(self.shadow.values()), now, 1 - decay)
         self.updates += 1

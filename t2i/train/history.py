@@ -1,7 +1,7 @@
 """History: the loss and other figures of every step, saved with the checkpoint and written as CSV for `dvc plots`."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -10,13 +10,13 @@ from t2i.core.files import to_csv
 
 
 class Figures(NamedTuple):
-    """The figures of one optimizer step."""
+    """The figures of one optimizer step; numbers in fp32 that may still be computed on a device, or floats."""
 
-    loss: Tensor
+    loss: SupportsFloat
     """Weighted loss."""
-    mse: Tensor
+    mse: SupportsFloat
     """Unweighted loss, which can be compared between weightings."""
-    grad_norm: Tensor
+    grad_norm: SupportsFloat
     """Norm of the gradients before clipping."""
     learning_rate: float
 
@@ -29,12 +29,11 @@ class History:
 
     def __init__(self, rows: Tensor | None = None) -> None:
         self._read: list[list[float]] = [] if rows is None else rows.tolist()
-        self._pending: list[tuple[Tensor, float]] = []
+        self._pending: list[Figures] = []
 
     def append(self, row: Figures) -> None:
         """Adds the row of a step without waiting for the device."""
-        on_device = torch.stack([row.loss, row.mse, row.grad_norm]).detach().float()
-        self._pending.append((on_device, torch.tensor(row.learning_rate).item()))  # fp32, as in a checkpoint
+        self._pending.append(row._replace(learning_rate=torch.tensor(row.learning_rate).item()))  # fp32, as in a checkpoint
 
     def rows(self) -> list[list[float]]:
         """Returns all rows so far; copies those that are still on the device.
@@ -43,8 +42,7 @@ class History:
             ValueError: if the loss or the gradients of a step are not finite; names the first such step.
         """
         if self._pending:
-            measured, rates = zip(*self._pending, strict=True)
-            fresh = [[*row, rate] for row, rate in zip(torch.stack(measured).tolist(), rates, strict=True)]
+            fresh = [list(map(float, row)) for row in self._pending]
             for step, row in enumerate(fresh, start=len(self._read) + 1):
                 loss, grad_norm = row[COLUMNS.index("loss")], row[COLUMNS.index("grad_norm")]
                 if not (math.isfinite(loss) and math.isfinite(grad_norm)):

@@ -27,11 +27,11 @@ from t2i.train import checkpoint
 from t2i.train.card import Pictures, write_card
 from t2i.train.change import say_if_unchanged
 from t2i.train.checkpoint import Checkpoint
+from t2i.train.engine import Prepared, prepare
 from t2i.train.execution import take_over_threads
 from t2i.train.group import Group
 from t2i.train.history import COLUMNS, History
 from t2i.train.pace import Pace, in_words, progress_bar
-from t2i.train.prepared import Prepared, prepare
 from t2i.train.section import Train
 from t2i.train.trackers import Trackers, flat
 from t2i.train.validation import Validator
@@ -42,8 +42,8 @@ DECIDED_BY = (
     *(f"data/{name}.py" for name in ("pixels", "prefetch", "reader", "records")),
     *(f"model/{name}.py" for name in ("adapter", "denoising", "diffusion", "family", "latents", "precision", "prediction")),
     *(f"model/{name}.py" for name in ("pretrained", "schedule")),
-    *(f"train/{name}.py" for name in ("checkpoint", "ema", "execution", "history", "loop", "objective", "optim", "prepared")),
-    *(f"train/{name}.py" for name in ("section", "timesteps", "validation", "weighting")),
+    *(f"train/{name}.py" for name in ("checkpoint", "ema", "engines/torch/engine", "execution", "history", "loop")),
+    *(f"train/{name}.py" for name in ("objective", "optim", "section", "timesteps", "validation", "weighting")),
 )
 """The code that determines the contents of a checkpoint: a run only resumes from checkpoints of the same code."""
 
@@ -206,7 +206,7 @@ def _export(
     pictures: Pictures,
 ) -> None:
     """Writes the EMA weights as a pipeline or an adapter, with its card; says so if they hardly differ from the base."""
-    weights, adapter = prepared.ema.shadow, section.adapter
+    weights, adapter = prepared.averaged, section.adapter
     if section.init == "base":
         say_if_unchanged(inputs.base / "unet", adapter.change(weights))
     size = 2 * sum(weight.nbytes for weight in weights.values()) if adapter.keeps_base else size_of(inputs.base)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from t2i.core.params import Section
 from t2i.data.batches import Batch, Batches
 from t2i.data.cached import CachedRecords
+from t2i.data.crops import Size
 from t2i.data.order import Order
 from t2i.model.diffusion import add_noise, prediction_target, rectified, snr
 from t2i.model.family import Family
@@ -94,6 +95,11 @@ class Objective:
             seed=seed,
         )
 
+    def size_px(self, records: CachedRecords) -> Size:
+        """Returns the height and width of the images that the records were encoded from."""
+        height, width = records.moments(0).shape[2:]
+        return height * self.family.vae_factor, width * self.family.vae_factor
+
     def loss(self, unet: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Returns the weighted and the unweighted denoising loss of a batch, each averaged over its images.
 
@@ -106,7 +112,7 @@ class Objective:
         target = prediction_target(latents, draws.noise, a, family.prediction_type)
         if (power := p.dream_detail_preservation) is not None:
             with torch.no_grad():
-                guess = family.predict(unet, noisy_latents, draws.timesteps, batch.conditioning).float()
+                guess = family.predict(unet, noisy_latents, draws.timesteps, batch.conditioning).float().detach()
             noisy_latents, target = rectified(noisy_latents, target, guess, a, power)
 
         prediction = family.predict(unet, noisy_latents, draws.timesteps, batch.conditioning)

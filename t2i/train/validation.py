@@ -26,7 +26,7 @@ from t2i.model.denoising import FixedRecord, denoising_errors, fixed_records
 from t2i.model.family import Family, decoded
 from t2i.model.precision import Precision
 from t2i.model.runtime import Runtime
-from t2i.train.prepared import Prepared
+from t2i.train.engine import Prepared
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def trained_with(scaler: torch.amp.GradScaler, project: Project, monkeypatch: py
         accelerator.autocast_handler = AutocastKwargs(enabled=False)
         return accelerator
 
-    monkeypatch.setattr("t2i.train.prepared.make_accelerator", scaling)
+    monkeypatch.setattr("t2i.train.engines.torch.engine.make_accelerator", scaling)
     project.train()
     data = project.folder / "data"
     left = files(data)

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from t2i.core.params import Section
+from t2i.data.counter import Places, Step
 from t2i.model.adapter import Facts, cast_frozen
 from t2i.model.adapters.lora.dropout import place_dropouts, replace_dropouts
 from t2i.model.adapters.lora.files import read_adapter, write_adapter
@@ -77,7 +78,7 @@ class Adapter(Section):
             use_dora=self.dora,
         )
 
-    def place(self, unet: nn.Module, seed: int, step: int, places: range) -> None:
+    def place(self, unet: nn.Module, seed: int, step: Step, places: Places) -> None:
         """Says which places in the batch of a step the UNet computes next: they decide what is dropped."""
         if self.dropout:
             place_dropouts(unet, seed, step, places)

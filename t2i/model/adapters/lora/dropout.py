@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from t2i.data.counter import key_of, words_on
+from t2i.data.counter import Places, Step, key_of, words_on
 
 
 class Dropout(nn.Module):
@@ -12,7 +12,7 @@ class Dropout(nn.Module):
     def __init__(self, p: float, layer: str) -> None:
         super().__init__()
         self.p, self.layer = p, layer
-        self.drawn_for = (0, 0, range(0))
+        self.drawn_for: tuple[int, Step, Places] = (0, 0, range(0))
         """Seed, step and places in the batch of the next inputs."""
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def replace_dropouts(unet: nn.Module) -> None:
             dropouts[adapter] = Dropout(dropout.p, name)
 
 
-def place_dropouts(unet: nn.Module, seed: int, step: int, places: range) -> None:
+def place_dropouts(unet: nn.Module, seed: int, step: Step, places: Places) -> None:
     """Says which places in the batch of a step the next inputs are for."""
     for module in unet.modules():
         if isinstance(module, Dropout):

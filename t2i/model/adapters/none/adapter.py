@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from t2i.core.params import Section
+from t2i.data.counter import Places, Step
 from t2i.model.adapter import Facts
 from t2i.model.adapters.none.use import how_to_use
 from t2i.model.family import Family
@@ -27,7 +28,7 @@ class Adapter(Section):
         del unet, precision
         return {}
 
-    def place(self, unet: nn.Module, seed: int, step: int, places: range) -> None:
+    def place(self, unet: nn.Module, seed: int, step: Step, places: Places) -> None:
         """Changes nothing."""
         del unet, seed, step, places
 

@@ -1,4 +1,4 @@
-"""A prepared training run on PyTorch: everything that the training loop knows of an engine."""
+"""The engine `torch`: training steps of PyTorch, with Accelerate."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,14 +16,12 @@ from t2i.data.prefetch import Prefetcher
 from t2i.model.family import Family
 from t2i.model.runtime import Runtime, device_in_words
 from t2i.train.ema import Ema
+from t2i.train.engine import Tensors
 from t2i.train.execution import Overflows, make_accelerator, prepared_unet
 from t2i.train.history import Figures
 from t2i.train.objective import Objective
 from t2i.train.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, trainable
 from t2i.train.section import Train
-
-Tensors = dict[str, dict[str, Tensor]]
-"""Named tensors in named groups, as a checkpoint stores them."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +153,14 @@ class Prepared:
             handle.remove()
 
     @property
+    def averaged(self) -> dict[str, Tensor]:
+        """The EMA weights by name."""
+        return self.ema.shadow
+
+    @property
     def size_px(self) -> Size:
         """Height and width of the images that it learns from."""
-        factor = self.objective.family.vae_factor
-        height, width = self.prefetcher.batches.records.moments(0).shape[2:]
-        return height * factor, width * factor
+        return self.objective.size_px(self.prefetcher.batches.records)
 
     @property
     def processes(self) -> int:

@@ -8,7 +8,7 @@ from t2i.core.params import load_section
 from t2i.data.cached import CachedRecords
 from t2i.model.families.stable_diffusion import Family
 from t2i.model.runtime import Runtime
-from t2i.train.prepared import Prepared, prepare
+from t2i.train.engines.torch.engine import Prepared, prepare
 from t2i.train.section import Train
 from tests.projects import Project
 
