@@ -34,7 +34,7 @@ from t2i.data.manifest import write_manifest
 from t2i.data.members import Member
 from t2i.data.reader import Reader
 from t2i.data.shards import write_shard
-from t2i.data.storage import Storage
+from t2i.data.storage import Folders
 from t2i.encode.images import packed, records_of
 from t2i.encode.moments import encode_views
 from t2i.encode.pool import Pool
@@ -177,7 +177,7 @@ def _serial(section: EncodeImages, members: list[Member], batch_size: int, out: 
 
 def _pooled(section: EncodeImages, members: list[Member], batch_size: int, processes: int, out: Path) -> Cost:
     costs: list[Cost] = []
-    made_in = whole_set(store_folder("benchmark", {"out": out.name}, []), {}, out, Storage(), finished=False)
+    made_in = whole_set(store_folder("benchmark", {"out": out.name}, []), {}, out, Folders(), finished=False)
     with made_in as made, closing(Pool(section, batch_size=batch_size, processes=processes)) as pool:
         for _ in pool.batches(members[:1]):
             started = psutil.Process().children()

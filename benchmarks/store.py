@@ -96,7 +96,7 @@ def _train(sets: tuple[Path, Path], cache: Path, most: int, batch_size: int, epo
     batches, buffers = replace(batches_of(records, batch_size), order=Windows(name="windows", shards=2)), Buffers()
     ahead = Ahead(batches)
     for step in range(epochs * len(records) // batch_size):
-        ahead.at(step * batch_size)
+        ahead.at(step * batch_size, (step + 1) * batch_size - 1)
         batches.gather(step, range(batch_size), buffers)
 
 

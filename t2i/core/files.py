@@ -17,9 +17,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The errors of a write when the disk is full, or a quota or the limit on file size (`ulimit -f`) is reached."""
 
 
+def in_checkout(path: str) -> Path:
+    """Returns a path that is relative to the checkout, which DVC_ROOT names, also in DVC's copies of it; absolute ones stay."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / path
+
+
 def work_root() -> Path:
-    """Returns T2I_WORK_DIR if it is set, else data/work of the checkout (DVC_ROOT names the checkout, also in DVC's copies)."""
-    return Path(os.environ.get("T2I_WORK_DIR") or Path(os.environ.get("DVC_ROOT", ".")) / "data" / "work")
+    """Returns T2I_WORK_DIR if it is set, else data/work of the checkout."""
+    return Path(os.environ.get("T2I_WORK_DIR") or in_checkout("data/work"))
 
 
 def work_folder(kind: str, fingerprint: str) -> Path:

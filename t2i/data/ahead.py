@@ -4,33 +4,33 @@ from t2i.data.batches import Batches
 
 
 class Ahead:
-    """Keeps the window of shards on this disk that training is in, and as many shards of the next ones as fit beside it.
+    """Keeps the windows of shards on this disk that a batch is in, and as many shards of the next ones as fit beside them.
 
     Raises:
-        ValueError: if a window may not fit on this disk.
+        ValueError: if the windows in which a batch can be do not fit on this disk.
     """
 
     def __init__(self, batches: Batches) -> None:
         self._records, self._epoch, self._seed = batches.records, batches.epoch, batches.seed
         self._window = range(0)
-        self._records.storage.check_room(self._records.window_bytes(batches.order))
+        if self._records.elsewhere:
+            self._records.storage.check_room(self._records.window_bytes(batches.order, batches.batch_size))
 
-    def at(self, position: int) -> None:
-        """Says that training has come to a position in the endless sequence of epochs; returns at once.
-
-        Raises:
-            ValueError: if the window does not fit on this disk.
-        """
+    def at(self, first: int, last: int) -> None:
+        """Says which positions in the endless sequence of epochs are read next, from the first to the last; returns at once."""
         most = self._records.storage.most_bytes
-        if most is None or position in self._window:
+        if most is None or (first in self._window and last in self._window):
             return
-        windows = self._epoch.windows_from(position, self._seed)
-        first = next(windows)
-        needed = self._records.shards(first.shards.tolist())
-        free = most - sum(needed.values()) - max(needed.values())  # one shard: validation reads others
-        while free > 0 and (window := next(windows)).end - first.start < len(self._epoch):
+        windows = self._epoch.windows_from(first, self._seed)
+        window = next(windows)
+        needed, start = self._records.shards(window.shards.tolist()), window.start
+        while window.end <= last:
+            window = next(windows)
+            needed |= self._records.shards(window.shards.tolist())
+        self._window = range(start, window.end)
+        free = most - sum(needed.values()) - max(needed.values(), default=0)  # one shard: validation reads others
+        while free > 0 and (window := next(windows)).end - start <= len(self._epoch):
             for path, size in self._records.shards(window.shards.tolist()).items():
                 if path not in needed and (free := free - size) >= 0:
                     needed[path] = size
         self._records.storage.need(list(needed))
-        self._window = range(first.start, first.end)

@@ -1,6 +1,7 @@
 """Cached records: the moments and the conditioning of a split, joined by key; opened without reading the list of records."""
 
 from collections.abc import Callable, Collection, Iterable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from t2i.data.crops import Geometry, Size
-from t2i.data.footprint import shard_sizes, window_bytes
+from t2i.data.footprint import shard_sizes, windows_bytes
 from t2i.data.index import Index
 from t2i.data.order import Epoch, Order
 from t2i.data.reader import Reader, Stored
 from t2i.data.records import Split, read_repeats
-from t2i.data.storage import Storage
+from t2i.data.storage import Folders, Storage
 
 ViewConditioning = Callable[[Geometry, Size], dict[str, Tensor]]
 """Returns what the UNet is told about a view, from its geometry and the size of its latents: `Family.view_conditioning`."""
@@ -38,7 +39,7 @@ class CachedRecords:
 
     def __init__(self, latents: Path, embeds: Path, split: Split, storage: Storage | None = None) -> None:
         self._split = split
-        self.storage = storage or Storage()
+        self.storage = storage or Folders()
         """Where the shards are."""
         self._latents, self._embeds = (Index(folder, split, storage=self.storage) for folder in (latents, embeds))
         if (images := len(self._latents)) != (texts := len(self._embeds)):
@@ -58,16 +59,30 @@ class CachedRecords:
         return Epoch(self._latents.sizes, self._repeats, order)
 
     def shards(self, numbers: Iterable[int]) -> dict[Path, int]:
-        """Returns the paths and sizes in bytes of shards of moments, by number, and of the embeddings of their records."""
+        """Returns the paths and sizes in bytes of shards of moments, by number, and of the embeddings of their records.
+
+        Leaves out those that are in the folders.
+        """
         found: dict[Path, int] = {}
         for places in map(self._latents.places_in, numbers):
-            found |= self._latents.files_of(places) | self._embeds.files_of(places)
+            found |= self._latents.elsewhere(places) | self._embeds.elsewhere(places)
         return found
 
-    def window_bytes(self, order: Order) -> int:
-        """Returns the most bytes that a window has of both sets."""
+    @property
+    def elsewhere(self) -> bool:
+        """Whether there are shards that are not in the folders."""
+        return bool(self.shards(range(len(self._latents.sizes))))
+
+    def window_bytes(self, order: Order, batch_size: int) -> int:
+        """Returns the most bytes of both sets in the windows in which a batch can be; see `windows_bytes`."""
         latents, embeds = (shard_sizes(index.files, self._split) for index in (self._latents, self._embeds))
-        return window_bytes(latents, embeds, order)
+        return windows_bytes(latents, embeds, order, batch_size)
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the moments of the first record."""
+        _, channels, height, width = self.image(0).fields["moments"].shape
+        return channels, height, width
 
     def key(self, record: int) -> str:
         """Returns the key of a record."""

@@ -45,7 +45,8 @@ def use(path: Path, file: File, *, verify: bool) -> Copy | None:
         try:
             portalocker.lock(opened, _TOGETHER)
             if _is_at(opened, path) and _is_right(path, file, verify=verify):
-                os.utime(path)
+                with suppress(PermissionError):  # of another user
+                    os.utime(path)
                 return Copy(opened, mapped(path))
         except BaseException:
             opened.close()
@@ -60,6 +61,25 @@ def _is_right(path: Path, file: File, *, verify: bool) -> bool:
     print(f"note: {path}: damaged; it is fetched again", file=sys.stderr)
     path.unlink()
     return False
+
+
+def listed(folder: Path) -> dict[Path, os.stat_result]:
+    """Returns all copies; removes unfinished ones that no process writes. Others may remove copies meanwhile."""
+    found = {}
+    for of_shard in _names(folder):
+        for path in _names(of_shard):
+            with suppress(FileNotFoundError):
+                if path.suffix == ".tar":
+                    found[path] = path.stat()
+                else:
+                    remove(path)
+    return found
+
+
+def _names(folder: Path) -> list[Path]:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return [folder / name for name in os.listdir(folder)]
+    return []
 
 
 def remove(path: Path) -> bool:

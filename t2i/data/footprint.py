@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from t2i.data.index import index_name
-from t2i.data.order import Order
+from t2i.data.order import Order, Windows
 from t2i.data.records import Split, split_of_shard
 from t2i.data.storage import File
 
@@ -30,6 +30,23 @@ def shard_sizes(files: Sequence[File], split: Split) -> list[ShardSize]:
     shards = [there[name] for name in sorted(there) if split_of_shard(name) == split]
     indices = [there.get(index_name(file.name)) for file in shards]
     return [ShardSize(file.count, file.bytes, index.bytes if index else 0) for file, index in zip(shards, indices, strict=True)]
+
+
+def windows_bytes(latents: Sequence[ShardSize], embeds: Sequence[ShardSize], order: Order, batch_size: int) -> int:
+    """Returns the most bytes of the windows in which a batch can be: two, or more if windows have fewer records than it.
+
+    Args:
+        latents: the shards of moments of the training records.
+        embeds: the shards of embeddings.
+        order: `train.order`.
+        batch_size: images per optimizer step.
+    """
+    _, shards = order(len(latents), 0, 0)
+    records, rest = sorted(shard.records for shard in latents), len(latents) % shards
+    needed = (1 + -(-(batch_size - 1) // sum(records[:shards]))) * window_bytes(latents, embeds, order)
+    if rest and sum(records[:rest]) < batch_size - 1:  # the last window of an epoch, with a window on either side
+        needed += window_bytes(latents, embeds, Windows(name="windows", shards=rest))
+    return min(needed, sum(shard.bytes for of_set in (latents, embeds) for shard in of_set))
 
 
 def window_bytes(latents: Sequence[ShardSize], embeds: Sequence[ShardSize], order: Order) -> int:

@@ -18,7 +18,7 @@ from t2i.core.files import whole, work_root
 from t2i.data.manifest import check_hash, describe, read_manifest
 from t2i.data.members import AGAIN, Member, scan
 from t2i.data.records import split_of_shard
-from t2i.data.storage import File, Storage, mapped
+from t2i.data.storage import File, Folders, Storage, mapped
 
 _COLUMNS = [("key", "S"), ("extension", "S"), ("offset", "i"), ("size", "i")]
 """Names and kinds of the columns."""
@@ -45,7 +45,7 @@ class Index(Sequence[Member]):
         storage: Storage | None = None,
     ) -> None:
         self.folder = folder
-        self._extensions, self._storage = extensions, storage or Storage()
+        self._extensions, self._storage = extensions, storage or Folders()
         self.files = read_manifest(folder, self._storage).files
         """The files of the whole set."""
         files = {file.name: file for file in self.files}
@@ -69,10 +69,11 @@ class Index(Sequence[Member]):
         """Returns the places of the records of a shard, by its number."""
         return range(self._ends[shard] - self.sizes[shard], self._ends[shard])
 
-    def files_of(self, places: range) -> dict[Path, int]:
-        """Returns the paths and sizes in bytes of the shards with the records at some places."""
+    def elsewhere(self, places: range) -> dict[Path, int]:
+        """Returns the paths and sizes in bytes of the shards with the records at some places, except those in the folder."""
         first, last = bisect.bisect_right(self._ends, places.start), bisect.bisect_left(self._ends, places.stop)
-        return {self._paths[shard]: self._shards[shard].bytes for shard in range(first, last + 1)}
+        shards = ((self._paths[shard], self._shards[shard]) for shard in range(first, last + 1))
+        return {path: file.bytes for path, file in shards if path.parent != self.folder}
 
     @overload
     def __getitem__(self, place: int) -> Member: ...

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from t2i.core.files import write_json
 from t2i.core.params import Section
 from t2i.data.digests import sha256_of
-from t2i.data.storage import MANIFEST, File, Storage
+from t2i.data.storage import MANIFEST, File, Folders, Storage
 
 _VERSION = 2
 
@@ -68,7 +68,7 @@ def read_manifest(folder: Path, storage: Storage | None = None) -> Manifest:
         raise ValueError(f"{path}: damaged: {place or 'the whole file'}: {problem['msg']}; {remedy} again") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: damaged ({error}); {remedy} again") from None
-    present = (storage or Storage()).sizes(folder, manifest.files)
+    present = (storage or Folders()).sizes(folder, manifest.files)
     expected = {file.name: file.bytes for file in manifest.files}
     for name, size in expected.items():
         if present.get(name) != size:
@@ -101,7 +101,7 @@ def check_hashes(
     Raises:
         ValueError: if a hash differs; says the file, the expected sha256 and the sha256 found.
     """
-    storage = storage or Storage()
+    storage = storage or Folders()
     files = [file for file in read_manifest(folder, storage).files if names is None or file.name in names]
     for file in tqdm(files, desc=f"checking {folder}", unit=" files", delay=2, disable=not shown):
         if (path := storage.path(folder, file)) == folder / file.name:

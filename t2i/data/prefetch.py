@@ -23,7 +23,7 @@ class Prefetcher:
         device: the device of the UNet.
 
     Raises:
-        ValueError: if the shards of a window do not fit on this disk.
+        ValueError: if the shards that a batch can need do not fit on this disk.
     """
 
     def __init__(self, batches: Batches, places: list[range], device: torch.device | str) -> None:
@@ -62,11 +62,13 @@ class Prefetcher:
 
     def _gather(self, wanted: int) -> Gathered:
         step, number = divmod(wanted, len(self.places))
-        self._shards.at(step * self.batches.batch_size + self.places[number].start)
+        first = step * self.batches.batch_size
+        self._shards.at(first + self.places[number].start, first + self.places[number].stop - 1)
         return self.batches.gather(step, self.places[number], self._buffers[wanted % len(self._buffers)])
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread, and all waiting for shards."""
+        self.batches.records.storage.close()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 

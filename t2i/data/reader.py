@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from t2i.data.members import AGAIN, BLOCK, Member, is_header_of
-from t2i.data.storage import Storage
+from t2i.data.storage import Folders, Storage
 
 _DTYPES = {
     "F16": torch.float16,
@@ -67,7 +67,7 @@ class Reader:
     """
 
     def __init__(self, storage: Storage | None = None) -> None:
-        self._content = (storage or Storage()).content
+        self._content = (storage or Folders()).content
         self._headers: dict[bytes, tuple[dict[str, Field], int]] = {}
 
     def content(self, member: Member) -> bytes:

@@ -1,5 +1,6 @@
 """Runs the VAE once over every view of every image and stores the moments."""
 
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from hashlib import sha256
@@ -25,7 +26,7 @@ from t2i.data.shards import pack
 from t2i.data.storage import MANIFEST, Storage
 from t2i.encode.moments import encode_views
 from t2i.encode.pool import Pool
-from t2i.encode.roundtrip import psnr_in_fp32, psnr_of_records
+from t2i.encode.roundtrip import check_precision, check_psnr, psnr_in_fp32, psnr_of_records
 from t2i.encode.shard_set import ShardSet
 from t2i.encode.store import Found, identity
 from t2i.encode.views import EncodeImages
@@ -45,17 +46,13 @@ DECIDED_BY = (
 DECIDE_A_RECORD = ("resolution_px", "interpolation", "background", "precision")
 """The parameters that decide the moments of a view. Which views a record has is part of its identity."""
 
-MOST_LOST_DB = 0.1
-"""Most that the mean PSNR may be lower than with fp32."""
-
 
 class _Shard(NamedTuple):
-    """A shard to make."""
+    """A shard to make, and the images that must be encoded for it."""
 
     name: str
     found: Found
     missing: list[Member]
-    """The images that must be encoded for it."""
 
 
 class Images:
@@ -119,12 +116,14 @@ class Images:
         Raises:
             ValueError: an image cannot be read, or moments overflow float16; names the image.
         """
-        done = 0
+        unfinished = deque[str]()
 
         def looked_up() -> Iterator[_Shard]:
             for number, name in enumerate(shards):
-                self._need(shards[done : number + 2])
-                yield self._look_up(made, name)
+                self._need([*unfinished, *shards[number : number + 2]])
+                if (shard := self._look_up(made, name)).missing:
+                    unfinished.append(name)
+                yield shard
 
         now, ahead = tee(looked_up())
         records = self._encoded(member for shard in ahead for member in shard.missing)
@@ -135,7 +134,8 @@ class Images:
                 new[member.key] = next(records)
                 yield 1
             made.add(shard.name, shard.found, partial(packed, self._raw / shard.name, new))
-            done += 1
+            if shard.missing:
+                unfinished.popleft()
         made.wait()
         self._need([])
 
@@ -153,8 +153,8 @@ class Images:
         found = psnr_of_records(self._section, self._family, self._vae, members, made.shards(), self.storage, **how)
         if self._section.precision != "fp32":
             exact = psnr_in_fp32(self._section, self._family, self._vae, members, self.storage, **how)
-            _check_precision(self._section, _mean(found), _mean(exact))
-        return {"records": len(members), **_check_psnr(self._section, found)}
+            check_precision(self._section, found, exact)
+        return {"records": len(members), **check_psnr(self._section, found)}
 
     def close(self) -> None:
         """Ends the processes that decode images."""
@@ -166,7 +166,7 @@ class Images:
 
     def _need(self, shards: Sequence[str]) -> None:
         """Has the images of some shards on this disk, and of no others."""
-        self.storage.need([path for name in shards for path in self._places[name][0].files_of(self._places[name][1])])
+        self.storage.need([path for name in shards for path in self._places[name][0].elsewhere(self._places[name][1])])
 
     def _look_up(self, made: ShardSet, name: str) -> _Shard:
         """Returns what a shard needs. A record is identified by the bytes of its image and the views that are stored of it."""
@@ -224,27 +224,3 @@ def records_of(views: Iterable[tuple[Member, Geometry, Tensor]]) -> Iterator[dic
             "crop": torch.tensor([seen.crop for seen in geometries], dtype=torch.int32),
             "flipped": torch.tensor([seen.flipped for seen in geometries], dtype=torch.uint8),
         }
-
-
-def _mean(found: dict[str, list[float]]) -> float:
-    values = [value for of_record in found.values() for value in of_record]
-    return sum(values) / len(values)
-
-
-def _check_precision(section: EncodeImages, mean: float, exact: float) -> None:
-    if not exact - mean <= MOST_LOST_DB:
-        raise ValueError(
-            f"images decoded from their moments have a PSNR of {mean:.2f} dB, but {exact:.2f} dB if "
-            f"`encode.images.precision` is fp32 instead of {section.precision}, wanted at most {MOST_LOST_DB} dB less: "
-            "set it to fp32"
-        )
-
-
-def _check_psnr(section: EncodeImages, found: dict[str, list[float]]) -> dict[str, float]:
-    mean, least = _mean(found), min(value for of_record in found.values() for value in of_record)
-    if mean < section.min_psnr:
-        raise ValueError(
-            f"images decoded from their moments have a PSNR of {mean:.1f} dB, wanted at least `encode.images.min_psnr` "
-            f"{section.min_psnr}: choose a base whose VAE fits these images, or increase `encode.images.resolution_px`"
-        )
-    return {"psnr_mean": round(mean, 3), "psnr_min": round(least, 3)}

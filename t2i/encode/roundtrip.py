@@ -16,6 +16,9 @@ from t2i.encode.views import EncodeImages, views
 from t2i.model.family import Family
 from t2i.model.latents import psnr, sample_latents
 
+MOST_LOST_DB = 0.1
+"""Most that the mean PSNR may be lower than with fp32."""
+
 
 def psnr_of_records(
     section: EncodeImages,
@@ -75,6 +78,27 @@ def psnr_in_fp32(
     return found
 
 
+def check_precision(section: EncodeImages, found: dict[str, list[float]], exact: dict[str, list[float]]) -> None:
+    """Raises a ValueError if the mean PSNR is lower than with fp32."""
+    if not _mean(exact) - _mean(found) <= MOST_LOST_DB:
+        raise ValueError(
+            f"images decoded from their moments have a PSNR of {_mean(found):.2f} dB, but {_mean(exact):.2f} dB if "
+            f"`encode.images.precision` is fp32 instead of {section.precision}, wanted at most {MOST_LOST_DB} dB less: "
+            "set it to fp32"
+        )
+
+
+def check_psnr(section: EncodeImages, found: dict[str, list[float]]) -> dict[str, float]:
+    """Returns the mean and the lowest PSNR; raises a ValueError if the mean is too low."""
+    mean, least = _mean(found), min(value for of_record in found.values() for value in of_record)
+    if mean < section.min_psnr:
+        raise ValueError(
+            f"images decoded from their moments have a PSNR of {mean:.1f} dB, wanted at least `encode.images.min_psnr` "
+            f"{section.min_psnr}: choose a base whose VAE fits these images, or increase `encode.images.resolution_px`"
+        )
+    return {"psnr_mean": round(mean, 3), "psnr_min": round(least, 3)}
+
+
 def _sampled(section: EncodeImages, images: list[Member]) -> list[Member]:
     sampled = []
     for split in SPLITS:
@@ -99,3 +123,8 @@ def _psnr(
     decoded = torch.cat([family.decode_latents(vae, some.to(device)).cpu() for some in scaled.split(batch_size)])
     values: list[float] = psnr(pixels, decoded).tolist()
     return values
+
+
+def _mean(found: dict[str, list[float]]) -> float:
+    values = [value for of_record in found.values() for value in of_record]
+    return sum(values) / len(values)

@@ -67,6 +67,8 @@ class ShardSet:
                 f"{name}: {len(found.missing)} of {len(identities)} records are not encoded yet: run the parts that were not "
                 "finished again, or leave out --finish"
             )
+        if not found.missing:
+            self._locks[name].close()  # a set can have very many of these
         self.new += len(found.missing)
         return found
 

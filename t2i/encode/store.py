@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from t2i.core.files import flush, write_text
 from t2i.core.params import Section
+from t2i.data.bucket import StoreLost
 from t2i.data.digests import sha256_of
 from t2i.data.members import scan
 from t2i.data.storage import File, Storage
@@ -66,7 +67,8 @@ class Found(NamedTuple):
 class Store:
     """The store in a folder, as it was at the first look.
 
-    Only content whose hash is right is ever taken from it; damaged content counts as missing.
+    Only content whose hash is right is ever taken from its folder; damaged content counts as missing. A shard that is elsewhere
+    counts as whole if its size is right; its hash is compared when it is read.
 
     Args:
         folder: the store.
@@ -91,7 +93,7 @@ class Store:
             its: Location(self.storage.path(self.folder, file), offset, size, digest)
             for finished in self._shards.values()
             for file in finished.files
-            if file.is_shard
+            if file.is_shard and ((self.folder / file.name).exists() or self.storage.elsewhere(file))
             for its, (offset, size, digest) in finished.records.items()
         }
 
@@ -171,10 +173,13 @@ class Store:
     def _place(self, its: str) -> Location | None:
         if its not in self._places:
             return None
-        with contextlib.suppress(OSError, ValueError):  # missing, or damaged
+        try:
             self.content(self._places[its])
-            return self._places[its]
-        return None
+        except StoreLost:
+            raise
+        except (OSError, ValueError):  # missing, or damaged
+            return None
+        return self._places[its]
 
 
 def identity(*parts: Any) -> str:

@@ -10,7 +10,7 @@ from t2i.core.params import Section
 from t2i.core.workers import Start
 from t2i.data.bucket import Bucket, StoreUrl
 from t2i.data.remote import Remote, ShardCache
-from t2i.data.storage import Storage
+from t2i.data.storage import Folders, Storage
 
 Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 
@@ -108,7 +108,7 @@ class Runtime(Section):
 
     def storage(self) -> Storage:
         """Returns where the shards are."""
-        return Remote(Bucket(self.store), self.shard_cache, verify=self.verify_shards) if self.store else Storage()
+        return Remote(Bucket(self.store), self.shard_cache, verify=self.verify_shards) if self.store else Folders()
 
     def workers(self, start: Start) -> Tasks | None:
         """Returns the processes that share the work of encoding or drawing; None if this process does it alone."""

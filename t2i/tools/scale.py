@@ -121,7 +121,8 @@ def reading_lines(sizes: Sizes, dataset: RecordCounts, order: Order, rates: Rate
     at_speed = "" if rates.image is None else f", or {in_bytes(int(per_image / rates.image))} per second at that speed"
     yield "reading", f"{in_bytes(int(per_image))} per image{at_speed}, which the disk or the network has to bring"
     if cache is not None:
-        yield "shard cache", _fits(window_bytes(sizes.latents["train"], sizes.embeds["train"], order), cache)
+        window = window_bytes(sizes.latents["train"], sizes.embeds["train"], order)
+        yield "shard cache", _fits(min(2 * window, total), cache)
     if isinstance(order, Windows):
         yield "window", _window(sizes, dataset, order, rates)
         return
@@ -130,14 +131,12 @@ def reading_lines(sizes: Sizes, dataset: RecordCounts, order: Order, rates: Rate
         yield "", f"with {{name: windows, shards: {_WINDOW.shards}}}: {_window(sizes, dataset, _WINDOW, rates)}"
 
 
-def _fits(window: int, cache: int) -> str:
-    """Returns how a window of shards fits into the cache of a store."""
+def _fits(needed: int, cache: int) -> str:
+    """Returns whether the shards of two windows fit into the cache of a store."""
     holds = f"{in_bytes(cache)} (`runtime.shard_cache.gb`)"
-    if window > cache:
-        return f"{holds} are too small for {in_bytes(window)}: training would refuse; increase it, or make the windows smaller"
-    if 2 * window > cache:
-        return f"{holds} hold one window, but not two: training waits for the store where a window begins"
-    return f"{holds} hold two windows: training does not wait for a store that is fast enough"
+    if needed > cache:
+        return f"{holds} are too small: a batch can need {in_bytes(needed)}; increase it, or make the windows smaller"
+    return f"{holds} hold the {in_bytes(needed)} that a batch can need: training does not wait for a store that is fast enough"
 
 
 def _window(sizes: Sizes, dataset: RecordCounts, order: Windows, rates: Rates) -> str:

@@ -157,9 +157,9 @@ def damage(folder: Path) -> str | None:
 
 @contextmanager
 def saved_if_lost(save: Callable[[], None]) -> Iterator[None]:
-    """Saves a checkpoint if the block ends because no shard comes from the store any more."""
+    """Saves a checkpoint if the block ends because no shard comes from the store any more, or a file cannot be read."""
     try:
         yield
-    except StoreLost:
+    except (StoreLost, OSError):
         save()
         raise

@@ -59,7 +59,6 @@ class Inputs:
     dataset: Path
     """dataset.json, for the model card."""
     storage: Storage
-    """Where the shards of latents and embeddings are."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def train(section: Train, runtime: Runtime, family: Family, inputs: Inputs, outp
     first, made_by = group.first, _made_by(section, inputs)
     decided_by = _agreed(made_by, section, family, group)
     work = work_folder("train", decided_by) if first else work_root() / decided_by
-    with locked(work) if first else contextlib.nullcontext():
+    with locked(work) if first else contextlib.nullcontext(), contextlib.closing(inputs.storage):
         if first:
             checkpoint.make_room(work, restart=os.environ.get("T2I_RESUME") == "never")
         folders = (inputs.latents, inputs.embeds) if runtime.verify_shards and first else ()
@@ -151,6 +150,7 @@ def optimize(
 
     saved_at = time.monotonic()
     with Interrupt() as interrupt, progress, prepared.before_each_forward(interrupt.check), checkpoint.saved_if_lost(save):
+        validator.records["train"].storage.while_waiting = interrupt.check
         while True:
             verification.check()
             validate()

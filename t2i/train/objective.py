@@ -97,7 +97,7 @@ class Objective:
 
     def size_px(self, records: CachedRecords) -> Size:
         """Returns the height and width of the images that the records were encoded from."""
-        height, width = records.moments(0).shape[2:]
+        _, height, width = records.shape
         return height * self.family.vae_factor, width * self.family.vae_factor
 
     def loss(self, unet: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:

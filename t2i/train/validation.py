@@ -119,7 +119,7 @@ class Validator:
         prompts = {name: t.float().to(device) for name, t in read_tensors(self.prompts / "embeds.safetensors").items()}
         empty = {name: t.float().to(device) for name, t in self.records["train"].empty.tensors().items()}
         count = len(next(iter(prompts.values())))
-        _, moments, height, width = self.records["train"].moments(0).shape
+        moments, height, width = self.records["train"].shape
         generators = [torch.Generator().manual_seed(derived_seed(p.seed, "validation", number)) for number in range(count)]
         noise = torch.stack([torch.randn(moments // 2, height, width, generator=generator) for generator in generators])
         return torch.cat(

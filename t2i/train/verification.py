@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from t2i.core.files import write_json
+from t2i.data.bucket import StoreLost
 from t2i.data.index import Index
 from t2i.data.manifest import check_hashes
 from t2i.data.records import SPLITS
@@ -69,7 +70,7 @@ class Verification:
             ValueError: if a file differs from its manifest, a set has a key twice, or the sets have different records.
             OSError: if a file cannot be read; nothing is deleted.
         """
-        if isinstance(self._error, ValueError):
+        if isinstance(self._error, ValueError) and not isinstance(self._error, StoreLost):
             for name, time in _results(self._work).items():
                 if self._verified.get(name) != time:
                     path = self._work / name

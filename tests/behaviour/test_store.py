@@ -44,7 +44,7 @@ def windowed(project: Project) -> Project:
 
 @pytest.fixture
 def stored(windowed: Project, s3: S3) -> Project:
-    """The same project with its shards in the bucket, and a cache for half of what training reads; `local` is the other one."""
+    """The same project with its shards in the bucket, and a cache for two thirds of what training reads; `local` is the other one."""
     shutil.copytree("data", "local")
     keep_in_store(windowed, s3.url, room(Path("data")))
     windowed.fetch_and_encode()
@@ -63,7 +63,7 @@ def shards(folder: Path) -> dict[str, int]:
 
 
 def room(data: Path) -> int:
-    return sum(size for name in ("latents", "embeds") for size in shards(data / name).values()) // 2
+    return sum(size for name in ("latents", "embeds") for size in shards(data / name).values()) * 2 // 3
 
 
 def cached() -> int:
@@ -139,7 +139,7 @@ def test_a_store_that_comes_back_changes_nothing(unbroken, stored: Project, s3: 
 def test_a_store_that_is_gone_ends_training_with_a_checkpoint(unbroken, stored: Project, s3: S3, monkeypatch) -> None:
     monkeypatch.setenv("T2I_PATIENCE_SECONDS", "1")
     after_step(3, monkeypatch, s3.cut_off)
-    with pytest.raises(StoreLost, match=rf"^{s3.url}/\w+.tar: cannot be read for 1 s .* then run the same command"):
+    with pytest.raises(StoreLost, match=rf"^{s3.url}/\w+.tar: cannot be read .* then run the same command"):
         trained(stored, "work", monkeypatch)
     assert list(Path("work").glob("train-*/step-0000000[3-9]")), "no checkpoint of what was trained"
     s3.come_back()
@@ -160,7 +160,7 @@ def test_a_signal_ends_the_waiting_for_a_store(stored: Project, s3: S3, monkeypa
     assert list(Path("work").glob("train-*/step-0000000[3-9]")), "no checkpoint of what was trained"
 
 
-def test_a_window_that_does_not_fit_is_refused_before_the_first_step(stored: Project, monkeypatch) -> None:
+def test_windows_that_do_not_fit_are_refused_at_the_start(stored: Project, monkeypatch) -> None:
     stored.params["runtime"]["shard_cache"]["gb"] = 3e-5
     with pytest.raises(ValueError, match=r"needed together have .*`runtime.shard_cache.gb` is 3e-05"):
         trained(stored, "work", monkeypatch)

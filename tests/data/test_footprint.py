@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2i.data.footprint import ShardSize, shard_sizes, window_bytes
+from t2i.data.footprint import ShardSize, shard_sizes, window_bytes, windows_bytes
 from t2i.data.manifest import read_manifest
 from t2i.data.order import Epoch, Global, Windows
 from tests import tiny
@@ -26,6 +26,26 @@ def test_the_largest_shards_may_meet_in_a_window() -> None:
 def test_a_global_order_needs_everything() -> None:
     latents, embeds = of_equal_shards(95, 10, 3), of_equal_shards(95, 40, 5)
     assert window_bytes(latents, embeds, Global(name="global")) == 95 * (3 + 5) + 10 + 3
+
+
+@given(
+    images=st.lists(st.integers(1, 5), min_size=1, max_size=8),
+    shards=st.integers(1, 9),
+    batch_size=st.integers(1, 12),
+    seed=st.integers(0, 99),
+)
+def test_no_batch_needs_more(images, shards, batch_size, seed) -> None:
+    records, order = sum(images), Windows(name="windows", shards=shards)
+    latents = [ShardSize(count, 3 * count + number, 1) for number, count in enumerate(images)]
+    embeds = [ShardSize(count, 7 * count, 1) for count in images]
+    most, epoch = windows_bytes(latents, embeds, order, batch_size), Epoch(images, {}, order)
+    for step in range(2 * records):
+        needed = set()
+        for window in epoch.windows_from(step * batch_size, seed):
+            needed |= set(window.shards.tolist())
+            if window.end >= (step + 1) * batch_size:
+                break
+        assert sum(latents[n].bytes + embeds[n].bytes for n in needed) <= most
 
 
 @given(

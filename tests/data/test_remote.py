@@ -1,13 +1,17 @@
+import multiprocessing
+import random
+import shutil
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from t2i.data import remote as shards_at_a_url
 from t2i.data.bucket import Bucket, StoreLost
 from t2i.data.digests import sha256_of
 from t2i.data.remote import Remote, ShardCache
-from t2i.data.storage import File, Storage
+from t2i.data.storage import File, Folders, Storage
 
 SIZE = 1000
 
@@ -52,7 +56,7 @@ def cached(tmp_path: Path) -> set[int]:
 
 def test_a_set_is_complete_if_its_shards_are_in_the_store(folder, rows, tmp_path) -> None:
     assert remote(tmp_path).sizes(folder, rows) == {row.name: row.bytes for row in rows}
-    assert Storage().sizes(folder, rows) == {"train-00000.npy": 5}
+    assert Folders().sizes(folder, rows) == {"train-00000.npy": 5}
     next((tmp_path / "store").iterdir()).unlink()
     assert len(remote(tmp_path).sizes(folder, rows)) == 4
 
@@ -128,18 +132,86 @@ def test_copies_of_earlier_runs_are_compared_if_wanted(folder, rows, tmp_path, v
 def test_what_changed_in_the_store_is_never_used(folder, rows, tmp_path) -> None:
     (tmp_path / "store" / f"{rows[1].sha256}.tar").write_bytes(bytes([9]) * SIZE)
     storage = remote(tmp_path)
-    with pytest.raises(StoreLost, match=r"its sha256 is \w{16}: it was changed there; .* writes train-00000.tar again"):
+    with pytest.raises(StoreLost, match=r"has another hash than its name: .* writes train-00000.tar again"):
         storage.content(paths_of(storage, folder, rows)[0])
     assert cached(tmp_path) == set()
     assert not list((tmp_path / "cache").glob("*/*.partial"))
 
 
-def test_a_shard_larger_than_the_cache_is_refused(folder, rows, tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"needed together have 1 kB, but `runtime.shard_cache.gb` is 9e-07: increase it"):
-        remote(tmp_path, shards=0.9).path(folder, rows[1])
-    storage = remote(tmp_path, shards=2)
-    with pytest.raises(ValueError, match=r"needed together have 3 kB"):
-        storage.need(paths_of(storage, folder, rows)[:3])
+def test_a_cache_that_is_too_small_is_named(folder, rows, tmp_path) -> None:
+    remote(tmp_path, shards=3).check_room(3000)
+    with pytest.raises(ValueError, match=r"needed together have 3 kB, but `runtime.shard_cache.gb` is 2.9e-06: increase it"):
+        remote(tmp_path, shards=2.9).check_room(3000)
+
+
+def test_a_shard_that_is_read_comes_before_those_that_are_needed(folder, rows, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(shards_at_a_url, "_THREADS", 1)
+    blocks, fetched, go = Bucket.blocks, [], threading.Event()
+
+    def slow(bucket, name, size):
+        fetched.append(name)
+        go.wait(20)
+        return blocks(bucket, name, size)
+
+    monkeypatch.setattr(Bucket, "blocks", slow)
+    storage = remote(tmp_path)
+    paths = paths_of(storage, folder, rows)
+    storage.need(paths[:3])
+    while not fetched:
+        time.sleep(0.01)
+    reading = threading.Thread(target=storage.content, args=(paths[3],))
+    reading.start()
+    while not storage._wanted:
+        time.sleep(0.01)
+    storage.need(paths[:2])
+    go.set()
+    reading.join()
+    assert fetched[:2] == [f"{rows[1].sha256}.tar", f"{rows[4].sha256}.tar"]
+    storage.content(paths[1])
+    assert f"{rows[3].sha256}.tar" not in fetched, "it was not needed any more"
+
+
+def test_closing_ends_all_waiting(folder, rows, tmp_path, monkeypatch) -> None:
+    storage = remote(tmp_path)
+    paths = paths_of(storage, folder, rows)
+    storage.content(paths[0])
+    shutil.rmtree(tmp_path / "store")  # it may come back
+    threading.Timer(0.5, storage.close).start()
+    began = time.monotonic()
+    with pytest.raises(StoreLost):
+        storage.content(paths[1])
+    with pytest.raises(StoreLost):
+        storage.content(paths[2])
+    assert time.monotonic() - began < 30
+
+
+def test_few_copies_are_open_at_once(folder, rows, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(shards_at_a_url, "_MOST_USED", 2)
+    storage = remote(tmp_path)
+    paths = paths_of(storage, folder, rows)
+    for number in (0, 1, 2, 3, 0, 1):
+        assert storage.content(paths[number])[0] == number
+        assert len(storage._used) <= 2
+    assert cached(tmp_path) == {0, 1, 2, 3}
+
+
+def read_all(tmp_path: Path, folder: Path, rows: list[File], seed: int) -> None:
+    """Reads shards at random from a cache for two of them."""
+    storage, chance = remote(tmp_path, shards=2), random.Random(seed)
+    paths = paths_of(storage, folder, rows)
+    for _ in range(100):
+        number = chance.randrange(4)
+        assert storage.content(paths[number]).tobytes() == bytes([number]) * SIZE
+
+
+def test_processes_that_share_a_small_cache_read_right(folder, rows, tmp_path) -> None:
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=read_all, args=(tmp_path, folder, rows, seed)) for seed in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
 
 
 def test_threads_that_read_one_shard_fetch_it_once(folder, rows, tmp_path, monkeypatch) -> None:

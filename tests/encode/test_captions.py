@@ -11,7 +11,7 @@ from t2i.core.params import load_section
 from t2i.data.index import Index
 from t2i.data.reader import Reader
 from t2i.data.records import SPLITS
-from t2i.data.storage import Storage
+from t2i.data.storage import Folders
 from t2i.encode.captions import Captions, EncodeCaptions
 from t2i.encode.job import encode_set
 from t2i.model.families import sdxl, stable_diffusion
@@ -51,7 +51,7 @@ def encoded(project: Project, out: str = "data/embeds", *, batch_size: int = 1, 
         Path("data/validation-prompts"),
         batch_size=batch_size,
         device="cpu",
-        storage=Storage(),
+        storage=Folders(),
     )
     encode_set(lambda number, processes: job, Path(out), load_section(Path("params.yaml"), "runtime", Runtime))
     return family

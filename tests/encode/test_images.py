@@ -12,7 +12,7 @@ from t2i.core.params import load_section
 from t2i.data.index import Index
 from t2i.data.reader import Reader
 from t2i.data.records import SPLITS
-from t2i.data.storage import Storage
+from t2i.data.storage import Folders
 from t2i.encode.images import Images
 from t2i.encode.job import encode_set
 from t2i.encode.views import EncodeImages
@@ -54,7 +54,7 @@ def encode(family: Family, out: str, *, batch_size: int, processes: int) -> None
     """Encodes the images of a project with a family."""
     section, raw = load_section(Path("params.yaml"), "encode.images", EncodeImages), Path("data/raw/images")
     how: dict[str, Any] = {"batch_size": batch_size, "processes": processes, "device": "cpu", "verify": True}
-    job = Images(section, family, Path("data/base"), raw, **how, storage=Storage())
+    job = Images(section, family, Path("data/base"), raw, **how, storage=Folders())
     encode_set(lambda number, processes: job, Path(out), load_section(Path("params.yaml"), "runtime", Runtime))
 
 

@@ -7,7 +7,7 @@ from t2i.core.locks import locked
 from t2i.data.index import Index
 from t2i.data.manifest import read_manifest
 from t2i.data.reader import Reader
-from t2i.data.storage import Storage
+from t2i.data.storage import Folders
 from t2i.encode.shard_set import store_folder, whole_set
 from t2i.encode.store import identity
 
@@ -25,7 +25,7 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make(out: Path, shards: Mapping[str, list[str]], *, stop_at: str | None = None, of: int = 1) -> list[str]:
     """Makes a set, and returns the keys of the records that had to be made."""
     made: list[str] = []
-    with whole_set(store_folder("encode", {"of": of}, CODE), {"of": of}, out, Storage(), finished=False) as files:
+    with whole_set(store_folder("encode", {"of": of}, CODE), {"of": of}, out, Folders(), finished=False) as files:
         files.add_file("empty.safetensors", b"empty")
         for name, keys in shards.items():
             if name == stop_at:
@@ -102,6 +102,6 @@ def test_an_error_of_the_thread_ends_the_set(out) -> None:
         raise ValueError("not finite")
 
     work = store_folder("encode", {}, CODE)
-    with pytest.raises(ValueError, match="not finite"), whole_set(work, {}, out, Storage(), finished=False) as files:
+    with pytest.raises(ValueError, match="not finite"), whole_set(work, {}, out, Folders(), finished=False) as files:
         files.add("train-00000.tar", files.find("train-00000.tar", {"a": identity("a")}), refuse)
     assert not out.exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from t2i.data.shards import write_shard
-from t2i.data.storage import Storage
+from t2i.data.storage import Folders
 from t2i.encode import store
 from t2i.encode.store import Store, identity
 
@@ -15,7 +15,7 @@ RECORDS = {"a": b"first", "b": b"second", "c": b"third"}
 def keep(folder: Path, records: dict[str, bytes]) -> None:
     """Writes a shard, and adds it to the store in a folder."""
     folder.mkdir(exist_ok=True)
-    kept, path = Store(folder, Storage()), folder.parent / "train-00000.tar"
+    kept, path = Store(folder, Folders()), folder.parent / "train-00000.tar"
     rows = write_shard(path, {key: ("safetensors", content) for key, content in records.items()})
     kept.keep(kept.find(identities(records)), path, rows, records)
 
@@ -26,7 +26,7 @@ def identities(records) -> dict[str, str]:
 
 def taken(folder: Path, keys) -> dict[str, bytes]:
     """Returns what the store gives of some records."""
-    kept = Store(folder, Storage())
+    kept = Store(folder, Folders())
     found = kept.find(identities(keys))
     if found.digest is None:
         return {key: kept.content(place) for key, place in found.stored.items()}
@@ -96,7 +96,7 @@ def test_pruning_removes_what_was_not_asked_for(tmp_path) -> None:
     keep(folder, {"d": b"fourth"})
     (folder / "x.tar.partial").touch()
     assert len(list(folder.iterdir())) == 7
-    kept = Store(folder, Storage())
+    kept = Store(folder, Folders())
     kept.find(identities("d"))
     kept.prune()
     assert taken(folder, "abcd") == {"d": b"fourth"}

@@ -10,7 +10,7 @@ from stages.tools import app
 from t2i.data.footprint import shard_sizes
 from t2i.data.manifest import read_manifest
 from t2i.data.records import SPLITS
-from t2i.data.storage import Storage
+from t2i.data.storage import Folders
 from t2i.model.families.stable_diffusion import Family
 from t2i.tools.counts import fetched
 from t2i.tools.memory import count_weights, state_bytes
@@ -43,7 +43,7 @@ def test_planned_bytes_equal_written_bytes(project, views) -> None:
     fetch.dataset()
     sections = load_sections(project.folder / "params.yaml")
     encoders = probe_encoders(Family(project.folder / "data/base"), sections.runtime, (32, 32), "a square")
-    dataset = fetched(project.folder / "data/raw", sections.encode_captions.records_per_shard, Storage())
+    dataset = fetched(project.folder / "data/raw", sections.encode_captions.records_per_shard, Folders())
     of_split = {split: sections.encode_images.count(split) for split in SPLITS}
     planned = sizes_of(dataset, of_split, encoders.moments, encoders.conditioning)
     encode.images()

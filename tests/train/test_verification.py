@@ -5,7 +5,7 @@ import pytest
 
 from t2i.core.signals import Interrupted
 from t2i.data.manifest import write_manifest
-from t2i.data.storage import File, Storage
+from t2i.data.storage import File, Folders
 from t2i.train import verification
 from t2i.train.verification import Verification
 from tests.tiny import write_caches
@@ -47,7 +47,7 @@ def flip(shard: Path) -> None:
 
 
 def test_sound_sets_keep_everything(work, tmp_path) -> None:
-    checked = Verification(work, write_caches(tmp_path), Storage())
+    checked = Verification(work, write_caches(tmp_path), Folders())
     (work / "step-00000030").mkdir()
     checked.wait(passed)
     assert checked.spared() is None
@@ -60,7 +60,7 @@ def test_a_changed_byte_of_a_small_set_is_found_at_once(work, tmp_path) -> None:
     flip(embeds / "train-00000.tar")
     before = results(work)
     with pytest.raises(ValueError, match=r"embeds/train-00000.tar: expected sha256 .*deleted"):
-        Verification(work, (latents, embeds), Storage()).check()
+        Verification(work, (latents, embeds), Folders()).check()
     assert results(work) == before
 
 
@@ -69,11 +69,11 @@ def test_sets_of_different_records_are_found(work, tmp_path) -> None:
     latents, _ = write_caches(tmp_path)
     _, embeds = write_caches(tmp_path / "other", embedded=9)
     with pytest.raises(ValueError, match=r"latents and .*embeds have different train records"):
-        Verification(work, (latents, embeds), Storage()).check()
+        Verification(work, (latents, embeds), Folders()).check()
 
 
 def test_what_was_computed_from_a_damaged_set_is_deleted(work, slow) -> None:
-    checked, before = Verification(work, [slow], Storage()), results(work)
+    checked, before = Verification(work, [slow], Folders()), results(work)
     checked.check()
     assert checked.spared() == work / "step-00000020"
     (work / "step-00000030").mkdir()
@@ -85,9 +85,9 @@ def test_what_was_computed_from_a_damaged_set_is_deleted(work, slow) -> None:
 
 def test_what_a_killed_start_computed_is_not_trusted(work, slow) -> None:
     before = results(work)
-    killed = Verification(work, [slow], Storage())
+    killed = Verification(work, [slow], Folders())
     (work / "step-00000030").mkdir()
-    again = Verification(work, [slow], Storage())
+    again = Verification(work, [slow], Folders())
     assert killed.spared() == again.spared() == work / "step-00000020"
     with pytest.raises(ValueError, match="deleted"):
         again.wait(passed)
@@ -95,7 +95,7 @@ def test_what_a_killed_start_computed_is_not_trusted(work, slow) -> None:
 
 
 def test_a_checkpoint_made_again_is_not_trusted(work, slow) -> None:
-    checked = Verification(work, [slow], Storage())
+    checked = Verification(work, [slow], Folders())
     (work / "step-00000020").rmdir()
     (work / "step-00000020").mkdir()
     assert checked.spared() == work / "step-00000010"
@@ -114,7 +114,7 @@ def test_a_file_that_cannot_be_read_deletes_nothing(work, tmp_path) -> None:
     for row in rows["files"]:
         row["bytes"] = size if row["name"] == "train-00000.npy" else row["bytes"]
     (embeds / "manifest.json").write_text(json.dumps(rows))
-    checked = Verification(work, (latents, embeds), Storage())
+    checked = Verification(work, (latents, embeds), Folders())
     (work / "step-00000030").mkdir()
     with pytest.raises(OSError, match="Is a directory"):
         checked.check()
@@ -126,9 +126,9 @@ def test_waiting_can_be_interrupted(work, slow) -> None:
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        Verification(work, [slow], Storage()).wait(interrupted)
+        Verification(work, [slow], Folders()).wait(interrupted)
 
 
 def test_nothing_is_checked_without_folders(work) -> None:
-    Verification(work, [], Storage()).wait(passed)
+    Verification(work, [], Folders()).wait(passed)
     assert not (work / "unverified.json").exists()
