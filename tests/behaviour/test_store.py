@@ -44,7 +44,7 @@ def windowed(project: Project) -> Project:
 
 @pytest.fixture
 def stored(windowed: Project, s3: S3) -> Project:
-    """The same project with its shards in the bucket, and a cache for two thirds of what training reads; `local` is the other one."""
+    """The same with its shards in the bucket, and a cache for two thirds of what training reads; `local` is the other one."""
     shutil.copytree("data", "local")
     keep_in_store(windowed, s3.url, room(Path("data")))
     windowed.fetch_and_encode()
