@@ -62,7 +62,7 @@ class Prepared:
         trained = sum(weight.size for weight in self._state["unet"].values()) / 1e6
         whole = trained + sum(weight.size for weight in self._frozen.values()) / 1e6
         repeated = f" ({self.images_per_epoch} with repeats)" if self.images_per_epoch != self.records else ""
-        return f"{trained:.2f} of {whole:.2f} M parameters on {self.records} records{repeated}, {self.devices} (the first step compiles)"
+        return f"{trained:.2f} of {whole:.2f} M parameters on {self.records} records{repeated}, {self.devices}"
 
     def take_step(self, step: int) -> Figures:
         """Takes one optimizer step, counted from 0; the next batch is gathered while the devices compute."""
