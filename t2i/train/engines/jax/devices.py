@@ -59,7 +59,7 @@ class Devices:
 
     def __str__(self) -> str:
         first = self._mesh.devices.flat[0]
-        return f"JAX on {len(self)} x {first.device_kind}"
+        return f"JAX on {len(self)} x {first.device_kind}, which compile at the first step"
 
     def of_parts(self, parts: Array) -> Array:
         """Returns, in a compiled function, an array [parts, images, ...] divided along its second axis."""

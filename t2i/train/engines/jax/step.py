@@ -50,9 +50,12 @@ class CompiledStep:
         def add(sums: Any, part: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, graded(state["unet"], frozen, part, numbers["step"])), None
 
-        zero = jnp.zeros(())
-        sums, _ = jax.lax.scan(add, ((zero, zero), jax.tree.map(jnp.zeros_like, state["unet"])), parts)
-        count = self.section.batch_size // (self.images_at_once * len(self.devices))
+        count = len(parts["places"])
+        if count == 1:  # a CPU computes convolutions in a loop many times slower
+            sums = graded(state["unet"], frozen, jax.tree.map(lambda part: part[0], parts), numbers["step"])
+        else:
+            zeros = jax.tree.map(jnp.zeros_like, state["unet"])
+            sums, _ = jax.lax.scan(add, ((jnp.zeros(()), jnp.zeros(())), zeros), parts)
         (loss, mse), gradients = jax.tree.map(lambda total: total / count, sums)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(gradient)) for gradient in gradients.values()))
         scale = jnp.minimum(1.0, self.section.max_grad_norm / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
