@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
@@ -122,6 +123,8 @@ def content_of(answer: bytes) -> bytes:
 def _started(start: Start, number: int, processes: int) -> tuple[SpawnProcess, Connection]:
     ours, theirs = SPAWN.Pipe()
     process = SPAWN.Process(target=_serve, args=(theirs, start, number, processes))  # not daemonic: it may have its own
+    if os.name == "posix":
+        resource_tracker.ensure_running()  # else the first `start` below starts it, which lets SIGINT through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
     try:
         process.start()  # with SIGINT blocked: Ctrl-C must not end it with a traceback while it imports
