@@ -12,24 +12,24 @@ class Ahead:
 
     def __init__(self, batches: Batches) -> None:
         self._records, self._epoch, self._seed = batches.records, batches.epoch, batches.seed
-        self._window = range(0)
+        self._window, self._end = range(0), 0
         if self._records.elsewhere:
             self._records.storage.check_room(self._records.window_bytes(batches.order, batches.batch_size))
 
     def at(self, first: int, last: int) -> None:
         """Says which positions in the endless sequence of epochs are read next, from the first to the last; returns at once."""
         most = self._records.storage.most_bytes
-        if most is None or (first in self._window and last in self._window):
+        if most is None or (first in self._window and last < self._end):
             return
         windows = self._epoch.windows_from(first, self._seed)
         window = next(windows)
-        needed, start = self._records.shards(window.shards.tolist()), window.start
+        needed, self._window = self._records.shards(window.shards.tolist()), range(window.start, window.end)
         while window.end <= last:
             window = next(windows)
             needed |= self._records.shards(window.shards.tolist())
-        self._window = range(start, window.end)
+        self._end = window.end
         free = most - sum(needed.values()) - max(needed.values(), default=0)  # one shard: validation reads others
-        while free > 0 and (window := next(windows)).end - start <= len(self._epoch):
+        while free > 0 and (window := next(windows)).end - first <= len(self._epoch):
             for path, size in self._records.shards(window.shards.tolist()).items():
                 if path not in needed and (free := free - size) >= 0:
                     needed[path] = size

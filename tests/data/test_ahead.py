@@ -88,10 +88,13 @@ def test_the_window_and_what_fits_of_the_next_ones(folder) -> None:
 def test_a_batch_in_two_windows_needs_both(folder) -> None:
     shards, records, storage = ahead(folder, pairs=4, shards=2, batch_size=4)
     windows = windows_of(records, shards=2)
-    first, second = next(windows), next(windows)
+    first, second, third = next(windows), next(windows), next(windows)
     shards.at(first.end - 1, first.end)
     for window in (first, second):
         assert set(records.shards(window.shards.tolist())) <= set(storage.needed[0])
+    shards.at(first.end, first.end + 1)
+    assert not set(storage.needed[1]) & set(records.shards(first.shards.tolist())), "the first window is over"
+    assert set(storage.needed[1]) & set(records.shards(third.shards.tolist())), "the third one is fetched meanwhile"
 
 
 @pytest.mark.parametrize(("pairs", "batch_size"), [(3.9, 2), (5.9, 8)])
